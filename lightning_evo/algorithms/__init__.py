@@ -1,0 +1,102 @@
+"""Evolutionary algorithms, by name.
+
+Each file holds one. :func:`available` lists them, :func:`get` returns one, :func:`register` adds your own::
+
+    algorithm = get("openai_es")(population=32, sigma=0.1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from lightning_evo._messages import did_you_mean
+from lightning_evo.algorithms._base import Algorithm
+from lightning_evo.algorithms.ars import ARS
+from lightning_evo.algorithms.ea4llm import EA4LLM
+from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
+from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy, Population, Recipe
+from lightning_evo.algorithms.mezo import MEZO
+from lightning_evo.algorithms.openai_es import OPENAI_ES
+from lightning_evo.algorithms.schedule import Schedule
+
+__all__ = [
+    "Algorithm",
+    "AlgorithmFactory",
+    "ESState",
+    "EvolutionStrategy",
+    "Population",
+    "Recipe",
+    "Schedule",
+    "available",
+    "get",
+    "register",
+]
+
+
+class AlgorithmFactory(Protocol):
+    """What the registry holds: a :class:`Recipe`, or anything like it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def paper(self) -> str: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
+
+    def __call__(self, **options: Any) -> Algorithm[Any]: ...
+
+
+_REGISTRY: dict[str, AlgorithmFactory] = {}
+
+
+def available() -> list[str]:
+    """Names of all registered algorithms, sorted.
+
+    Example:
+        >>> "openai_es" in available()
+        True
+    """
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> AlgorithmFactory:
+    """The algorithm of that name; call it with options to get an :class:`Algorithm`.
+
+    Raises:
+        ValueError: If there is none; the message gives the nearest name.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(
+            f"Unknown algorithm {name!r}.{did_you_mean(str(name), _REGISTRY)} Available: {', '.join(available())}."
+        )
+    return _REGISTRY[name]
+
+
+def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
+    """Make an algorithm known under its name.
+
+    Args:
+        factory: A :class:`Recipe` or anything with its attributes.
+        override: Replace an algorithm of that name.
+
+    Raises:
+        ValueError: If the name is taken and ``override`` is false.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> bold = replace(get("openai_es"), name="bold_es", defaults={**get("openai_es").defaults, "sigma": 0.5})
+        >>> register(bold)
+        >>> get("bold_es")().sigma
+        0.5
+        >>> del _REGISTRY["bold_es"]
+    """
+    if factory.name in _REGISTRY and not override:
+        raise ValueError(f"An algorithm named {factory.name!r} exists already; pass override=True to replace it.")
+    _REGISTRY[factory.name] = factory
+
+
+for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, MEZO, ARS):
+    register(_recipe)

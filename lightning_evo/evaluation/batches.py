@@ -1,0 +1,81 @@
+"""Counting and choosing the samples of a batch, whatever its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["choose", "count"]
+
+
+def count(batch: Any) -> int:
+    """Number of samples: the size of dimension 0 that all tensors of a batch share.
+
+    Raises:
+        ValueError: If there is no tensor, or they disagree.
+
+    Example:
+        >>> count({"x": torch.zeros(8, 3), "y": torch.zeros(8)})
+        8
+    """
+    sizes = set(_sizes(batch))
+    if len(sizes) != 1:
+        found = "no tensor with a dimension" if not sizes else f"tensors of sizes {sorted(sizes)} in dimension 0"
+        raise ValueError(
+            f"The samples of this batch can't be counted: it holds {found}. samples_per_generation needs batches whose "
+            "tensors all have one row per sample; leave it out for others."
+        )
+    return sizes.pop()
+
+
+def choose(batch: Any, samples: Tensor) -> Any:
+    """The batch with only some of its samples.
+
+    Args:
+        batch: Tensors in any nesting of mappings, lists, tuples and named tuples. Other objects are passed on as they
+            are, except lists with one entry per sample (of strings, say), of which entries are chosen, too.
+        samples: int64 ``[chosen]``, which rows of dimension 0 to keep, on the CPU.
+
+    Example:
+        >>> choose((torch.arange(5) * 10, ["a", "b", "c", "d", "e"]), torch.tensor([4, 0]))
+        (tensor([40,  0]), ['e', 'a'])
+    """
+    return _choose(batch, samples, count(batch))
+
+
+def _sizes(batch: Any) -> list[int]:
+    if isinstance(batch, Tensor):
+        return [len(batch)] if batch.dim() else []
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif not isinstance(batch, list | tuple):
+        return []
+    return [size for part in batch for size in _sizes(part)]
+
+
+def _choose(batch: Any, samples: Tensor, size: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.index_select(0, samples.to(batch.device)) if batch.dim() else batch
+    if isinstance(batch, Mapping):
+        return type(batch)({key: _choose(value, samples, size) for key, value in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, list) and len(batch) == size and not _sizes(batch):
+        return [batch[i] for i in samples.tolist()]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_choose(part, samples, size) for part in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(_choose(part, samples, size) for part in batch)
+    return batch
+
+
+def random_samples(total: int, wanted: int, uniform: Tensor) -> Tensor:
+    """``wanted`` of ``total`` samples, uniformly without replacement, in ascending order.
+
+    Args:
+        total: Number of samples.
+        wanted: How many to choose, at most ``total``.
+        uniform: Independent uniform values ``[total]``; the largest win.
+    """
+    return torch.sort(uniform.argsort(descending=True, stable=True)[:wanted]).values

@@ -1,0 +1,190 @@
+"""Keeps members from seeing, or leaving, traces of each other.
+
+While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
+(BatchNorm's statistics), metric states and attributes. Afterwards all of them are as they were before the first.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Isolation", "RandomState"]
+
+_INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
+
+
+class RandomState:
+    """The state of every global random number generator: torch (CPU and one accelerator), NumPy and Python.
+
+    Args:
+        device: Its generator is included, if it is an accelerator.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._accelerator = getattr(torch, device.type, None) if device.type in ("cuda", "mps", "xpu") else None
+        self._device = device
+        self._numpy = sys.modules.get("numpy")
+        self._torch = torch.get_rng_state()
+        self._python = random.getstate()
+        self._numpy_state = self._numpy.random.get_state() if self._numpy else None
+        self._accelerator_state = self._accelerator.get_rng_state(*self._which()) if self._accelerator else None
+
+    def restore(self) -> None:
+        """Set all generators back to this state."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        if self._numpy:
+            self._numpy.random.set_state(self._numpy_state)
+        if self._accelerator:
+            self._accelerator.set_rng_state(self._accelerator_state, *self._which())
+
+    def _which(self) -> tuple[torch.device, ...]:
+        return () if self._device.type == "mps" else (self._device,)
+
+
+class Isolation:
+    """A context in which members leave no traces.
+
+    Args:
+        module: The user's module.
+        device: Where it computes.
+
+    Example:
+        >>> module = nn.BatchNorm1d(3)
+        >>> with Isolation(module, torch.device("cpu")) as isolation:
+        ...     for _ in range(5):
+        ...         isolation.start_member()
+        ...         _ = module(torch.randn(8, 3))
+        >>> module.num_batches_tracked
+        tensor(0)
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._module = module
+        self._device = device
+
+    def __enter__(self) -> Isolation:
+        modules = list(self._module.modules())
+        metric = _metric_class()
+        self._silenced = [m for m in modules if callable(getattr(type(m), "log_dict", None))]
+        for module in self._silenced:
+            module.__dict__["log"] = module.__dict__["log_dict"] = _silent
+        self._random = RandomState(self._device)
+        self._buffers = [
+            _Buffer(module, name, buffer)
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        self._attributes = [
+            _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
+            for m in modules
+            if not type(m).__module__.startswith("torch.")  # torch's own modules keep their state in buffers
+        ]
+        return self
+
+    def start_member(self) -> None:
+        """Put everything back to where it was when the context was entered."""
+        self._random.restore()
+        for buffer in self._buffers:
+            buffer.restore()
+        for attributes in self._attributes:
+            attributes.restore()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.start_member()
+        for attributes in self._attributes:
+            attributes.release()
+        for module in self._silenced:
+            del module.__dict__["log"], module.__dict__["log_dict"]
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict`` while members run."""
+
+
+def _metric_class() -> type | None:
+    torchmetrics = sys.modules.get("torchmetrics")
+    return None if torchmetrics is None else torchmetrics.Metric
+
+
+class _Buffer:
+    """One buffer, restored if it was replaced or written to."""
+
+    def __init__(self, module: nn.Module, name: str, tensor: Tensor) -> None:
+        self._registry, self._name, self._tensor = module._buffers, name, tensor
+        self._copy = tensor.detach().clone()
+        self._version = tensor._version
+
+    def restore(self) -> None:
+        if self._registry.get(self._name) is not self._tensor:
+            self._registry[self._name] = self._tensor
+        if self._tensor._version != self._version:
+            with torch.no_grad():
+                self._tensor.copy_(self._copy)
+            self._version = self._tensor._version
+
+
+class _Attributes:
+    """A module's plain attributes: which objects they are, and what lists, dictionaries and sets hold."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._values = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+        self._contents = [
+            (value, value.copy()) for value in self._values.values() if isinstance(value, list | dict | set | deque)
+        ]
+
+    def restore(self) -> None:
+        current = vars(self._module)
+        for name in [name for name in current if name not in _INTERNAL and name not in self._values]:
+            del current[name]
+        current.update(self._values)
+        for container, content in self._contents:
+            _refill(container, content)
+
+    def release(self) -> None:
+        """Nothing to do once members are finished."""
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+    elif isinstance(container, deque):
+        container.clear()
+        container.extend(content)
+    else:
+        container.clear()
+        container.update(content)
+
+
+class _MetricState(_Attributes):
+    """A torchmetrics metric: members work on copies of its state, the state itself is never touched."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        names: Any = module._defaults
+        self._states = {name: self._values[name] for name in names}
+        self._contents = [(value, copy) for value, copy in self._contents if not self._is_state(value)]
+
+    def _is_state(self, value: object) -> bool:
+        return any(value is state for state in self._states.values())
+
+    def restore(self) -> None:
+        super().restore()
+        vars(self._module).update(
+            {name: list(s) if isinstance(s, list) else s.detach().clone() for name, s in self._states.items()}
+        )
+
+    def release(self) -> None:
+        """Hand the metric its own state back."""
+        vars(self._module).update(self._states)

@@ -1,0 +1,153 @@
+"""The search space: which of a module's tensors evolve, under which names, in which order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_evo._messages import did_you_mean, preview
+
+__all__ = ["Evolve", "EvolvingParameter", "SearchSpace"]
+
+Evolve = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
+"""A choice of parameters: regular expressions searched for in their names, a callable, or None for all."""
+
+
+@dataclass(frozen=True)
+class EvolvingParameter:
+    """One tensor of the search space.
+
+    Attributes:
+        name: Its name in the module (for tied weights, the first of its names).
+        tensor: The parameter itself.
+        index: Its number among *all* parameters of the module. The noise is keyed by it, so freezing one parameter
+            does not change the noise of another.
+    """
+
+    name: str
+    tensor: nn.Parameter
+    index: int
+
+
+class SearchSpace(Sequence[EvolvingParameter]):
+    """The evolving parameters of a module, each once, in the module's order.
+
+    Only floating-point parameters with ``requires_grad`` can evolve; frozen and integer ones are left alone. A weight
+    that is tied under several names is found under any of them and evolves once.
+
+    Args:
+        module: The module whose parameters evolve.
+        evolve: Which of them: regular expressions (searched for in the names, any match counts), a callable
+            ``(name, parameter) -> bool``, or ``None`` for all.
+        among: If given, only these parameters can evolve (those that an optimizer would update, say).
+
+    Raises:
+        ValueError: If nothing is chosen (the message lists the names), a regular expression is broken or matches
+            nothing, or a chosen parameter is not initialised yet.
+        TypeError: If ``evolve`` is none of the above.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> space = SearchSpace(model, evolve="bias$")
+        >>> [(parameter.name, parameter.index) for parameter in space]
+        [('0.bias', 1), ('1.bias', 3)]
+        >>> space.numel
+        4
+    """
+
+    def __init__(self, module: nn.Module, evolve: Evolve = None, *, among: Iterable[nn.Parameter] | None = None) -> None:
+        allowed = None if among is None else {id(parameter) for parameter in among}
+        candidates = [
+            (parameter, names)
+            for parameter, names in _parameters_with_names(module)
+            if parameter.tensor.requires_grad
+            and parameter.tensor.is_floating_point()
+            and (allowed is None or id(parameter.tensor) in allowed)
+        ]
+        chosen = _choose(candidates, evolve, module)
+        for parameter in chosen:
+            if isinstance(parameter.tensor, nn.parameter.UninitializedParameter):
+                raise ValueError(
+                    f"Parameter {parameter.name!r} has no shape yet (a lazy module). Run one forward pass before "
+                    "training, for example in `configure_model` or `setup`."
+                )
+        self._parameters = tuple(chosen)
+
+    @property
+    def numel(self) -> int:
+        """Number of evolving elements."""
+        return sum(parameter.tensor.numel() for parameter in self)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def __iter__(self) -> Iterator[EvolvingParameter]:
+        return iter(self._parameters)
+
+    def __getitem__(self, item):  # type: ignore[no-untyped-def]  # as Sequence: int or slice
+        return self._parameters[item]
+
+
+def _parameters_with_names(module: nn.Module) -> list[tuple[EvolvingParameter, list[str]]]:
+    """Each distinct parameter with all of its names; parameters that share their memory count as one."""
+    found: dict[object, tuple[EvolvingParameter, list[str]]] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        identity: object = id(tensor)
+        if not isinstance(tensor, nn.parameter.UninitializedParameter) and tensor.numel() and not tensor.is_meta:
+            identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if identity in found:
+            found[identity][1].append(name)
+        else:
+            found[identity] = (EvolvingParameter(name, tensor, index=len(found)), [name])
+    return list(found.values())
+
+
+def _choose(
+    candidates: list[tuple[EvolvingParameter, list[str]]], evolve: Evolve, module: nn.Module
+) -> list[EvolvingParameter]:
+    if evolve is None:
+        chosen = [parameter for parameter, _ in candidates]
+    elif callable(evolve):
+        chosen = [parameter for parameter, _ in candidates if evolve(parameter.name, parameter.tensor)]
+    else:
+        patterns = [evolve] if isinstance(evolve, str) else list(evolve)
+        matched: set[int] = set()
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"evolve takes regular expressions, a callable or None; got {type(pattern).__name__} in the list."
+                )
+            try:
+                expression = re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"evolve={pattern!r} is not a regular expression: {error}.") from error
+            hits = {p.index for p, names in candidates if any(expression.search(name) for name in names)}
+            if not hits:
+                raise ValueError(_nothing_matches(pattern, candidates, module))
+            matched |= hits
+        chosen = [parameter for parameter, _ in candidates if parameter.index in matched]
+    if not chosen:
+        raise ValueError(_nothing_matches(evolve, candidates, module))
+    return chosen
+
+
+def _nothing_matches(
+    evolve: object, candidates: list[tuple[EvolvingParameter, list[str]]], module: nn.Module
+) -> str:
+    names = [name for _, aliases in candidates for name in aliases]
+    if not names:
+        total = sum(1 for _ in module.parameters())
+        return (
+            f"No parameter can evolve: of the module's {total} parameters none is floating point with "
+            "requires_grad=True and given to the optimizer. Unfreeze some, or add them to the optimizer."
+        )
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    hint = ""
+    if isinstance(evolve, str):
+        hint = did_you_mean(evolve, names)
+        if any(re.search(evolve, name) for name in frozen):
+            hint = " It matches only frozen parameters; set requires_grad=True on those that should evolve."
+    return f"evolve={evolve!r} matches no parameter that can evolve.{hint} Names: {preview(names)}."
