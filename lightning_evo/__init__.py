@@ -1,0 +1,60 @@
+"""Train any LightningModule by evolution instead of backpropagation: ``Trainer(strategy="evo")``.
+
+Importing this package registers its strategies with Lightning, and imports neither Lightning nor torch: names are
+loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import lightning_evo_autoload
+
+if TYPE_CHECKING:
+    from lightning_evo.algorithms import EvolutionStrategy, Schedule
+    from lightning_evo.evolution import Evolution
+    from lightning_evo.module import EvolutionMixin
+    from lightning_evo.search_space import SearchSpace
+
+    EvoStrategy: type[Any]
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "EvoStrategy",
+    "Evolution",
+    "EvolutionMixin",
+    "EvolutionStrategy",
+    "Schedule",
+    "SearchSpace",
+    "algorithms",
+]
+
+_HOME = {
+    "Evolution": "evolution",
+    "EvolutionMixin": "module",
+    "EvolutionStrategy": "algorithms",
+    "Schedule": "algorithms",
+    "SearchSpace": "search_space",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "EvoStrategy":
+        value = importlib.import_module("lightning_evo.strategies").strategy_class(name)
+    elif name == "algorithms":
+        value = importlib.import_module("lightning_evo.algorithms")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"lightning_evo.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+lightning_evo_autoload.install()

@@ -1,0 +1,393 @@
+"""One generation: ask, evaluate, shape, update. The one place that wires the other rooms together.
+
+A generation may see several batches (gradient accumulation): the same population is evaluated on each, and its fitness
+is averaged before anything is learnt from it, as if the batches had been one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo import algorithms
+from lightning_evo.algorithms import Algorithm, EvolutionStrategy, Population
+from lightning_evo.evaluation import batches, plain
+from lightning_evo.evaluation.isolation import Isolation, RandomState
+from lightning_evo.noise import NoiseKey, Stream, draw
+from lightning_evo.perturbations.dense import noise_dtype
+from lightning_evo.rounding import stochastic_round
+from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
+
+__all__ = ["Clipping", "Evolution", "Update"]
+
+FitnessFunction = Callable[[Any], Tensor | None]
+"""Runs the user's code on a batch with the weights as they are: a scalar tensor, or ``None`` to skip the batch."""
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """Gradient clipping for in-place updates, which have no gradient that torch could clip.
+
+    Attributes:
+        limit: Largest norm of the whole estimate, or largest absolute value of an element.
+        by: ``"norm"`` or ``"value"``.
+    """
+
+    limit: float
+    by: Literal["norm", "value"] = "norm"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a generation has taught: an estimate of the ascent direction, made tensor by tensor when it is wanted.
+
+    Attributes:
+        population: The generation's members.
+        space: The evolving parameters.
+        fitness: Mean fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
+        weights: Weight of each noise direction; all zero if there is nothing to learn.
+        weight_decay: L2 coefficient.
+    """
+
+    population: Population
+    space: SearchSpace
+    fitness: Tensor
+    weights: tuple[float, ...]
+    weight_decay: float
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to learn."""
+        return any(self.weights)
+
+    def estimate(self, parameter: EvolvingParameter) -> Tensor:
+        """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
+        center = parameter.tensor.detach()
+        total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center)
+        return total - center.to(total.dtype) * self.weight_decay if self.weight_decay else total
+
+    @torch.no_grad()
+    def add_to_gradients(self, scale: float = 1.0) -> float:
+        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``."""
+        norms = []
+        for parameter in self.space:
+            estimate = self.estimate(parameter)
+            norms.append(torch.linalg.vector_norm(estimate))
+            gradient = (estimate * -scale).to(parameter.tensor.dtype)
+            if parameter.tensor.grad is None:
+                parameter.tensor.grad = gradient
+            else:
+                parameter.tensor.grad += gradient
+        return _norm(norms)
+
+    @torch.no_grad()
+    def apply(self, learning_rates: Callable[[nn.Parameter], float], clipping: Clipping | None = None) -> float:
+        """``theta <- theta + learning_rate * g`` tensor by tensor; returns the norm of ``g`` before clipping.
+
+        bfloat16 and float16 weights are rounded stochastically, so that no update is lost.
+        """
+        coefficient = 1.0
+        if clipping and clipping.by == "norm":
+            norm = _norm([torch.linalg.vector_norm(self.estimate(parameter)) for parameter in self.space])
+            coefficient = min(1.0, clipping.limit / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        norms = []
+        for parameter in self.space:
+            estimate = self.estimate(parameter)
+            norms.append(torch.linalg.vector_norm(estimate))
+            if clipping and clipping.by == "value":
+                estimate = estimate.clamp(-clipping.limit, clipping.limit)
+            step = estimate * (learning_rates(parameter.tensor) * coefficient)
+            self._move(parameter, step)
+        return _norm(norms)
+
+    def _move(self, parameter: EvolvingParameter, step: Tensor) -> None:
+        center = parameter.tensor.detach()
+        moved = center.to(step.dtype) + step
+        if center.dtype in (torch.bfloat16, torch.float16):
+            key = replace(self.population.perturbation.key, stream=Stream.ROUNDING)
+            uniform = draw(key, [0], parameter.index, 0, center.numel(), distribution="uniform", device=center.device)
+            moved = stochastic_round(moved, center.dtype, uniform.view(center.shape))
+        parameter.tensor.copy_(torch.where(step == 0, center, moved))  # `where` keeps the sign of a negative zero
+
+
+def _norm(norms: list[Tensor]) -> float:
+    return math.hypot(*(float(norm) for norm in torch.stack([n.cpu().double() for n in norms]))) if norms else 0.0
+
+
+class Evolution:
+    """An algorithm at work on a module's parameters. Knows nothing of Lightning.
+
+    Args:
+        algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
+        evolve: Which parameters evolve; see :class:`~lightning_evo.search_space.SearchSpace`.
+        evaluation: ``"auto"`` or ``"plain"``.
+        seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
+        **options: Options of the algorithm; ``None`` means its own default.
+
+    Raises:
+        ValueError: If the algorithm is unknown or an option is out of range.
+        TypeError: If the algorithm has no such option.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> evolution = Evolution("openai_es", population=16, seed=0)
+        >>> evolution.setup(model)
+        >>> x, y = torch.randn(32, 3), torch.randn(32, 1)
+        >>> evolution.evaluate(lambda batch: -(model(batch[0]) - batch[1]).square().mean(), (x, y))
+        True
+        >>> update = evolution.conclude()
+        >>> norm = update.apply(lambda parameter: 0.1)
+    """
+
+    def __init__(
+        self,
+        algorithm: str | Algorithm[Any] = "openai_es",
+        *,
+        evolve: Evolve = None,
+        evaluation: Literal["auto", "plain"] = "auto",
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(algorithm, str):
+            algorithm = algorithms.get(algorithm)(**options)
+        elif any(value is not None for value in options.values()):
+            given = ", ".join(name for name, value in options.items() if value is not None)
+            raise ValueError(f"Options go with an algorithm's name; give them to the algorithm object instead: {given}.")
+        if not isinstance(algorithm, EvolutionStrategy):
+            raise TypeError(
+                f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "
+                f"{type(algorithm).__name__}."
+            )
+        if evaluation not in ("auto", "plain"):
+            raise ValueError(f"evaluation must be 'auto' or 'plain', got {evaluation!r}.")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed must be a whole number or None, got {seed!r}.")
+        self.algorithm = algorithm
+        self.seed = seed
+        self.state = algorithm.init(seed=seed or 0)
+        self._evolve = evolve
+        self._module: nn.Module | None = None
+        self._space: SearchSpace | None = None
+        self._population: Population | None = None
+        self._fitness_sum = torch.zeros(algorithm.population, dtype=torch.float64)
+        self._weight = 0.0
+        self._warned: set[str] = set()
+
+    def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
+        """Choose the search space. Continues with the next generation if the module is the same as before.
+
+        Args:
+            module: Its parameters evolve.
+            parameters: If given, only these do (those of an optimizer, say).
+
+        Raises:
+            ValueError: If ``evolve`` matches nothing.
+        """
+        self._space = SearchSpace(module, self._evolve, among=parameters)
+        if module is not self._module:
+            self._module = module
+            seed = self.seed if self.seed is not None else torch.initial_seed()
+            self.state = replace(self.state, seed=seed & (1 << 64) - 1, generation=0)
+            self._forget_batches()
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether :meth:`setup` was called."""
+        return self._space is not None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The evolving parameters.
+
+        Raises:
+            RuntimeError: Before :meth:`setup`.
+        """
+        if self._space is None:
+            raise RuntimeError("The evolution has no module yet; call `setup` first.")
+        return self._space
+
+    @property
+    def sigma(self) -> float:
+        """Sigma of the coming generation. Setting it overrides the algorithm's own sigma from then on.
+
+        Raises:
+            ValueError: If it is set to a value that is not a positive finite number.
+        """
+        return self.algorithm.current_sigma(self.state)
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        sigma = self.algorithm.init(sigma=value).sigma  # validated there
+        self.state = replace(self.state, sigma=sigma)
+
+    @property
+    def learning_rate(self) -> float:
+        """The algorithm's own learning rate in the generation concluded last (or the first one)."""
+        return self.algorithm.current_learning_rate(replace(self.state, generation=max(0, self.state.generation - 1)))
+
+    @property
+    def population(self) -> Population:
+        """The current generation's members."""
+        if self._population is None:
+            self._population = self.algorithm.ask(self.state)
+        return self._population
+
+    # --- a generation ---
+
+    @torch.no_grad()
+    def evaluate(self, fitness: FitnessFunction, batch: Any) -> bool:
+        """Evaluate the population on one more batch.
+
+        Args:
+            fitness: Runs the user's code on a batch.
+            batch: The batch. With ``samples_per_generation``, members see a random part of it.
+
+        Returns:
+            Whether the batch counted; ``False`` if every member declined it by ``None``, or the generation has seen
+            all of its samples.
+        """
+        population = self.population
+        batch, weight = self._subset(batch)
+        if not weight:
+            return False
+        device = next(iter(self.space)).tensor.device
+        assert self._module is not None
+        with Isolation(self._module, device) as isolation:
+            values = plain.evaluate(self.space, population, lambda: fitness(batch), isolation)
+        given = [value for value in values if value is not None]
+        if not given:
+            return False
+        missing = torch.full_like(given[0], math.nan)
+        stacked = torch.stack([missing if value is None else value for value in values])
+        self._fitness_sum += stacked.cpu().to(torch.float64) * weight
+        self._weight += weight
+        return True
+
+    def conclude(self) -> Update:
+        """Learn from the generation's fitness and move on to the next generation.
+
+        Raises:
+            RuntimeError: If no batch was evaluated.
+        """
+        if not self._weight:
+            raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
+        population, fitness = self.population, self._fitness_sum / self._weight
+        weights = tuple(self.algorithm.direction_weights(population, fitness).tolist())
+        update = Update(population, self.space, fitness, weights, self.algorithm.weight_decay)
+        self._report(update)
+        self.state = self.algorithm.tell(self.state, population, fitness)
+        self._forget_batches()
+        return update
+
+    @property
+    def has_fitness(self) -> bool:
+        """Whether a batch of the current generation was evaluated."""
+        return self._weight > 0
+
+    def statistics(self) -> dict[str, float]:
+        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail."""
+        fitness = self._fitness_sum / self._weight
+        finite = fitness[fitness.isfinite()]
+        if not len(finite):
+            return {"fitness_mean": math.nan, "fitness_std": math.nan, "fitness_best": math.nan}
+        return {
+            "fitness_mean": float(finite.mean()),
+            "fitness_std": float(finite.std(correction=0)),
+            "fitness_best": float(finite.max()),
+        }
+
+    def _forget_batches(self) -> None:
+        self._population = None
+        self._fitness_sum = torch.zeros_like(self._fitness_sum)
+        self._weight = 0.0
+
+    def _subset(self, batch: Any) -> tuple[Any, float]:
+        """The part of a batch that this generation still wants, and what it weighs in the mean."""
+        wanted = self.algorithm.samples_per_generation
+        if wanted is None:
+            return batch, 1.0
+        total = batches.count(batch)
+        seen = int(self._weight)
+        chosen = min(total, wanted - seen)
+        if 0 < chosen < total:
+            key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
+            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]
+            batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
+        return batch, float(chosen)
+
+    def _report(self, update: Update) -> None:
+        failed = int((~update.fitness.isfinite()).sum())
+        if failed == len(update.fitness):
+            warnings.warn(
+                f"Generation {self.state.generation}: the fitness of every member is NaN or infinite. Nothing is "
+                "changed. Is sigma too large, or the center itself broken?",
+                stacklevel=3,
+            )
+        elif failed and "failed" not in self._warned:
+            self._warned.add("failed")
+            warnings.warn(
+                f"Generation {self.state.generation}: the fitness of {failed} of {len(update.fitness)} members is NaN "
+                "or infinite; they rank worst. This is said once.",
+                stacklevel=3,
+            )
+        elif not update and "tied" not in self._warned:
+            self._warned.add("tied")
+            warnings.warn(
+                f"Generation {self.state.generation}: all members have the same fitness, so there is nothing to learn "
+                "from it. If this goes on, use a larger sigma, larger batches or a finer fitness. This is said once.",
+                stacklevel=3,
+            )
+
+    # --- checkpoints ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: plain numbers, strings and tensors."""
+        device = next(iter(self.space)).tensor.device
+        saved: dict[str, Any] = {
+            "algorithm": self.algorithm.name,
+            "seed": self.state.seed,
+            "generation": self.state.generation,
+            "fitness_sum": self._fitness_sum,
+            "fitness_weight": self._weight,
+            "random_state": RandomState(device).state_dict(),
+        }
+        if self.state.sigma is not None:
+            saved["sigma"] = self.state.sigma
+        return saved
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue a run: the next noise, and every other random number, is what it would have been.
+
+        Raises:
+            ValueError: If another algorithm wrote it, or its population in the middle of a generation was another.
+        """
+        if saved["algorithm"] != self.algorithm.name:
+            raise ValueError(
+                f"This checkpoint was written by the algorithm {saved['algorithm']!r}, but this run uses "
+                f"{self.algorithm.name!r}. Use the same algorithm to resume, or load only the weights (for example "
+                "`MyModule.load_from_checkpoint(path)`) to start a new run from them."
+            )
+        if saved["fitness_weight"] and len(saved["fitness_sum"]) != self.algorithm.population:
+            raise ValueError(
+                f"This checkpoint was written in the middle of a generation of {len(saved['fitness_sum'])} members; "
+                f"this run has population={self.algorithm.population}. Resume with the same population."
+            )
+        if self.seed is not None and self.seed & (1 << 64) - 1 != saved["seed"]:
+            warnings.warn(
+                f"Resuming with seed={self.seed}; the checkpoint's run used {saved['seed']}. The noise will be "
+                "different from an uninterrupted run's.",
+                stacklevel=2,
+            )
+        else:
+            self.state = replace(self.state, seed=saved["seed"])
+        self.state = replace(self.state, generation=saved["generation"], sigma=saved.get("sigma"))
+        self._forget_batches()
+        if saved["fitness_weight"]:
+            self._fitness_sum, self._weight = saved["fitness_sum"].cpu(), saved["fitness_weight"]
+        device = next(iter(self.space)).tensor.device
+        RandomState(device).load_state_dict(saved["random_state"])

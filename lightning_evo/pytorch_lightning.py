@@ -1,0 +1,13 @@
+"""The strategies for those who ``import pytorch_lightning`` instead of ``lightning.pytorch``.
+
+Example:
+    >>> import pytorch_lightning as pl
+    >>> from lightning_evo.pytorch_lightning import EvoStrategy
+    >>> trainer = pl.Trainer(strategy=EvoStrategy("mezo"), logger=False, enable_checkpointing=False)
+"""
+
+from lightning_evo.strategies import strategy_class
+
+__all__ = ["EvoStrategy"]
+
+EvoStrategy = strategy_class("EvoStrategy", "pytorch_lightning")

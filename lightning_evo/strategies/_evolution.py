@@ -1,0 +1,306 @@
+"""What makes a Lightning strategy evolve: the hooks of one optimization step, filled with a generation.
+
+``training_step`` evaluates the population and then runs the center once, logged, as the step's output. ``backward``
+keeps its hooks but computes no gradient; with ``update="optimizer"`` it puts the estimate into ``.grad``.
+``optimizer_step`` steps the user's optimizer, or with ``update="in_place"`` moves the weights itself. All counts of
+hooks, callbacks and progress are those of backpropagation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_evo.algorithms import Algorithm, Schedule
+from lightning_evo.evolution import Clipping, Evolution, Update
+from lightning_evo.fitness import as_fitness, fitness_of_loss
+from lightning_evo.noise import Distribution
+from lightning_evo.shaping import Shaping
+from lightning_evo.strategies import _compat
+
+__all__ = ["EvolutionStrategyMixin"]
+
+CHECKPOINT_KEY = "lightning_evo"
+
+
+class EvolutionStrategyMixin:
+    """Train any LightningModule by evolution instead of backpropagation.
+
+    Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
+    is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar or one value per
+    sample, higher is better, nothing need be differentiable), else minus the loss of ``training_step``.
+
+    Args:
+        algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.
+        population: Members per generation; even with antithetic pairs. This and all other options of the algorithm
+            default to its published values.
+        sigma: Standard deviation of the perturbations, > 0, or a :class:`~lightning_evo.Schedule`. A callback can set
+            ``trainer.strategy.sigma`` at any time.
+        learning_rate: Only for modules without an optimizer (``configure_optimizers`` returns ``None``); otherwise the
+            optimizer's learning rate and its scheduler count.
+        noise: ``"gaussian"``, ``"rademacher"`` or ``"uniform"``.
+        shaping: How fitness becomes weights: ``"centered_ranks"``, ``"linear_ranks"``, ``"z_score"``, ``"raw"``,
+            ``"top_k"`` or a function.
+        top_k: With ``shaping="top_k"``, how many directions count.
+        antithetic: Whether each direction is evaluated with both signs.
+        scale_by_sigma: Whether the estimate is divided by sigma, which makes it a gradient estimate.
+        weight_decay: L2 coefficient taken off the estimate.
+        samples_per_generation: At most so many samples per generation, chosen at random, the same for all members.
+        evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
+            Default: all with ``requires_grad`` that the optimizer updates.
+        update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
+            plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state.
+        evaluation: How members are run: ``"auto"`` or ``"plain"``.
+        seed: Seed of the noise. Default: the seed of ``seed_everything``, else a random one; checkpoints keep it.
+        accelerator: Set by the Trainer.
+        checkpoint_io: A checkpoint plugin.
+        precision_plugin: A precision plugin.
+        **algorithm_options: Further options of algorithms that are registered by other packages.
+
+    Raises:
+        ValueError: If an option has an impossible value; the message says what was expected.
+        TypeError: If the algorithm has no such option.
+    """
+
+    # What the strategy base classes of Lightning provide.
+    lightning_module: Any
+    precision_plugin: Any
+    optimizers: list[Any]
+
+    def __init__(
+        self,
+        algorithm: str | Algorithm[Any] = "openai_es",
+        *,
+        population: int | None = None,
+        sigma: float | Schedule | None = None,
+        learning_rate: float | Schedule | None = None,
+        noise: Distribution | None = None,
+        shaping: str | Shaping | None = None,
+        top_k: int | None = None,
+        antithetic: bool | None = None,
+        scale_by_sigma: bool | None = None,
+        weight_decay: float | None = None,
+        samples_per_generation: int | None = None,
+        evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
+        update: Literal["optimizer", "in_place"] = "optimizer",
+        evaluation: Literal["auto", "plain"] = "auto",
+        seed: int | None = None,
+        accelerator: Any = None,
+        checkpoint_io: Any = None,
+        precision_plugin: Any = None,
+        **algorithm_options: Any,
+    ) -> None:
+        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)  # type: ignore[call-arg]
+        if update not in ("optimizer", "in_place"):
+            raise ValueError(f"update must be 'optimizer' or 'in_place', got {update!r}.")
+        self.evolution = Evolution(
+            algorithm,
+            evolve=evolve,
+            evaluation=evaluation,
+            seed=seed,
+            population=population,
+            sigma=sigma,
+            learning_rate=learning_rate,
+            noise=noise,
+            shaping=shaping,
+            top_k=top_k,
+            antithetic=antithetic,
+            scale_by_sigma=scale_by_sigma,
+            weight_decay=weight_decay,
+            samples_per_generation=samples_per_generation,
+            **algorithm_options,
+        )
+        self._update_in_place = update == "in_place"
+        self._learning_rate_given = learning_rate is not None
+        self._stepping = False
+        self._clipping: Clipping | None = None
+        self._learnt_something = False
+        self._seconds = 0.0
+        self._evaluations = 0
+
+    @property
+    def sigma(self) -> float:
+        """Sigma of the coming generation; set it to override the algorithm's own."""
+        return self.evolution.sigma
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        self.evolution.sigma = value
+
+    # --- setup ---
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)  # type: ignore[misc]
+        if trainer.state.fn != "fit":
+            return
+        module = self.lightning_module
+        if not module.automatic_optimization:
+            rank_zero_info(
+                f"{type(module).__name__} uses manual optimization, so the strategy {type(self).__name__} leaves its "
+                "steps alone. Use `lightning_evo.EvolutionMixin` to evolve inside `training_step`."
+            )
+            return
+        self._check(module)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        among = [parameter for group in groups for parameter in group["params"]] or None
+        self.evolution.setup(module, among)
+        if self._update_in_place:
+            self._intercept_clipping()
+            if among:
+                rank_zero_info(
+                    f"update='in_place': of {type(self.optimizers[0]).__name__} only the learning rate and its "
+                    "schedule are used, not its momentum, adaptivity or weight decay."
+                )
+
+    def _check(self, module: Any) -> None:
+        base = _compat.lightning_module_class(module)
+        if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+            raise ValueError(
+                "training_step(dataloader_iter) can't evolve: every member would take another batch. Take `batch` "
+                "instead."
+            )
+        if type(module).backward is not base.backward:
+            rank_zero_warn(f"{type(module).__name__}.backward is not called: evolution has no backward pass.")
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
+            raise ValueError(
+                "LBFGS calls its closure several times and needs exact gradients, so it can't step on a population's "
+                "estimate. Use SGD, Adam or any other first-order optimizer."
+            )
+        has_optimizer = any(optimizer.param_groups for optimizer in self.optimizers)
+        if not has_optimizer and not self._update_in_place:
+            raise ValueError(
+                "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
+                "update='in_place' with learning_rate=…"
+            )
+        if has_optimizer and self._learning_rate_given:
+            raise ValueError(
+                "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
+                "learning rate counts. Set it there, or return None and use update='in_place'."
+            )
+
+    def _intercept_clipping(self) -> None:
+        """There will be no ``.grad`` to clip: remember what is asked for and clip the estimate."""
+
+        def remember(optimizer: Any, clip_val: float = 0.0, gradient_clip_algorithm: Any = "norm") -> None:
+            if clip_val and clip_val > 0:
+                by = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
+                self._clipping = Clipping(float(clip_val), by)
+
+        self.precision_plugin.clip_gradients = remember
+
+    def teardown(self) -> None:
+        vars(self.precision_plugin).pop("clip_gradients", None)
+        super().teardown()  # type: ignore[misc]
+
+    # --- one step ---
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.lightning_module.automatic_optimization:
+            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+        with torch.no_grad():
+            if not _compat.backward_is_skipped(self.lightning_module.trainer):
+                self._evaluate(*args, **kwargs)
+            output = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if self.evolution.has_fitness:
+            self._log(**self.evolution.statistics(), sigma=self.evolution.sigma)
+        return output
+
+    def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
+        module = self.lightning_module
+        parent = super()
+        fitness_step = getattr(module, "fitness_step", None)
+
+        def fitness(batch: Any) -> Tensor | None:
+            if fitness_step is None:
+                return fitness_of_loss(parent.training_step(batch, *args, **kwargs))  # type: ignore[misc]
+            with self.precision_plugin.train_step_context():
+                return as_fitness(fitness_step(batch, module.trainer.fit_loop.batch_idx))
+
+        start = time.perf_counter()
+        if self.evolution.evaluate(fitness, batch):
+            self._evaluations += len(self.evolution.population)
+        self._seconds += time.perf_counter() - start
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        module = self.lightning_module
+        if not module.automatic_optimization:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        self.pre_backward(closure_loss)  # type: ignore[attr-defined]
+        closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
+        # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
+        if self._stepping and not self._update_in_place and self.evolution.has_fitness:
+            scaler = getattr(self.precision_plugin, "scaler", None)
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._conclude(lambda update: update.add_to_gradients(scale))
+        closure_loss = self.precision_plugin.post_backward(closure_loss, module)
+        self.post_backward(closure_loss)  # type: ignore[attr-defined]
+        return closure_loss
+
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        if not self.lightning_module.automatic_optimization:
+            return super().optimizer_step(optimizer, closure, model, **kwargs)  # type: ignore[misc]
+
+        def generation() -> Any:
+            self._stepping, self._learnt_something = True, False
+            try:
+                loss = closure()
+            finally:
+                self._stepping = False
+            # None tells a gradient scaler that there are no gradients to unscale.
+            return loss if self._learnt_something else None
+
+        result = super().optimizer_step(optimizer, generation, model, **kwargs)  # type: ignore[misc]
+        if self._update_in_place and self.evolution.has_fitness:
+            self._conclude(lambda update: update.apply(self._learning_rates(), self._clipping))
+            self._clipping = None
+        return result
+
+    def _conclude(self, learn: Callable[[Update], float]) -> None:
+        start = time.perf_counter()
+        update = self.evolution.conclude()
+        norm = learn(update) if update else 0.0
+        self._learnt_something = bool(update)
+        self._seconds += time.perf_counter() - start
+        self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
+        self._seconds, self._evaluations = 0.0, 0
+
+    def _learning_rates(self) -> Callable[[nn.Parameter], float]:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        if not groups:
+            rate = self.evolution.learning_rate
+            return lambda parameter: rate
+        rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
+        return lambda parameter: rates[id(parameter)]
+
+    def _log(self, **values: float) -> None:
+        module = self.lightning_module
+        if module.trainer.barebones:
+            return
+        for name, value in values.items():
+            module.log(f"evo/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "fitness_mean", batch_size=1)
+
+    # --- checkpoints ---
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        if "optimizer_states" in checkpoint and self._active:
+            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict()
+        super().save_checkpoint(checkpoint, filepath, storage_options)  # type: ignore[misc]
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        if self._active and self._update_in_place:
+            # The learning rate is taken over; moments that a backpropagation run left behind would only cost memory.
+            states = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
+            checkpoint = {**checkpoint, "optimizer_states": states}
+        super().load_optimizer_state_dict(checkpoint)  # type: ignore[misc]
+        if self._active and CHECKPOINT_KEY in checkpoint:
+            self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY])
+
+    @property
+    def _active(self) -> bool:
+        return self.evolution.is_set_up and self.lightning_module.automatic_optimization
