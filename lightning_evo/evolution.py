@@ -24,7 +24,10 @@ from lightning_evo.perturbations.dense import noise_dtype
 from lightning_evo.rounding import stochastic_round
 from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
 
-__all__ = ["Clipping", "Evolution", "Update"]
+__all__ = ["CHECKPOINT_KEY", "Clipping", "Evolution", "Update"]
+
+CHECKPOINT_KEY = "lightning_evo"
+"""Where a checkpoint keeps :meth:`Evolution.state_dict`."""
 
 FitnessFunction = Callable[[Any], Tensor | None]
 """Runs the user's code on a batch with the weights as they are: a scalar tensor, or ``None`` to skip the batch."""
@@ -172,6 +175,7 @@ class Evolution:
         self.state = algorithm.init(seed=seed or 0)
         self._evolve = evolve
         self._module: nn.Module | None = None
+        self._resumed = False
         self._space: SearchSpace | None = None
         self._population: Population | None = None
         self._fitness_sum = torch.zeros(algorithm.population, dtype=torch.float64)
@@ -189,11 +193,11 @@ class Evolution:
             ValueError: If ``evolve`` matches nothing.
         """
         self._space = SearchSpace(module, self._evolve, among=parameters)
-        if module is not self._module:
-            self._module = module
+        if module is not self._module and not self._resumed:
             seed = self.seed if self.seed is not None else torch.initial_seed()
             self.state = replace(self.state, seed=seed & (1 << 64) - 1, generation=0)
             self._forget_batches()
+        self._module, self._resumed = module, False
 
     @property
     def is_set_up(self) -> bool:
@@ -345,9 +349,12 @@ class Evolution:
 
     # --- checkpoints ---
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on: plain numbers, strings and tensors."""
-        device = next(iter(self.space)).tensor.device
+    def state_dict(self, device: torch.device) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: plain numbers, strings and tensors.
+
+        Args:
+            device: The state of its random number generator is saved, beside those of the CPU.
+        """
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,
             "seed": self.state.seed,
@@ -360,8 +367,12 @@ class Evolution:
             saved["sigma"] = self.state.sigma
         return saved
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Continue a run: the next noise, and every other random number, is what it would have been.
+
+        Args:
+            saved: From :meth:`state_dict`.
+            device: As there.
 
         Raises:
             ValueError: If another algorithm wrote it, or its population in the middle of a generation was another.
@@ -377,17 +388,17 @@ class Evolution:
                 f"This checkpoint was written in the middle of a generation of {len(saved['fitness_sum'])} members; "
                 f"this run has population={self.algorithm.population}. Resume with the same population."
             )
-        if self.seed is not None and self.seed & (1 << 64) - 1 != saved["seed"]:
+        seed = saved["seed"]
+        if self.seed is not None and self.seed & (1 << 64) - 1 != seed:
             warnings.warn(
-                f"Resuming with seed={self.seed}; the checkpoint's run used {saved['seed']}. The noise will be "
-                "different from an uninterrupted run's.",
+                f"Resuming with seed={self.seed}; the checkpoint's run used {seed}. The noise will be different from "
+                "an uninterrupted run's.",
                 stacklevel=2,
             )
-        else:
-            self.state = replace(self.state, seed=saved["seed"])
-        self.state = replace(self.state, generation=saved["generation"], sigma=saved.get("sigma"))
+            seed = self.seed & (1 << 64) - 1
+        self.state = replace(self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"))
         self._forget_batches()
         if saved["fitness_weight"]:
             self._fitness_sum, self._weight = saved["fitness_sum"].cpu(), saved["fitness_weight"]
-        device = next(iter(self.space)).tensor.device
+        self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])

@@ -18,16 +18,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm, Schedule
-from lightning_evo.evolution import Clipping, Evolution, Update
+from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update
 from lightning_evo.fitness import as_fitness, fitness_of_loss
 from lightning_evo.noise import Distribution
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
 
 __all__ = ["EvolutionStrategyMixin"]
-
-CHECKPOINT_KEY = "lightning_evo"
-
 
 class EvolutionStrategyMixin:
     """Train any LightningModule by evolution instead of backpropagation.
@@ -72,6 +69,7 @@ class EvolutionStrategyMixin:
     lightning_module: Any
     precision_plugin: Any
     optimizers: list[Any]
+    root_device: torch.device
 
     def __init__(
         self,
@@ -289,7 +287,7 @@ class EvolutionStrategyMixin:
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
-            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict()
+            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.root_device)
         super().save_checkpoint(checkpoint, filepath, storage_options)  # type: ignore[misc]
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -299,7 +297,7 @@ class EvolutionStrategyMixin:
             checkpoint = {**checkpoint, "optimizer_states": states}
         super().load_optimizer_state_dict(checkpoint)  # type: ignore[misc]
         if self._active and CHECKPOINT_KEY in checkpoint:
-            self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY])
+            self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.root_device)
 
     @property
     def _active(self) -> bool:

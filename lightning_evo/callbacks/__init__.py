@@ -1,0 +1,5 @@
+"""Lightning callbacks for evolution runs."""
+
+from lightning_evo.callbacks.monitor import EvolutionMonitor
+
+__all__ = ["EvolutionMonitor"]

@@ -1,0 +1,167 @@
+"""Evolution inside a module with manual optimization."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
+from lightning_evo.fitness import as_fitness
+
+__all__ = ["EvolutionMixin"]
+
+
+class EvolutionMixin:
+    """Gives a LightningModule with ``automatic_optimization = False`` the method :meth:`evolve`.
+
+    Use it when evolution is only a part of what a training step does: alternating with backpropagation, evolving one
+    of several networks, or looping over generations. ``global_step``, checkpoints, schedulers and EarlyStopping stay
+    right, because every generation makes exactly one step of the wrapped optimizer.
+
+    Put it before ``LightningModule`` in the bases, set ``self.evolution`` and write ``fitness_step``.
+
+    Attributes:
+        evolution: The :class:`~lightning_evo.Evolution` to use, made in ``__init__``.
+        evolution_update: ``"optimizer"`` (the estimate goes to ``.grad`` and the optimizer steps) or ``"in_place"``
+            (the weights are moved directly, with the optimizer's learning rate and without optimizer state).
+
+    Example:
+        >>> import torch, lightning as L
+        >>> from lightning_evo import Evolution, EvolutionMixin
+        >>> class Model(EvolutionMixin, L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.automatic_optimization = False
+        ...         self.evolution = Evolution("openai_es", population=16)
+        ...         self.layer = torch.nn.Linear(8, 2)
+        ...
+        ...     def fitness_step(self, batch, batch_idx):
+        ...         x, y = batch
+        ...         return (self.layer(x).argmax(1) == y).float()
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         self.log_dict(self.evolve(batch, batch_idx))
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters(), lr=0.01)
+    """
+
+    evolution: Evolution
+    evolution_update: Literal["optimizer", "in_place"] = "optimizer"
+
+    # What LightningModule provides.
+    trainer: Any
+    _trainer: Any
+    optimizers: Any
+    automatic_optimization: bool
+
+    def evolve(self, batch: Any, batch_idx: int = 0, *, optimizer: Any = None) -> dict[str, float]:
+        """One generation: evaluate the population on ``batch`` with ``fitness_step``, learn, step the optimizer once.
+
+        Args:
+            batch: Passed to ``fitness_step``.
+            batch_idx: Passed to ``fitness_step``.
+            optimizer: Which of several optimizers from ``self.optimizers()`` to step. The parameters that it holds
+                evolve.
+
+        Returns:
+            ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/sigma`` and ``evo/update_norm``,
+            for ``self.log_dict``.
+
+        Raises:
+            RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear
+                which of several optimizers is meant.
+        """
+        optimizer = self._optimizer_to_step(optimizer)
+        evolution = self._evolution_for(optimizer)
+        plugin = self.trainer.precision_plugin
+
+        def fitness(batch: Any) -> Tensor:
+            with plugin.train_step_context():
+                return as_fitness(self.fitness_step(batch, batch_idx))
+
+        evolution.evaluate(fitness, batch)
+        values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
+        update = evolution.conclude()
+        for parameter in evolution.space:
+            parameter.tensor.grad = None
+        scaler = getattr(plugin, "scaler", None)
+        if update and self.evolution_update == "optimizer":
+            values["update_norm"] = update.add_to_gradients(float(scaler.get_scale()) if scaler else 1.0)
+            optimizer.step()
+        else:
+            if scaler:  # it refuses to step where there are no gradients
+                plugin.scaler = None
+            optimizer.step()  # moves nothing; counts the step
+            if scaler:
+                plugin.scaler = scaler
+            if update:
+                rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+                values["update_norm"] = update.apply(lambda p: rates.get(id(p), evolution.learning_rate))
+        for parameter in evolution.space:
+            parameter.tensor.grad = None
+        return {f"evo/{name}": value for name, value in values.items()}
+
+    def fitness_step(self, batch: Any, batch_idx: int) -> Any:
+        """The fitness of the module with its weights as they are: a scalar or one value per sample, higher is better.
+
+        Raises:
+            RuntimeError: If you have not written it.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__} needs a method `fitness_step(self, batch, batch_idx)` that returns the fitness "
+            "(higher is better); `evolve` evaluates every member with it."
+        )
+
+    def _optimizer_to_step(self, optimizer: Any) -> Any:
+        if self.automatic_optimization:
+            raise RuntimeError(
+                "`evolve` needs manual optimization: set `self.automatic_optimization = False` in `__init__`. For a "
+                "module with automatic optimization use Trainer(strategy='evo') instead."
+            )
+        if self.trainer.world_size > 1:
+            raise RuntimeError(
+                f"EvolutionMixin runs on one device, not on {self.trainer.world_size}: each process would learn from "
+                "other data and the weights would drift apart. Use Trainer(devices=1)."
+            )
+        if optimizer is None:
+            optimizer = self.optimizers()
+        if isinstance(optimizer, list):
+            raise RuntimeError(
+                f"There are {len(optimizer)} optimizers; say which one to step: "
+                "self.evolve(batch, batch_idx, optimizer=self.optimizers()[0])."
+            )
+        return optimizer
+
+    def _evolution_for(self, optimizer: Any) -> Evolution:
+        evolution = getattr(self, "evolution", None)
+        if not isinstance(evolution, Evolution):
+            raise RuntimeError("Set `self.evolution = Evolution('openai_es', …)` in `__init__`.")
+        if self.evolution_update not in ("optimizer", "in_place"):
+            raise ValueError(f"evolution_update must be 'optimizer' or 'in_place', got {self.evolution_update!r}.")
+        if not isinstance(self, nn.Module):
+            raise TypeError("EvolutionMixin goes with a LightningModule: class Model(EvolutionMixin, LightningModule).")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if not parameters and self.evolution_update == "optimizer":
+            raise ValueError(
+                "evolution_update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return "
+                "one, or set evolution_update = 'in_place'."
+            )
+        evolution.setup(self, parameters or None)
+        return evolution
+
+    # --- checkpoints ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the evolution's state. Call ``super().on_save_checkpoint(checkpoint)`` if you override this."""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        if self.evolution.is_set_up:
+            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.trainer.strategy.root_device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the evolution up again when a fit is resumed. Call it by ``super()`` if you override it."""
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        resuming = self._trainer is not None and self.trainer.state.fn == "fit"
+        if resuming and CHECKPOINT_KEY in checkpoint:
+            self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.trainer.strategy.root_device)
