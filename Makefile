@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all a fresh machine needs: Python 3.10 or newer and make. Both set up $(VENV) first.
+
+PYTHON ?= python3
+VENV = .venv
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format clean
+
+help:
+	@echo "make demo     train a small network by evolution and watch it learn"
+	@echo "make test     lint, type-check, then run every test"
+	@echo "make lint     ruff and mypy only"
+	@echo "make format   let ruff rewrite the code"
+	@echo "make clean    delete $(VENV) and everything that runs and tests leave behind"
+	@echo "Choose a Python with PYTHON=python3.12, the number of test workers with WORKERS=4."
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "'$(PYTHON)' was not found. Install Python 3.10 or newer, or name yours: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "lightning_evo needs Python 3.10 or newer, and '$(PYTHON)' is `$(PYTHON) -V 2>&1`. Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with `$(PYTHON) -V 2>&1`. The first time this downloads PyTorch: a few minutes."
+	@$(PYTHON) -m venv $(VENV) || { echo "Could not create $(VENV). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@# PyTorch on its own first: it is most of the download, and when it fails the message should be about it.
+	@$(BIN)/python -m pip install -q -c constraints.txt torch
+	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,examples]"
+	@touch $@
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m examples.digits
+
+# pytest comes last, so that its summary is the last line. One thread per worker: more would fight over the cores.
+test: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules tests lightning_evo
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache lightning_logs runs
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,99 @@
+"""Makes `Trainer(strategy="evo")` work without importing `lightning_evo` first.
+
+Lightning has no entry-point group for strategies, so this borrows PyTorch's: torch>=2.5 calls the `torch.backends`
+entry points at the end of `import torch`, which Lightning imports before it builds its strategy registries. The group
+is meant for device backends and this is none: it touches no device and nothing of torch. It watches for the import of
+Lightning's strategies and adds our names to their registry. `lightning_evo` itself is imported at
+`Trainer(strategy="evo")`, so a broken installation shows its true error there and cannot break `import torch`.
+
+Switch it off with `LIGHTNING_EVO_AUTOLOAD=0`, or all torch plugins with torch's `TORCH_DEVICE_BACKEND_AUTOLOAD=0`;
+`import lightning_evo` then registers the names instead. What it cannot guard: delete the folder of an editable install
+without `pip uninstall lightning-evo`, and the entry point stays behind with no module to load: `import torch` says
+"Failed to load the backend extension: lightning_evo". Uninstalling cures that.
+"""
+
+import functools
+import importlib
+import logging
+import os
+import sys
+from typing import Any
+
+# Name for `Trainer(strategy=...)`, lower case as the Trainer lower-cases what it is given ->
+# (class for `lightning_evo.strategies.strategy_class`, description in the registry).
+STRATEGIES = {
+    "evo": ("EvoStrategy", "Trains by evolution on one device: a population of perturbed models, no backward pass."),
+}
+# `lightning` and `pytorch_lightning` are separate copies of the same code, each with a registry of its own.
+REGISTRY_MODULES = ("lightning.pytorch.strategies", "pytorch_lightning.strategies")
+
+
+def autoload() -> None:
+    """Entry point of the group `torch.backends`: `install()`, unless switched off. Never raises."""
+    try:
+        if os.environ.get("LIGHTNING_EVO_AUTOLOAD", "1").strip().lower() not in ("0", "false", "no", "off"):
+            install()
+    except Exception:  # raised from here, it would fail the user's `import torch`
+        logging.getLogger(__name__).warning('strategy="evo" now needs `import lightning_evo` first.', exc_info=True)
+
+
+def install() -> None:
+    """Registers `STRATEGIES` with each Lightning namespace, now if it is imported, else when it is. Idempotent."""
+    # By name: after a reload of this module the finder in place is of its former class. It is never removed: a registry
+    # module may be reloaded, and shortening the list could make an import in another thread skip a finder.
+    if not any(type(finder).__name__ == "LightningEvoFinder" for finder in sys.meta_path):
+        sys.meta_path.insert(0, LightningEvoFinder())
+    for name in REGISTRY_MODULES:
+        if sys.modules.get(name) is not None:
+            # Not taken from `sys.modules`: this waits where another thread is still importing it.
+            _register(importlib.import_module(name))
+
+
+class LightningEvoFinder:
+    """Meta-path finder that finds nothing itself: it has `_register` run once a registry module has been executed."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Returns what the next finder knows of a registry module, its loader wrapped; None for any other module."""
+        if fullname not in REGISTRY_MODULES or self not in sys.meta_path:
+            return None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # those before it were asked already
+            spec: Any = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _RegisteringLoader(spec.loader)
+                return spec
+        return None
+
+
+class _RegisteringLoader:
+    """A module's own loader, then `_register`. It steps aside before the module runs, so that nothing sees it."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # while being unpickled it is not there yet, and looking for it would never end
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register(module)
+
+
+def _register(module: Any) -> None:
+    """Adds those of `STRATEGIES` that the registry lacks. Never raises: Lightning must import without us."""
+    try:
+        for name, (class_name, description) in STRATEGIES.items():
+            if name not in module.StrategyRegistry:
+                factory = functools.partial(_create_strategy, class_name, module.__name__.rpartition(".")[0])
+                module.StrategyRegistry.register(name, factory, description=description)
+    except Exception:
+        logging.getLogger(__name__).warning("Could not register in %s.", module.__name__, exc_info=True)
+
+
+def _create_strategy(class_name: str, namespace: str, /, **kwargs: Any) -> Any:
+    from lightning_evo.strategies import strategy_class  # only now: see the head of this file
+
+    return strategy_class(class_name, namespace)(**kwargs)
