@@ -148,7 +148,7 @@ def _gaussian(word: Tensor, knots: Tensor) -> Tensor:
     log2_tail = ((word & 0x7FFFFFFF) * 2 + 1).to(torch.float32).view(torch.int32) - (127 << 23)
     knot, fraction = log2_tail >> _FRACTION, log2_tail & ((1 << _FRACTION) - 1)
     above, below = knots[knot], knots[knot + 1]
-    magnitude = above - (((above - below) * fraction) >> _FRACTION)
+    magnitude = above - (((above - below) * fraction + (1 << _FRACTION - 1)) >> _FRACTION)
     return torch.where(word > 0x7FFFFFFF, -magnitude, magnitude).to(torch.float32) * 2.0**-_UNIT
 
 
@@ -171,7 +171,14 @@ _VALUES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {  # functi
 
 
 def _rows(
-    row: Tensor, member: Tensor, address: Tensor, generation: Tensor, key0: Tensor, key1: Tensor, knots: Tensor, name: str
+    row: Tensor,
+    member: Tensor,
+    address: Tensor,
+    generation: Tensor,
+    key0: Tensor,
+    key1: Tensor,
+    knots: Tensor,
+    name: str,
 ) -> Tensor:
     """Values of whole rows: int64 ``row`` and ``member`` of shape ``[rows]`` to float32 ``[rows, values per row]``."""
     values, _ = _VALUES[name]
@@ -246,7 +253,7 @@ def draw(
         members: Numbers of the members, each in [0, 2^32).
         parameter: Index of the parameter, in [0, 2^28).
         start: First flat element offset.
-        stop: One past the last flat element offset, at most 2^36.
+        stop: One past the last flat element offset, at most 2^34 (block numbers have 32 bits).
         distribution: ``"gaussian"``, ``"rademacher"`` or ``"uniform"``.
         dtype: A floating dtype. Values are made in float32. float64 holds them exactly; bfloat16 and float16 get the
             nearest value, ties to even.
@@ -270,8 +277,8 @@ def draw(
         raise ValueError(f"Unknown distribution {distribution!r}; choose one of {', '.join(get_args(Distribution))}.")
     if not dtype.is_floating_point:
         raise ValueError(f"Noise needs a floating dtype, got {dtype}.")
-    if not 0 <= start <= stop <= 1 << 36:
-        raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^36, got start={start}, stop={stop}.")
+    if not 0 <= start <= stop <= 1 << 34:
+        raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^34, got start={start}, stop={stop}.")
     _check_range("parameter", parameter, 28)
     for member in (min(members), max(members)) if members else ():
         _check_range("member", member, 32)
