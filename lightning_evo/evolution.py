@@ -281,10 +281,10 @@ class Evolution:
         if not self._weight:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
         population, fitness = self.population, self._fitness_sum / self._weight
-        weights = tuple(self.algorithm.direction_weights(population, fitness).tolist())
+        weights = tuple(self.algorithm.direction_weights(population, fitness, self.space.numel).tolist())
         update = Update(population, self.space, fitness, weights, self.algorithm.weight_decay)
         self._report(update)
-        self.state = self.algorithm.tell(self.state, population, fitness)
+        self.state = replace(self.state, generation=self.state.generation + 1)
         self._forget_batches()
         return update
 

@@ -15,7 +15,7 @@ from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms.ars import ARS
 from lightning_evo.algorithms.ea4llm import EA4LLM
 from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
-from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy, Population, Recipe
+from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy, Population, Recipe, Scaling
 from lightning_evo.algorithms.mezo import MEZO
 from lightning_evo.algorithms.openai_es import OPENAI_ES
 from lightning_evo.algorithms.schedule import Schedule
@@ -27,6 +27,7 @@ __all__ = [
     "EvolutionStrategy",
     "Population",
     "Recipe",
+    "Scaling",
     "Schedule",
     "available",
     "get",

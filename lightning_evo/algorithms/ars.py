@@ -22,6 +22,6 @@ ARS = Recipe(
         "antithetic": True,
         "shaping": "top_k",
         "top_k": 16,
-        "scale_by_sigma": False,
+        "scaling": "none",
     },
 )

@@ -3,7 +3,7 @@
 Liu, Song, Hao and Zhou, "EA4LLM", 2025, https://arxiv.org/abs/2510.10603. Each generation draws M samples, the same
 for all members (Eq. 10 and 11), evaluates ``theta + sigma eps_j`` for N independent noises, turns fitness into z-scores
 and steps ``theta <- theta + alpha / N sum_j w_j eps_j``. There is no antithetic sampling, no 1/sigma and no optimizer
-in the paper's runs; ``shaping="linear_ranks"``, ``antithetic=True`` and ``scale_by_sigma=True`` are its options.
+in the paper's runs; ``shaping="linear_ranks"``, ``antithetic=True`` and ``scaling="sigma"`` are its options.
 
 The paper's fitness is the mean token log-probability under the pad mask:
 :func:`lightning_evo.fitness.token_log_probability`. To step as the paper does use ``update="in_place"`` (or plain SGD);
@@ -23,7 +23,7 @@ EA4LLM = Recipe(
         "learning_rate": 5e-4,
         "antithetic": False,
         "shaping": "z_score",
-        "scale_by_sigma": False,
+        "scaling": "none",
         "samples_per_generation": 5000,
     },
 )

@@ -20,6 +20,6 @@ ES_AT_SCALE = Recipe(
         "learning_rate": 5e-4,
         "antithetic": False,
         "shaping": "z_score",
-        "scale_by_sigma": False,
+        "scaling": "none",
     },
 )

@@ -3,10 +3,23 @@
 With members theta_j = theta + sigma s_j eps_d(j), where s_j is +1 or -1 and the two members of an antithetic pair
 share a direction d, and with weights w = shaping(fitness), the estimate of the ascent direction is::
 
-    g = 1/(N sigma) sum_j w_j s_j eps_d(j)  -  weight_decay theta       (1/N without scale_by_sigma)
+    g = scale sum_j w_j s_j eps_d(j)  -  weight_decay theta
 
-(Salimans et al., arXiv:1703.03864, Algorithm 1; Nesterov and Spokoiny, 2017, for raw fitness). A published method of
-the family is a :class:`Recipe`: data, not a subclass.
+(Salimans et al., arXiv:1703.03864, Algorithm 1; Nesterov and Spokoiny, 2017, for raw fitness), where ``scaling`` says
+what ``scale`` is:
+
+``"none"``
+    1 / N, sigma being folded into the learning rate (EA4LLM, ES at Scale, ARS).
+``"sigma"``
+    1 / (N sigma). With raw fitness g is an unbiased estimate of the gradient of the smoothed fitness, whose length
+    grows like sqrt(d / directions): with few directions it is nearly all noise.
+``"gradient"``
+    The same direction with the length of the gradient. Each raw difference quotient ``r_d`` is a sample of the
+    gradient's component along eps_d, so their mean square is the gradient's squared length; g gets that length, times
+    the correlation of the shaped weights with the raw ones. Learning rates, clipping thresholds and weight decay that
+    were chosen for backpropagation keep their meaning, and the step shrinks as the optimum comes near.
+
+A published method of the family is a :class:`Recipe`: data, not a subclass.
 """
 
 from __future__ import annotations
@@ -15,7 +28,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,9 +38,11 @@ from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.noise import Distribution, NoiseKey
 from lightning_evo.perturbations.dense import Dense
-from lightning_evo.shaping import Shaping, resolve, shape
+from lightning_evo.shaping import Shaping, raw, resolve, shape
 
-__all__ = ["ESState", "EvolutionStrategy", "Population", "Recipe"]
+__all__ = ["ESState", "EvolutionStrategy", "Population", "Recipe", "Scaling"]
+
+Scaling = Literal["none", "sigma", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         antithetic: Evaluate each direction with both signs.
         shaping: ``"centered_ranks"``, ``"linear_ranks"``, ``"z_score"``, ``"raw"``, ``"top_k"`` or a function.
         top_k: With ``shaping="top_k"``, the number of directions that count.
-        scale_by_sigma: Divide the estimate by sigma, which makes it an estimate of the gradient.
+        scaling: ``"none"``, ``"sigma"`` or ``"gradient"``, see the head of this file.
         weight_decay: L2 coefficient: ``weight_decay * theta`` is taken off the estimate, >= 0.
         noise: ``"gaussian"``, ``"rademacher"`` (+-1) or ``"uniform"``; all with variance 1.
         samples_per_generation: If given, a generation sees at most this many samples of its batches, drawn at random
@@ -122,7 +137,7 @@ class EvolutionStrategy(Algorithm[ESState]):
     antithetic: bool = True
     shaping: str | Shaping = "centered_ranks"
     top_k: int | None = None
-    scale_by_sigma: bool = True
+    scaling: Scaling = "gradient"
     weight_decay: float = 0.0
     noise: Distribution = "gaussian"
     samples_per_generation: int | None = None
@@ -143,6 +158,11 @@ class EvolutionStrategy(Algorithm[ESState]):
         _check_number("weight_decay", self.weight_decay, ">= 0", lambda value: value >= 0)
         if self.samples_per_generation is not None and self.samples_per_generation < 1:
             raise ValueError(f"samples_per_generation must be >= 1, got {self.samples_per_generation}.")
+        if self.scaling not in get_args(Scaling):
+            raise ValueError(
+                f"Unknown scaling {self.scaling!r}.{did_you_mean(str(self.scaling), get_args(Scaling))} "
+                f"Choose one of {', '.join(get_args(Scaling))}."
+            )
         resolve(self.shaping, self.top_k)
         Dense(NoiseKey(0, 0), self.noise)
         directions = self.population // (2 if self.antithetic else 1)
@@ -197,12 +217,13 @@ class EvolutionStrategy(Algorithm[ESState]):
             center=state.center,
         )
 
-    def direction_weights(self, population: Population, fitness: Tensor) -> Tensor:
+    def direction_weights(self, population: Population, fitness: Tensor, dimension: int) -> Tensor:
         """The estimate as weights of the noise directions: ``g = sum_d weight_d eps_d`` (without weight decay).
 
         Args:
             population: From :meth:`ask`.
             fitness: ``[members]``, higher is better; NaN and infinities are failures.
+            dimension: Number of evolving elements.
 
         Returns:
             float64 ``[directions]`` on the CPU; all zero if there is nothing to learn.
@@ -214,18 +235,33 @@ class EvolutionStrategy(Algorithm[ESState]):
             raise ValueError(
                 f"fitness must hold one value per member, [{len(population)}]; got {list(fitness.shape)}."
             )
-        weights = shape(fitness.detach().cpu(), resolve(self.shaping, self.top_k), population.per_direction)
-        scale = len(population) * (population.sigma if self.scale_by_sigma else 1.0)
-        return (weights * population.signs).view(population.directions, -1).sum(1) / scale
+
+        def weights(shaping: Shaping) -> Tensor:
+            member = shape(fitness.detach().cpu(), shaping, population.per_direction) * population.signs
+            return member.view(population.directions, -1).sum(1) / len(population)
+
+        shaped = weights(resolve(self.shaping, self.top_k))
+        if self.scaling == "none" or not shaped.any():
+            return shaped
+        if self.scaling == "sigma":
+            return shaped / population.sigma
+        quotients = weights(raw) / population.sigma
+        length = (shaped @ quotients).abs() / (shaped @ shaped)  # makes `shaped` the best fit to `quotients`
+        return shaped * length * math.sqrt(population.directions / (population.directions + dimension + 1))
 
     def tell(self, state: ESState, population: Population, fitness: Tensor) -> ESState:
         """``theta <- theta + learning_rate (g - weight_decay theta)``, and one generation more.
 
         A generation with nothing to learn leaves the center as it is.
+
+        Raises:
+            ValueError: If the state was made without a center, or ``fitness`` has the wrong shape.
         """
-        weights = self.direction_weights(population, fitness)
         center = state.center
-        if center is not None and weights.any():
+        if center is None:
+            raise ValueError("`tell` moves a center, and this state has none. Give `init` a vector.")
+        weights = self.direction_weights(population, fitness, center.numel())
+        if weights.any():
             gradient = population.perturbation.weighted_sum(weights.tolist(), 0, center) - self.weight_decay * center
             center = (center + self.current_learning_rate(state) * gradient).to(center.dtype)
         return replace(state, center=center, generation=state.generation + 1)

@@ -20,6 +20,6 @@ MEZO = Recipe(
         "learning_rate": 1e-6,
         "antithetic": True,
         "shaping": "raw",
-        "scale_by_sigma": True,
+        "scaling": "sigma",
     },
 )

@@ -3,8 +3,9 @@
 Salimans, Ho, Chen, Sidor and Sutskever, "Evolution Strategies as a Scalable Alternative to Reinforcement Learning",
 2017, https://arxiv.org/abs/1703.03864: Algorithm 1 (the estimate), section 2.1 (mirrored sampling, rank shaping).
 
-The paper steps with Adam; here the user's optimizer does. Its weight decay is an option (default 0, paper 0.005 times
-the parameters, taken off the estimate).
+One departure: the estimate has the paper's direction but the length of the gradient (``scaling="gradient"``; the
+paper's own is ``"sigma"``). The paper steps with Adam, to which length means nothing; here any optimizer may step, with
+a learning rate that was chosen for gradients. Weight decay is an option (default 0; the paper's code uses 0.005).
 """
 
 from lightning_evo.algorithms.evolution_strategy import Recipe
@@ -19,6 +20,6 @@ OPENAI_ES = Recipe(
         "learning_rate": 0.01,
         "antithetic": True,
         "shaping": "centered_ranks",
-        "scale_by_sigma": True,
+        "scaling": "gradient",
     },
 )

@@ -17,7 +17,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_evo.algorithms import Algorithm, Schedule
+from lightning_evo.algorithms import Algorithm, Scaling, Schedule
 from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update
 from lightning_evo.fitness import as_fitness, fitness_of_loss
 from lightning_evo.noise import Distribution
@@ -46,7 +46,8 @@ class EvolutionStrategyMixin:
             ``"top_k"`` or a function.
         top_k: With ``shaping="top_k"``, how many directions count.
         antithetic: Whether each direction is evaluated with both signs.
-        scale_by_sigma: Whether the estimate is divided by sigma, which makes it a gradient estimate.
+        scaling: Length of the estimate: ``"none"`` (a mean over members), ``"sigma"`` (divided by sigma, too) or
+            ``"gradient"`` (the gradient's own length, so that learning rates made for backpropagation fit).
         weight_decay: L2 coefficient taken off the estimate.
         samples_per_generation: At most so many samples per generation, chosen at random, the same for all members.
         evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
@@ -82,7 +83,7 @@ class EvolutionStrategyMixin:
         shaping: str | Shaping | None = None,
         top_k: int | None = None,
         antithetic: bool | None = None,
-        scale_by_sigma: bool | None = None,
+        scaling: Scaling | None = None,
         weight_decay: float | None = None,
         samples_per_generation: int | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
@@ -109,7 +110,7 @@ class EvolutionStrategyMixin:
             shaping=shaping,
             top_k=top_k,
             antithetic=antithetic,
-            scale_by_sigma=scale_by_sigma,
+            scaling=scaling,
             weight_decay=weight_decay,
             samples_per_generation=samples_per_generation,
             **algorithm_options,
