@@ -1,7 +1,9 @@
 """Keeps members from seeing, or leaving, traces of each other.
 
 While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
-(BatchNorm's statistics), metric states and attributes. Afterwards all of them are as they were before the first.
+(BatchNorm's statistics), metric states, attributes and train or eval modes. Afterwards all of them are as they were
+before the first. Not covered: what a member writes into a plain tensor, an array or an object of another class that
+an attribute holds. Register such tensors as buffers.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import math
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -112,16 +114,16 @@ class Isolation:
     def __enter__(self) -> Isolation:
         modules = list(self._module.modules())
         metric = _metric_class()
-        self._silenced = [m for m in modules if callable(getattr(type(m), "log_dict", None))]
-        for module in self._silenced:
-            module.__dict__["log"] = module.__dict__["log_dict"] = _silent
-        self._random = RandomState(self._device)
-        self._buffers = [
-            _Buffer(module, name, buffer)
-            for module in modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+        self._silenced = [
+            (vars(m), {name: vars(m)[name] for name in ("log", "log_dict") if name in vars(m)})
+            for m in modules
+            if callable(getattr(type(m), "log_dict", None))
         ]
+        for dictionary, _ in self._silenced:
+            dictionary["log"] = dictionary["log_dict"] = _silent
+        self._random = RandomState(self._device)
+        self._modes = [(module, module.training) for module in modules]
+        self._buffers = _Buffers(modules)
         self._attributes = [
             _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
             for m in modules
@@ -132,8 +134,10 @@ class Isolation:
     def start_member(self) -> None:
         """Put everything back to where it was when the context was entered."""
         self._random.restore()
-        for buffer in self._buffers:
-            buffer.restore()
+        self._buffers.restore()
+        for module, mode in self._modes:
+            if module.training != mode:
+                module.training = mode
         for attributes in self._attributes:
             attributes.restore()
 
@@ -143,8 +147,9 @@ class Isolation:
         self.start_member()
         for attributes in self._attributes:
             attributes.release()
-        for module in self._silenced:
-            del module.__dict__["log"], module.__dict__["log_dict"]
+        for dictionary, own in self._silenced:
+            del dictionary["log"], dictionary["log_dict"]
+            dictionary.update(own)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
@@ -156,32 +161,40 @@ def _metric_class() -> type | None:
     return None if torchmetrics is None else torchmetrics.Metric
 
 
-class _Buffer:
-    """One buffer, restored if it was replaced or written to."""
+class _Buffers:
+    """The buffers of all modules: which tensors they are, and what these hold.
 
-    def __init__(self, module: nn.Module, name: str, tensor: Tensor) -> None:
-        self._registry, self._name, self._tensor = module._buffers, name, tensor
-        self._copy = tensor.detach().clone()
-        self._version = tensor._version
+    They are always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels
+    nor writes through ``.data`` count it up.
+    """
 
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self._registries = [(module._buffers, module._buffers.copy()) for module in modules]
+        tensors = {id(buffer): buffer for _, buffers in self._registries for buffer in buffers.values()}
+        self._tensors = [tensor for tensor in tensors.values() if tensor is not None and not _is_expanded(tensor)]
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+
+    @torch.no_grad()
     def restore(self) -> None:
-        if self._registry.get(self._name) is not self._tensor:
-            self._registry[self._name] = self._tensor
-        if self._tensor._version != self._version:
-            with torch.no_grad():
-                self._tensor.copy_(self._copy)
-            self._version = self._tensor._version
+        for registry, buffers in self._registries:
+            if registry or buffers:
+                _refill(registry, buffers)
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._copies)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements share one place in memory; such tensors can't be written to."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 class _Attributes:
-    """A module's plain attributes: which objects they are, and what lists, dictionaries and sets hold."""
+    """A module's plain attributes: which objects they are, and what lists, dictionaries and sets in them hold."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._values = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
-        self._contents = [
-            (value, value.copy()) for value in self._values.values() if isinstance(value, list | dict | set | deque)
-        ]
+        self._contents = _containers(self._values.values())
 
     def restore(self) -> None:
         current = vars(self._module)
@@ -193,6 +206,22 @@ class _Attributes:
 
     def release(self) -> None:
         """Nothing to do once members are finished."""
+
+
+def _containers(values: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Every list, dictionary, set and deque among ``values`` and within each other, with a shallow copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list | dict | set | deque):
+            if id(value) in found:
+                continue
+            found[id(value)] = (value, value.copy())
+        elif not isinstance(value, tuple):
+            continue
+        waiting.extend(value.values() if isinstance(value, dict) else value)
+    return list(found.values())
 
 
 def _refill(container: Any, content: Any) -> None:
