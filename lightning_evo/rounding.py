@@ -35,7 +35,10 @@ def stochastic_round(values: Tensor, dtype: torch.dtype, uniform: Tensor) -> Ten
         return _round_away(values, uniform, dropped=16).to(dtype)
     if dtype == torch.float16:
         # Below 2^-14 float16 is a fixed grid of step 2^-24, not a shorter mantissa.
-        subnormal = torch.floor(values * 2.0**24 + uniform) * 2.0**-24
+        steps = values * 2.0**24
+        whole = steps.trunc()
+        away = uniform < (steps - whole).abs()  # exact: adding `uniform` to `steps` would round
+        subnormal = (whole + torch.copysign(away.to(torch.float32), steps)) * 2.0**-24
         return torch.where(values.abs() < 2.0**-14, subnormal, _round_away(values, uniform, dropped=13)).to(dtype)
     raise ValueError(f"stochastic_round rounds to bfloat16 or float16, not {dtype}.")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def choose(batch: Any, samples: Tensor) -> Any:
 
     Args:
         batch: Tensors in any nesting of mappings, lists, tuples and named tuples. Other objects are passed on as they
-            are, except lists with one entry per sample (of strings, say), of which entries are chosen, too.
+            are, except lists and tuples with one entry per sample (of strings, say), whose entries are chosen, too.
         samples: int64 ``[chosen]``, which rows of dimension 0 to keep, on the CPU.
 
     Example:
@@ -60,11 +61,16 @@ def _choose(batch: Any, samples: Tensor, size: int) -> Any:
     if isinstance(batch, Tensor):
         return batch.index_select(0, samples.to(batch.device)) if batch.dim() else batch
     if isinstance(batch, Mapping):
-        return type(batch)({key: _choose(value, samples, size) for key, value in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, list) and len(batch) == size and not _sizes(batch):
-        return [batch[i] for i in samples.tolist()]
+        chosen = {key: _choose(value, samples, size) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return type(batch)(chosen)  # type: ignore[call-arg]
+        batch = copy.copy(batch)  # keeps what else it holds, a BatchEncoding's encodings for one
+        batch.update(chosen)
+        return batch
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_choose(part, samples, size) for part in batch))
+    if isinstance(batch, list | tuple) and len(batch) == size and not _sizes(batch):
+        return type(batch)(batch[i] for i in samples.tolist())
     if isinstance(batch, list | tuple):
         return type(batch)(_choose(part, samples, size) for part in batch)
     return batch

@@ -114,7 +114,7 @@ class Isolation:
     def __enter__(self) -> Isolation:
         modules = list(self._module.modules())
         metric = _metric_class()
-        self._silenced = [
+        self._silenced: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (vars(m), {name: vars(m)[name] for name in ("log", "log_dict") if name in vars(m)})
             for m in modules
             if callable(getattr(type(m), "log_dict", None))

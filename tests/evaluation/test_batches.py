@@ -1,0 +1,120 @@
+"""Counting and choosing samples, whatever a batch looks like."""
+
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from lightning_evo.evaluation.batches import choose, count, random_samples
+
+Pair = namedtuple("Pair", ["x", "y"])
+ROWS = torch.tensor([0, 2, 5])
+
+
+class BatchEncoding(UserDict):
+    """As transformers' own: a mapping with further attributes, made from a dictionary."""
+
+    def __init__(self, data=None, encodings="none"):
+        super().__init__(data)
+        self.encodings = encodings
+
+
+def x():
+    return torch.arange(12).view(6, 2)
+
+
+def y():
+    return torch.arange(6) * 10
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        x(),
+        (x(), y()),
+        [x(), y()],
+        {"x": x(), "y": y()},
+        OrderedDict(x=x()),
+        Pair(x(), y()),
+        {"deep": [({"deeper": x()}, Pair(y(), [y()]))], "name": "no tensor", "n": 3, "none": None},
+        (x(), torch.tensor(0.5)),  # a scalar belongs to no sample
+    ],
+)
+def test_count(batch):
+    assert count(batch) == 6
+
+
+@pytest.mark.parametrize(
+    ("batch", "found"),
+    [
+        ("text", "no tensor with a dimension"),
+        ({}, "no tensor with a dimension"),
+        (torch.tensor(1.0), "no tensor with a dimension"),
+        ([torch.zeros(3), torch.zeros(2, 4), torch.zeros(3)], r"sizes \[2, 3\] in dimension 0"),
+    ],
+)
+def test_batches_that_cannot_be_counted(batch, found):
+    for function in (count, lambda batch: choose(batch, ROWS)):
+        with pytest.raises(ValueError, match=f"{found}.*samples_per_generation needs batches"):
+            function(batch)
+
+
+def test_choose_keeps_the_structure_and_its_types():
+    batch = {
+        "pair": Pair(x(), (y(), [y()])),
+        "scalar": torch.tensor(0.5),
+        "flag": True,
+        "text": "six ch",  # of the batch's length, but no list
+        "none": None,
+    }
+    chosen = choose(batch, ROWS)
+    assert type(chosen) is dict
+    assert list(chosen) == list(batch)
+    assert type(chosen["pair"]) is Pair
+    assert chosen["pair"].x.tolist() == [[0, 1], [4, 5], [10, 11]]
+    inner = chosen["pair"].y
+    assert type(inner) is tuple
+    assert type(inner[1]) is list
+    assert inner[0].tolist() == inner[1][0].tolist() == [0, 20, 50]
+    assert chosen["scalar"] == 0.5
+    assert (chosen["flag"], chosen["text"], chosen["none"]) == (True, "six ch", None)
+    assert torch.equal(batch["pair"].x, x())  # the batch itself stays whole
+
+
+def test_mappings_of_all_kinds():
+    encoding = choose(BatchEncoding({"input_ids": x()}, encodings="kept"), ROWS)
+    assert type(encoding) is BatchEncoding
+    assert torch.equal(encoding["input_ids"], x()[ROWS])
+    assert encoding.encodings == "kept"
+    by_default = choose(defaultdict(list, a=x()), ROWS)
+    assert type(by_default) is defaultdict
+    assert by_default["missing"] == []
+    assert torch.equal(by_default["a"], x()[ROWS])
+    assert torch.equal(choose(MappingProxyType({"a": x()}), ROWS)["a"], x()[ROWS])
+
+
+def test_entries_of_lists_with_one_per_sample():
+    names = list("abcdef")
+    assert choose({"x": x(), "names": names}, ROWS)["names"] == ["a", "c", "f"]
+    assert choose([x(), names], ROWS)[1] == ["a", "c", "f"]
+    assert choose([x(), names[:5]], ROWS)[1] == names[:5]  # not one per sample
+    # Six tensors are six parts of the batch, not one entry per sample.
+    parts = choose([y() for _ in range(6)], ROWS)
+    assert len(parts) == 6
+    assert all(part.tolist() == [0, 20, 50] for part in parts)
+
+
+def test_strings_as_the_default_collate_function_leaves_them():
+    batch = default_collate([(torch.tensor(i), "abcdef"[i]) for i in range(6)])
+    values, names = choose(batch, ROWS)
+    assert values.tolist() == [0, 2, 5]
+    assert list(names) == ["a", "c", "f"]
+
+
+def test_random_samples_are_the_largest_in_ascending_order():
+    uniform = torch.tensor([0.1, 0.9, 0.5, 0.9, 0.7])
+    assert random_samples(5, 2, uniform).tolist() == [1, 3]
+    assert random_samples(5, 3, uniform).tolist() == [1, 3, 4]
+    assert random_samples(5, 5, uniform).tolist() == [0, 1, 2, 3, 4]
