@@ -58,15 +58,17 @@ class SearchSpace(Sequence[EvolvingParameter]):
         4
     """
 
-    def __init__(self, module: nn.Module, evolve: Evolve = None, *, among: Iterable[nn.Parameter] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, evolve: Evolve = None, *, among: Iterable[nn.Parameter] | None = None
+    ) -> None:
         allowed = None if among is None else {id(parameter) for parameter in among}
-        candidates = [
-            (parameter, names)
-            for parameter, names in _parameters_with_names(module)
-            if parameter.tensor.requires_grad
-            and parameter.tensor.is_floating_point()
-            and (allowed is None or id(parameter.tensor) in allowed)
-        ]
+        candidates = []
+        for index, aliases in enumerate(_distinct_parameters(module)):
+            names = [name for name, _ in aliases]
+            for _, tensor in aliases:
+                if tensor.requires_grad and tensor.is_floating_point() and (allowed is None or id(tensor) in allowed):
+                    candidates.append((EvolvingParameter(names[0], tensor, index), names))
+                    break
         chosen = _choose(candidates, evolve, module)
         for parameter in chosen:
             if isinstance(parameter.tensor, nn.parameter.UninitializedParameter):
@@ -91,17 +93,14 @@ class SearchSpace(Sequence[EvolvingParameter]):
         return self._parameters[item]
 
 
-def _parameters_with_names(module: nn.Module) -> list[tuple[EvolvingParameter, list[str]]]:
-    """Each distinct parameter with all of its names; parameters that share their memory count as one."""
-    found: dict[object, tuple[EvolvingParameter, list[str]]] = {}
+def _distinct_parameters(module: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
+    """Each distinct parameter under all of its names; parameters that share their memory count as one."""
+    found: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
         identity: object = id(tensor)
         if not isinstance(tensor, nn.parameter.UninitializedParameter) and tensor.numel() and not tensor.is_meta:
             identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if identity in found:
-            found[identity][1].append(name)
-        else:
-            found[identity] = (EvolvingParameter(name, tensor, index=len(found)), [name])
+        found.setdefault(identity, []).append((name, tensor))
     return list(found.values())
 
 
@@ -111,8 +110,10 @@ def _choose(
     if evolve is None:
         chosen = [parameter for parameter, _ in candidates]
     elif callable(evolve):
-        chosen = [parameter for parameter, _ in candidates if evolve(parameter.name, parameter.tensor)]
+        chosen = [p for p, names in candidates if any(evolve(name, p.tensor) for name in names)]
     else:
+        if not isinstance(evolve, Iterable):
+            raise TypeError(f"evolve takes regular expressions, a callable or None; got {type(evolve).__name__}.")
         patterns = [evolve] if isinstance(evolve, str) else list(evolve)
         matched: set[int] = set()
         for pattern in patterns:
@@ -134,9 +135,7 @@ def _choose(
     return chosen
 
 
-def _nothing_matches(
-    evolve: object, candidates: list[tuple[EvolvingParameter, list[str]]], module: nn.Module
-) -> str:
+def _nothing_matches(evolve: object, candidates: list[tuple[EvolvingParameter, list[str]]], module: nn.Module) -> str:
     names = [name for _, aliases in candidates for name in aliases]
     if not names:
         total = sum(1 for _ in module.parameters())

@@ -94,7 +94,8 @@ class Dense:
 
         For small models, where the noise of a whole generation fits into memory: every member and the update want it.
         """
-        self._kept[parameter] = self._draw(range(directions), parameter, like, 0, like.numel())
+        if parameter not in self._kept:
+            self._kept[parameter] = self._draw(range(directions), parameter, like, 0, like.numel())
 
     def _flat(self, directions: Sequence[int], parameter: int, like: Tensor, start: int, stop: int) -> Tensor:
         kept = self._kept.get(parameter)
