@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import rich
 from lightning.pytorch.cli import LightningCLI
@@ -32,8 +33,9 @@ class EvoCLI(LightningCLI):
             init_args: {algorithm: mezo, sigma: 1e-3}
     """
 
-    def __init__(self, *args: object, trainer_defaults: dict[str, object] | None = None, **kwargs: object) -> None:
-        super().__init__(*args, trainer_defaults={"strategy": "evo", **(trainer_defaults or {})}, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, trainer_defaults: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        kwargs["trainer_defaults"] = {"strategy": "evo", **(trainer_defaults or {})}
+        super().__init__(*args, **kwargs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

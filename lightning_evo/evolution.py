@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from lightning_evo.algorithms import Algorithm, EvolutionStrategy, Population
 from lightning_evo.evaluation import batches, plain
 from lightning_evo.evaluation.isolation import Isolation, RandomState
 from lightning_evo.noise import NoiseKey, Stream, draw
-from lightning_evo.perturbations.dense import noise_dtype
 from lightning_evo.rounding import stochastic_round
 from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
 
@@ -160,7 +159,9 @@ class Evolution:
             algorithm = algorithms.get(algorithm)(**options)
         elif any(value is not None for value in options.values()):
             given = ", ".join(name for name, value in options.items() if value is not None)
-            raise ValueError(f"Options go with an algorithm's name; give them to the algorithm object instead: {given}.")
+            raise ValueError(
+                f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
+            )
         if not isinstance(algorithm, EvolutionStrategy):
             raise TypeError(
                 f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "

@@ -51,8 +51,8 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         )
     if value.numel() == 0:
         raise ValueError(f"`{source}` returned an empty tensor; there is nothing to compare.")
-    value = value.detach()
-    return value.to(torch.float64 if value.dtype == torch.float64 else torch.float32).mean()
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return torch.mean(value.detach().to(dtype))
 
 
 def fitness_of_loss(output: Any) -> Tensor | None:

@@ -171,6 +171,7 @@ _VALUES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {  # functi
 
 
 def _rows(
+    name: str,
     row: Tensor,
     member: Tensor,
     address: Tensor,
@@ -178,7 +179,6 @@ def _rows(
     key0: Tensor,
     key1: Tensor,
     knots: Tensor,
-    name: str,
 ) -> Tensor:
     """Values of whole rows: int64 ``row`` and ``member`` of shape ``[rows]`` to float32 ``[rows, values per row]``."""
     values, _ = _VALUES[name]
@@ -198,10 +198,10 @@ class _Kernel:
         self.compiled: Callable[..., Tensor] | None = None
         self.failed = False
 
-    def __call__(self, *args: Tensor, name: str) -> Tensor:
+    def __call__(self, name: str, *args: Tensor) -> Tensor:
         self.words += args[0].numel() * 4 * _BLOCKS
         if not self._wanted():
-            return _rows(*args, name=name)
+            return _rows(name, *args)
         if self.compiled is None:
             self.compiled = torch.compile(_rows, dynamic=True)
         row, member, *rest = args
@@ -209,7 +209,7 @@ class _Kernel:
         if count == 1:  # torch.compile would specialise, and compile anew, for a single row
             row, member = row.repeat(2), member.repeat(2)
         try:
-            return self.compiled(row, member, *rest, name=name)[:count]
+            return self.compiled(name, row, member, *rest)[:count]
         except Exception as error:  # whatever a missing or broken compiler raises: the plain function gives the same
             self.failed = True
             first_line = (str(error).strip().splitlines() or [""])[0]
@@ -218,7 +218,7 @@ class _Kernel:
                 "the same. Install a C++ compiler, or set LIGHTNING_EVO_COMPILE=0 to silence this.",
                 stacklevel=2,
             )
-            return _rows(*args, name=name)
+            return _rows(name, *args)
 
     def _wanted(self) -> bool:
         setting = os.environ.get("LIGHTNING_EVO_COMPILE", "auto")
@@ -300,8 +300,10 @@ def draw(
         for i in range(0, len(members), members_at_once):
             chunk = all_members[i : i + members_at_once]
             row = rows.repeat(len(chunk))
-            member = chunk.repeat_interleave(len(rows)).clone()  # not a view: torch.compile would tell them apart
-            values = _kernel(row, member, address, generation, key0, key1, _knots_on(device), name=distribution)
+            member_of_row = chunk.repeat_interleave(
+                len(rows)
+            ).clone()  # not a view: torch.compile would tell them apart
+            values = _kernel(distribution, row, member_of_row, address, generation, key0, key1, _knots_on(device))
             values = values.view(len(chunk), -1)[:, lower - begin * per_row : upper - begin * per_row]
             out[i : i + len(chunk), lower - start : upper - start] = values
     return out

@@ -86,7 +86,9 @@ def top_k(fitness: Tensor, per_direction: int = 1, *, k: int) -> Tensor:
 
 def _ranks(fitness: Tensor) -> Tensor:
     """Ranks from 0 (worst) to N - 1, ties at the mean of the ranks they span."""
-    _, group, count = fitness.unique(sorted=True, return_inverse=True, return_counts=True)
+    group: Tensor
+    count: Tensor
+    _, group, count = torch.unique(fitness, sorted=True, return_inverse=True, return_counts=True)
     first = count.cumsum(0) - count
     return (first + (count - 1) / 2).to(torch.float64)[group]
 
@@ -121,7 +123,9 @@ def resolve(shaping: str | Shaping, top_k_directions: int | None = None) -> Shap
         return partial(top_k, k=top_k_directions)
     if shaping not in SHAPINGS:
         names = [*SHAPINGS, "top_k"]
-        raise ValueError(f"Unknown shaping {shaping!r}.{did_you_mean(shaping, names)} Choose one of {', '.join(names)}.")
+        raise ValueError(
+            f"Unknown shaping {shaping!r}.{did_you_mean(shaping, names)} Choose one of {', '.join(names)}."
+        )
     return SHAPINGS[shaping]
 
 

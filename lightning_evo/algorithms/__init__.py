@@ -39,15 +39,23 @@ class AlgorithmFactory(Protocol):
     """What the registry holds: a :class:`Recipe`, or anything like it."""
 
     @property
-    def name(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
-    @property
-    def paper(self) -> str: ...
-    @property
-    def defaults(self) -> Mapping[str, Any]: ...
+    def name(self) -> str:
+        """Name in the registry."""
 
-    def __call__(self, **options: Any) -> Algorithm[Any]: ...
+    @property
+    def summary(self) -> str:
+        """One line."""
+
+    @property
+    def paper(self) -> str:
+        """Authors, year and link."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Options and their published values."""
+
+    def __call__(self, **options: Any) -> Algorithm[Any]:
+        """The algorithm with these options."""
 
 
 _REGISTRY: dict[str, AlgorithmFactory] = {}

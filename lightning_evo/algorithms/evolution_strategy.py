@@ -85,7 +85,9 @@ class Population:
             ValueError: If the state was made without a center.
         """
         if self.center is None:
-            raise ValueError("This population has no center: it lives in a module. Give `init` a vector to get vectors.")
+            raise ValueError(
+                "This population has no center: it lives in a module. Give `init` a vector to get vectors."
+            )
         noise = self.perturbation.noise(range(self.directions), 0, self.center)
         noise = noise.repeat_interleave(self.per_direction, dim=0) * self.signs[:, None].to(noise)
         return (self.center + self.sigma * noise).to(self.center.dtype)
@@ -144,8 +146,11 @@ class EvolutionStrategy(Algorithm[ESState]):
     name: str = "evolution_strategy"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.population, int) or self.population < 1:
-            raise ValueError(f"population must be a whole number >= 1, got {self.population!r}.")
+        population: object = self.population
+        if isinstance(population, bool) or not isinstance(population, int) or population < 2:
+            raise ValueError(
+                f"population must be a whole number >= 2 (one has nothing to compare), got {population!r}."
+            )
         if self.antithetic and self.population % 2:
             raise ValueError(
                 f"population={self.population} is odd, but antithetic members come in pairs. Use "
@@ -168,8 +173,6 @@ class EvolutionStrategy(Algorithm[ESState]):
         directions = self.population // (2 if self.antithetic else 1)
         if self.top_k is not None and not 1 <= self.top_k <= directions:
             raise ValueError(f"top_k must be between 1 and the number of directions ({directions}), got {self.top_k}.")
-        if self.population == 1:
-            raise ValueError("population=1 has nothing to compare; use at least 2.")
         if self.population == 2 and self.shaping == "z_score":
             warnings.warn(
                 "With 2 members the z-score is always +1 and -1, so the size of the difference is lost. Use "
@@ -232,9 +235,7 @@ class EvolutionStrategy(Algorithm[ESState]):
             ValueError: If ``fitness`` has another shape.
         """
         if fitness.shape != (len(population),):
-            raise ValueError(
-                f"fitness must hold one value per member, [{len(population)}]; got {list(fitness.shape)}."
-            )
+            raise ValueError(f"fitness must hold one value per member, [{len(population)}]; got {list(fitness.shape)}.")
 
         def weights(shaping: Shaping) -> Tensor:
             member = shape(fitness.detach().cpu(), shaping, population.per_direction) * population.signs

@@ -93,7 +93,9 @@ class EvolutionMonitor(Callback):
             summary["mean fitness of the last population"] = f"{self.fitness[-1][1]:.4f}"
         summary["generations"] = f"{trainer.global_step:,}"
         if self._members_per_second:
-            summary["members per second (median)"] = f"{sorted(self._members_per_second)[len(self._members_per_second) // 2]:,.0f}"
+            summary["members per second (median)"] = (
+                f"{sorted(self._members_per_second)[len(self._members_per_second) // 2]:,.0f}"
+            )
         summary["time"] = f"{time.perf_counter() - self._start:.1f} s"
         summary["peak memory"] = _peak_memory(pl_module.device)
         return summary
@@ -102,7 +104,13 @@ class EvolutionMonitor(Callback):
         pyplot = _pyplot()
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         if self.fitness:
-            axes.plot(*zip(*self.fitness, strict=True), color="C0", alpha=0.5, linewidth=1, label="mean fitness of the population")
+            axes.plot(
+                *zip(*self.fitness, strict=True),
+                color="C0",
+                alpha=0.5,
+                linewidth=1,
+                label="mean fitness of the population",
+            )
         if self.validation:
             right = axes if self._same_scale() else axes.twinx()
             right.plot(*zip(*self.validation, strict=True), color="C3", linewidth=2, label=f"{self.metric} (held out)")

@@ -26,6 +26,7 @@ from lightning_evo.strategies import _compat
 
 __all__ = ["EvolutionStrategyMixin"]
 
+
 class EvolutionStrategyMixin:
     """Train any LightningModule by evolution instead of backpropagation.
 
@@ -212,12 +213,12 @@ class EvolutionStrategyMixin:
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
         module = self.lightning_module
-        parent = super()
+        parent: Any = super()
         fitness_step = getattr(module, "fitness_step", None)
 
         def fitness(batch: Any) -> Tensor | None:
             if fitness_step is None:
-                return fitness_of_loss(parent.training_step(batch, *args, **kwargs))  # type: ignore[misc]
+                return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
             with self.precision_plugin.train_step_context():
                 return as_fitness(fitness_step(batch, module.trainer.fit_loop.batch_idx))
 
@@ -234,7 +235,7 @@ class EvolutionStrategyMixin:
         closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
         # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
         if self._stepping and not self._update_in_place and self.evolution.has_fitness:
-            scaler = getattr(self.precision_plugin, "scaler", None)
+            scaler = self._gradient_scaler
             scale = float(scaler.get_scale()) if scaler is not None else 1.0
             self._conclude(lambda update: update.add_to_gradients(scale))
         closure_loss = self.precision_plugin.post_backward(closure_loss, module)
@@ -255,10 +256,16 @@ class EvolutionStrategyMixin:
             return loss if self._learnt_something else None
 
         result = super().optimizer_step(optimizer, generation, model, **kwargs)  # type: ignore[misc]
+        if self._gradient_scaler is not None and not self._learnt_something:
+            optimizer.step()  # moves nothing; the scaler left it out, but schedulers want to have seen it
         if self._update_in_place and self.evolution.has_fitness:
             self._conclude(lambda update: update.apply(self._learning_rates(), self._clipping))
             self._clipping = None
         return result
+
+    @property
+    def _gradient_scaler(self) -> Any:
+        return getattr(self.precision_plugin, "scaler", None)
 
     def _conclude(self, learn: Callable[[Update], float]) -> None:
         start = time.perf_counter()
@@ -282,7 +289,9 @@ class EvolutionStrategyMixin:
         if module.trainer.barebones:
             return
         for name, value in values.items():
-            module.log(f"evo/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "fitness_mean", batch_size=1)
+            module.log(
+                f"evo/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "fitness_mean", batch_size=1
+            )
 
     # --- checkpoints ---
 

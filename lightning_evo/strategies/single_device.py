@@ -12,7 +12,7 @@ from lightning_evo.strategies._evolution import EvolutionStrategyMixin
 __all__ = ["SingleDeviceEvolutionMixin"]
 
 
-class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):
+class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):  # noqa: D101
     __doc__ = EvolutionStrategyMixin.__doc__
 
     strategy_name = "evo"
@@ -21,8 +21,10 @@ class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):
 
     @property
     def parallel_devices(self) -> Sequence[torch.device] | None:
-        """The device that the Trainer chose. Without this property Lightning would leave a registered single-device
-        strategy on the CPU."""
+        """The device that the Trainer chose, as a list of one.
+
+        Without this property Lightning would leave a single-device strategy that it knows by name on the CPU.
+        """
         return self._parallel_devices
 
     @parallel_devices.setter
@@ -33,4 +35,4 @@ class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):
                 "Use Trainer(devices=1, strategy='evo')."
             )
         self._parallel_devices = devices
-        self._root_device = devices[0] if isinstance(devices[0], torch.device) else torch.device(devices[0])
+        self._root_device = torch.device(devices[0])

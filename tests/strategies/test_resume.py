@@ -1,0 +1,233 @@
+"""Interrupted and resumed training is uninterrupted training, bit for bit."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import lightning as L
+import pytest
+import torch
+from lightning import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lightning_evo import EvoStrategy
+from lightning_evo.noise import draw
+from tests.strategies.models import ConvNet, assert_same_weights, images, trainer, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+class Shuffled(ConvNet):
+    """Shuffling and dropout draw from the global generators, which must resume, too."""
+
+    def __init__(self):
+        super().__init__(dropout=0.5)
+
+    def train_dataloader(self):
+        return DataLoader(images(), 16, shuffle=True)
+
+
+def fit(folder, strategy, epochs, ckpt_path=None, module=None, seed=7):
+    seed_everything(seed, verbose=False)
+    module = module or Shuffled()
+    options = {"max_epochs": epochs, "max_steps": -1, "enable_checkpointing": True, "default_root_dir": folder}
+    t = trainer(strategy, callbacks=[ModelCheckpoint(folder, save_last=True, filename="{epoch}")], **options)
+    t.fit(module, ckpt_path=ckpt_path)
+    return t, module
+
+
+def assert_same_optimizer(a, b):
+    a, b = (t.optimizers[0].state_dict() for t in (a, b))
+    assert a["param_groups"] == b["param_groups"]
+    assert a["state"].keys() == b["state"].keys()
+    for index in a["state"]:
+        for name, value in a["state"][index].items():
+            assert torch.equal(value, b["state"][index][name])
+
+
+def next_noise(t):
+    evolution = t.strategy.evolution
+    return draw(evolution.population.perturbation.key, [0, 1], 0, 0, 100)
+
+
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+@pytest.mark.parametrize("algorithm", ["openai_es", "es_at_scale"])
+def test_resumed_equals_uninterrupted(tmp_path, update, algorithm):
+    def strategy():
+        return EvoStrategy(algorithm, population=8, update=update, sigma=0.05)
+
+    whole, expected = fit(tmp_path / "whole", strategy(), epochs=4)
+    fit(tmp_path / "part", strategy(), epochs=2)
+    resumed, actual = fit(tmp_path / "part", strategy(), epochs=4, ckpt_path=tmp_path / "part" / "last.ckpt", seed=99)
+
+    assert resumed.global_step == whole.global_step == 16
+    assert_same_weights(weights(actual), weights(expected))
+    assert_same_optimizer(resumed, whole)
+    assert torch.equal(next_noise(resumed), next_noise(whole))
+
+
+def test_resuming_in_the_middle_of_an_accumulation_window(tmp_path):
+    """The fitness gathered so far is saved, so nothing of a window is lost."""
+    saved = {}
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 1:  # the second of four batches
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+                saved.update(torch.load(tmp_path / "middle.ckpt", weights_only=True)["lightning_evo"])
+
+    strategy = EvoStrategy(population=8)
+    module = ConvNet()
+    trainer(strategy, callbacks=[Save()], accumulate_grad_batches=4, max_steps=1).fit(module)
+    assert saved["fitness_weight"] == 2
+    assert saved["generation"] == 0
+
+    resumed = EvoStrategy(population=8).evolution
+    resumed.load_state_dict(saved, torch.device("cpu"))
+    resumed.setup(module)
+    assert resumed.has_fitness
+    assert torch.equal(resumed.conclude().fitness, saved["fitness_sum"] / 2)
+
+
+def test_checkpoint_is_ordinary(tmp_path):
+    t, module = fit(tmp_path, EvoStrategy(population=8, seed=3), epochs=1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert set(checkpoint) >= {"state_dict", "optimizer_states", "lr_schedulers", "lightning_evo"}
+    saved = checkpoint["lightning_evo"]
+    assert saved["seed"] == 3
+    assert saved["generation"] == 4
+    assert saved["algorithm"] == "openai_es"
+
+
+def test_backpropagation_goes_on_from_evolution_and_back(tmp_path):
+    """Each way the next trainer starts from the weights, optimizer state and counters of the one before."""
+    fit(tmp_path, EvoStrategy(population=8), epochs=1)
+    first = torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+    class Watch(Shuffled):
+        def on_train_start(self):
+            state = copy.deepcopy(self.trainer.optimizers[0].state_dict()["state"])
+            self.start = weights(self), self.trainer.global_step, state
+
+    for path, strategy in ((tmp_path / "last.ckpt", "auto"), (tmp_path / "b" / "last.ckpt", EvoStrategy(population=8))):
+        checkpoint = torch.load(path, weights_only=True)
+        module = Watch()
+        folder = tmp_path / "b" if strategy == "auto" else tmp_path / "c"
+        t, module = fit(folder, strategy, epochs=checkpoint["epoch"] + 2, ckpt_path=path, module=module)
+        start, step, state = module.start
+        assert_same_weights(start, checkpoint["state_dict"])
+        assert step == checkpoint["global_step"]
+        assert all(
+            torch.equal(state[i]["exp_avg"], s["exp_avg"])
+            for i, s in checkpoint["optimizer_states"][0]["state"].items()
+        )
+        assert t.global_step == step + 4
+        assert any(not torch.equal(a, b) for a, b in zip(weights(module).values(), start.values(), strict=True))
+    assert first["global_step"] == 4
+
+
+def test_in_place_drops_the_moments_of_backpropagation(tmp_path):
+    fit(tmp_path, "auto", epochs=1)
+    t, _ = fit(tmp_path, EvoStrategy(population=8, update="in_place"), epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    assert not t.optimizers[0].state
+
+
+def test_another_algorithm_is_refused(tmp_path):
+    fit(tmp_path, EvoStrategy("mezo"), epochs=1)
+    with pytest.raises(ValueError, match="written by the algorithm 'mezo', but this run uses 'openai_es'"):
+        fit(tmp_path, EvoStrategy(), epochs=2, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_another_seed_is_announced(tmp_path):
+    fit(tmp_path, EvoStrategy(population=8, seed=1), epochs=1)
+    with pytest.warns(UserWarning, match="seed=2; the checkpoint's run used 1"):
+        fit(tmp_path, EvoStrategy(population=8, seed=2), epochs=1, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_sigma_set_by_a_callback_is_resumed(tmp_path):
+    class Halve(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.strategy.sigma /= 2
+
+    def run(epochs, folder, ckpt_path=None, callback=True):
+        seed_everything(0, verbose=False)
+        callbacks = [Halve()] if callback else []
+        callbacks.append(ModelCheckpoint(folder, save_last=True))
+        t = trainer(
+            EvoStrategy(population=8, sigma=0.08), callbacks=callbacks, max_epochs=epochs, max_steps=-1,
+            enable_checkpointing=True, default_root_dir=folder,
+        )  # fmt: skip
+        t.fit(ConvNet(), ckpt_path=ckpt_path)
+        return t
+
+    run(2, tmp_path)
+    t = run(3, tmp_path, tmp_path / "last.ckpt", callback=False)
+    assert t.strategy.sigma == pytest.approx(0.02)
+    assert float(t.callback_metrics["evo/sigma"]) == pytest.approx(0.02)
+
+
+SCRIPT = """
+import sys, time
+import torch
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_evo import EvoStrategy
+from tests.strategies.test_resume import Shuffled
+
+folder, resume, slow = sys.argv[1:4]
+
+class Model(Shuffled):
+    def training_step(self, batch, batch_idx):
+        if slow == "slow":
+            time.sleep(0.002)  # so that the signal arrives within a generation, not between them
+            print("member", flush=True)
+        return super().training_step(batch, batch_idx)
+
+L.seed_everything(7, verbose=False)
+trainer = L.Trainer(
+    strategy=EvoStrategy(population=16, sigma=0.05, update=sys.argv[4]), max_epochs=6, accelerator="cpu", logger=False,
+    callbacks=[ModelCheckpoint(folder, save_last=True, every_n_epochs=1)], default_root_dir=folder,
+    enable_progress_bar=False, enable_model_summary=False,
+)
+model = Model()
+trainer.fit(model, ckpt_path=None if resume == "no" else resume)
+torch.save(model.state_dict(), folder + "/final.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+def test_killed_within_a_generation_and_resumed(tmp_path, update):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+
+    def command(folder, resume, slow):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(resume), slow, update]
+
+    subprocess.run(command("whole", "no", "fast"), env=environment, check=True, timeout=120, capture_output=True)
+
+    killed = subprocess.Popen(command("killed", "no", "slow"), env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        for _ in range(17 * 10 + 9):  # ten generations of 16 members and the center, and half of the eleventh
+            assert killed.stdout.readline()
+        killed.send_signal(signal.SIGKILL)
+    finally:
+        killed.kill()
+        killed.stdout.close()
+        assert killed.wait(timeout=30) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "final.pt").exists()
+
+    last = tmp_path / "killed" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 8  # two epochs of four steps; two steps were lost
+    subprocess.run(command("killed", last, "fast"), env=environment, check=True, timeout=120, capture_output=True)
+    expected, actual = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
+    assert_same_weights(actual, expected)
