@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
@@ -88,7 +89,8 @@ class EvolutionMixin:
             parameter.tensor.grad = None
         scaler = getattr(plugin, "scaler", None)
         if update and self.evolution_update == "optimizer":
-            values["update_norm"] = update.add_to_gradients(float(scaler.get_scale()) if scaler else 1.0)
+            one = torch.ones((), device=self.trainer.strategy.root_device)
+            values["update_norm"] = update.add_to_gradients(float(scaler.scale(one)) if scaler else 1.0)
             optimizer.step()
         else:
             if scaler:  # it refuses to step where there are no gradients

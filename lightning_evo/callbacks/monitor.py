@@ -68,8 +68,9 @@ class EvolutionMonitor(Callback):
         self.validation.append((trainer.global_step, float(trainer.callback_metrics[self.metric])))
 
     @override
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # Not on_fit_end: by now a progress bar is finished, too.
+        if stage != "fit" or not trainer.is_global_zero or not trainer.state.finished:
             return
         folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,10 +115,11 @@ class EvolutionMonitor(Callback):
         if self.validation:
             right = axes if self._same_scale() else axes.twinx()
             right.plot(*zip(*self.validation, strict=True), color="C3", linewidth=2, label=f"{self.metric} (held out)")
-            right.set_ylabel(f"{self.metric}")
-        axes.set(xlabel="generation", title="Learning curve")
-        if not self.validation or not self._same_scale():
-            axes.set_ylabel("fitness")
+            right.set_ylabel(self.metric)
+        shared = self.validation and self._same_scale()
+        axes.set(
+            xlabel="generation", ylabel=f"fitness and {self.metric}" if shared else "fitness", title="Learning curve"
+        )
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=2)
         figure.savefig(picture, dpi=150)

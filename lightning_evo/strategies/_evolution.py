@@ -248,6 +248,9 @@ class EvolutionStrategyMixin:
 
         def generation() -> Any:
             self._stepping, self._learnt_something = True, False
+            if _compat.backward_is_skipped(self.lightning_module.trainer):
+                # Lightning still steps once, and zeroes no gradients before: the last generation's would act again.
+                optimizer.zero_grad()
             try:
                 loss = closure()
             finally:

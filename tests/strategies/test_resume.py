@@ -145,6 +145,7 @@ def test_another_algorithm_is_refused(tmp_path):
         fit(tmp_path, EvoStrategy(), epochs=2, ckpt_path=tmp_path / "last.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")  # pytest.warns shows it again, as if it came from here
 def test_another_seed_is_announced(tmp_path):
     fit(tmp_path, EvoStrategy(population=8, seed=1), epochs=1)
     with pytest.warns(UserWarning, match="seed=2; the checkpoint's run used 1"):

@@ -1,0 +1,12 @@
+"""``python -m examples.digits [options of LightningCLI]``"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from lightning_evo.cli import main
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # so small a network is slower with more
+    main(["fit", "--config", str(Path(__file__).with_name("config.yaml")), *sys.argv[1:]])

@@ -1,0 +1,144 @@
+"""The command line: every option of the strategy, checked, and the list of algorithms."""
+
+import sys
+
+import pytest
+import torch
+
+from lightning_evo import algorithms, cli
+
+STRATEGY = "--trainer.strategy.init_args."
+BASE = [
+    "fit", "--model=lightning.pytorch.demos.boring_classes.BoringModel", "--trainer.max_steps=2",
+    "--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=0",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the command line and returns the Trainer."""
+    made = []
+
+    class Recorded(cli.EvoCLI):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self.trainer)
+
+    monkeypatch.setattr(cli, "EvoCLI", Recorded)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments):
+        cli.main([*BASE, *arguments])
+        return made.pop()
+
+    return run
+
+
+def test_evo_is_the_default_strategy(run):
+    trainer = run()
+    assert type(trainer.strategy).__name__ == "EvoStrategy"
+    assert trainer.global_step == 2
+
+
+def test_every_option_from_the_command_line(run):
+    trainer = run(
+        "--trainer.strategy=lightning_evo.EvoStrategy",
+        f"{STRATEGY}algorithm=ars",
+        f"{STRATEGY}population=8",
+        f"{STRATEGY}sigma=0.5",
+        f"{STRATEGY}noise=rademacher",
+        f"{STRATEGY}shaping=top_k",
+        f"{STRATEGY}top_k=2",
+        f"{STRATEGY}antithetic=true",
+        f"{STRATEGY}scaling=sigma",
+        f"{STRATEGY}weight_decay=0.1",
+        f"{STRATEGY}samples_per_generation=3",
+        f"{STRATEGY}evolve=[weight]",
+        f"{STRATEGY}update=in_place",
+        f"{STRATEGY}evaluation=plain",
+        f"{STRATEGY}seed=5",
+    )
+    evolution = trainer.strategy.evolution
+    expected = algorithms.get("ars")(
+        population=8,
+        sigma=0.5,
+        noise="rademacher",
+        top_k=2,
+        scaling="sigma",
+        weight_decay=0.1,
+        samples_per_generation=3,
+    )
+    assert evolution.algorithm == expected
+    assert evolution.state.seed == 5
+    assert [parameter.name for parameter in evolution.space] == ["layer.weight"]
+    assert trainer.optimizers[0].state_dict()["state"] == {}
+
+
+def test_yaml(run, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        """
+trainer:
+  strategy:
+    class_path: lightning_evo.EvoStrategy
+    init_args:
+      algorithm: openai_es
+      population: 4
+      sigma: {kind: exponential, start: 0.1, end: 0.01, generations: 100}
+"""
+    )
+    trainer = run("--config", str(config))
+    assert trainer.strategy.evolution.algorithm.sigma == algorithms.Schedule("exponential", 0.1, 0.01, 100)
+    assert trainer.strategy.sigma == pytest.approx(0.1 * 0.1 ** (2 / 100))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("population=many", "population"),
+        ("update=sideways", "sideways"),
+        ("popluation=8", "popluation"),
+        ("sigma=-1", "sigma must be a number > 0"),
+        ("algorithm=openai", "Did you mean 'openai_es'"),
+    ],
+)
+def test_bad_options(run, capsys, option, message):
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        run("--trainer.strategy=lightning_evo.EvoStrategy", STRATEGY + option)
+    assert message in capsys.readouterr().err + str(raised.value)
+
+
+def test_help_is_readable(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--trainer.strategy.help=lightning_evo.EvoStrategy"])
+    text = capsys.readouterr().out
+    for option in ("population", "sigma", "shaping", "scaling", "evolve", "update", "samples_per_generation"):
+        assert f"--trainer.strategy.{option}" in text
+    assert "Members per generation" in text
+
+
+def test_algorithms(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main(["algorithms"])
+    text = capsys.readouterr().out
+    for name in algorithms.available():
+        factory = algorithms.get(name)
+        assert name in text
+        assert factory.summary in text
+        assert factory.paper in text
+    assert "samples_per_generation=5000" in text
+    with pytest.raises(SystemExit, match="takes no arguments"):
+        cli.main(["algorithms", "mezo"])
+
+
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("lightning-evo 0.")
+
+
+def test_both_ways_of_naming_the_strategy_give_the_same(run):
+    by_name, by_class = run("--trainer.strategy=evo"), run("--trainer.strategy=lightning_evo.EvoStrategy")
+    assert type(by_name.strategy) is type(by_class.strategy)
+    assert torch.is_tensor(by_name.callback_metrics["evo/fitness_mean"])
