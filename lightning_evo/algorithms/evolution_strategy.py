@@ -156,13 +156,16 @@ class EvolutionStrategy(Algorithm[ESState]):
                 f"population={self.population} is odd, but antithetic members come in pairs. Use "
                 f"{self.population + 1}, or antithetic=False."
             )
-        _check_number("sigma", self.sigma, "> 0", lambda value: value > 0)
-        if isinstance(self.sigma, Schedule) and self.sigma.end == 0:
+        if not isinstance(self.sigma, Schedule):
+            _check_number("sigma", self.sigma, "> 0", lambda value: value > 0)
+        elif self.sigma.end == 0:
             raise ValueError("A sigma schedule must end above 0: with sigma 0 all members are equal.")
-        _check_number("learning_rate", self.learning_rate, ">= 0", lambda value: value >= 0)
+        if not isinstance(self.learning_rate, Schedule):
+            _check_number("learning_rate", self.learning_rate, ">= 0", lambda value: value >= 0)
         _check_number("weight_decay", self.weight_decay, ">= 0", lambda value: value >= 0)
-        if self.samples_per_generation is not None and self.samples_per_generation < 1:
-            raise ValueError(f"samples_per_generation must be >= 1, got {self.samples_per_generation}.")
+        samples: object = self.samples_per_generation
+        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+            raise ValueError(f"samples_per_generation must be a whole number >= 1, got {samples!r}.")
         if self.scaling not in get_args(Scaling):
             raise ValueError(
                 f"Unknown scaling {self.scaling!r}.{did_you_mean(str(self.scaling), get_args(Scaling))} "
@@ -171,7 +174,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         resolve(self.shaping, self.top_k)
         Dense(NoiseKey(0, 0), self.noise)
         directions = self.population // (2 if self.antithetic else 1)
-        if self.top_k is not None and not 1 <= self.top_k <= directions:
+        if self.top_k is not None and self.top_k not in range(1, directions + 1):
             raise ValueError(f"top_k must be between 1 and the number of directions ({directions}), got {self.top_k}.")
         if self.population == 2 and self.shaping == "z_score":
             warnings.warn(
@@ -246,6 +249,7 @@ class EvolutionStrategy(Algorithm[ESState]):
             return shaped
         if self.scaling == "sigma":
             return shaped / population.sigma
+        shaped = shaped / shaped.abs().max()  # the squares of very small weights would be zero
         quotients = weights(raw) / population.sigma
         length = (shaped @ quotients).abs() / (shaped @ shaped)  # makes `shaped` the best fit to `quotients`
         return shaped * length * math.sqrt(population.directions / (population.directions + dimension + 1))
@@ -317,7 +321,5 @@ class Recipe:
 
 
 def _check_number(name: str, value: object, wanted: str, accept: Callable[[float], bool]) -> None:
-    if isinstance(value, Schedule):
-        return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not accept(value):
         raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")

@@ -1,0 +1,272 @@
+"""The gradient estimate against theory, and the options of the family.
+
+Statistical tests are deterministic; n and the threshold's meaning stand beside each.
+"""
+
+import math
+
+import pytest
+import torch
+
+from lightning_evo.algorithms import EvolutionStrategy, Schedule
+
+SLOPE = torch.tensor([3.0, -1.0, 0.5, 0.0, 2.0], dtype=torch.float64)
+CENTER = torch.tensor([0.5, -1.0, 2.0, 0.1, -0.3], dtype=torch.float64)
+
+
+def strategy(**options):
+    return EvolutionStrategy(
+        **{"population": 8, "sigma": 0.1, "learning_rate": 1.0, "shaping": "raw", "scaling": "sigma", **options}
+    )
+
+
+def linear(x):
+    return x @ SLOPE
+
+
+def estimates(subject, fitness, seeds):
+    """The gradient estimate for each seed, ``[seeds, d]``: with learning rate 1 it is the step itself."""
+    steps = []
+    for seed in range(seeds):
+        state = subject.init(CENTER, seed=seed)
+        population = subject.ask(state)
+        steps.append(subject.tell(state, population, fitness(population.vectors())).center - CENTER)
+    return torch.stack(steps)
+
+
+def assert_mean(values, expected, errors=4.9):
+    """The mean over rows is ``expected`` within 4.9 of its own standard errors: chance fails once in a million."""
+    standard_error = values.std(0) / math.sqrt(len(values))
+    assert ((values.mean(0) - expected).abs() < errors * standard_error).all(), (values.mean(0), standard_error)
+
+
+# --- the estimate against theory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher", "uniform"])
+def test_mean_and_variance_for_a_linear_fitness(noise):
+    """``g = (a . eps) eps`` averaged over the pairs. Var_i = (|a|^2 - a_i^2) + a_i^2 (E eps^4 - 1)."""
+    seeds, pairs = 1000, 4
+    g = estimates(strategy(population=2 * pairs, noise=noise), linear, seeds)
+    assert_mean(g, SLOPE)
+    fourth_moment = {"gaussian": 3, "rademacher": 1, "uniform": 9 / 5}[noise]
+    variance = (SLOPE.square().sum() + (fourth_moment - 2) * SLOPE.square()) / pairs
+    # A sample variance of n values has the relative standard error sqrt((kurtosis - 1) / n).
+    centred = g - g.mean(0)
+    kurtosis = centred.pow(4).mean(0) / centred.square().mean(0).square()
+    relative = g.var(0) / variance - 1
+    assert (relative.abs() < 4.9 * ((kurtosis - 1) / seeds).sqrt()).all(), relative
+
+
+def test_mean_for_a_quadratic_fitness_is_its_gradient():
+    """Smoothing a quadratic leaves its gradient as it is."""
+    matrix = torch.randn(5, 5, dtype=torch.float64)
+    hessian = matrix @ matrix.T
+    g = estimates(strategy(), lambda x: -((x @ hessian) * x).sum(-1) / 2 + linear(x), seeds=700)
+    assert_mean(g, SLOPE - hessian @ CENTER)
+
+
+def test_mean_for_a_cubic_fitness_is_the_gradient_of_the_smoothed_one():
+    """``E (x + sigma eps)^3 = x^3 + 3 sigma^2 x``, whose derivative is ``3 x^2 + 3 sigma^2``; sigma is large here."""
+    sigma = 0.8
+    g = estimates(strategy(sigma=sigma), lambda x: (x**3).sum(-1), seeds=700)
+    assert_mean(g, 3 * CENTER**2 + 3 * sigma**2)
+    with pytest.raises(AssertionError):  # the plain gradient would not pass
+        assert_mean(g, 3 * CENTER**2)
+
+
+def test_mean_without_pairs():
+    """The baseline holds a member's own fitness, too, which takes 1/N off the estimate."""
+    g = estimates(strategy(antithetic=False), lambda x: linear(x) + 10, seeds=1000)
+    assert_mean(g, SLOPE * (1 - 1 / 8))
+
+
+@pytest.mark.parametrize(("directions", "dimension"), [(1, 1), (2, 50), (40, 5), (8, 8)])
+def test_gradient_scaling_gives_the_length_of_the_gradient(directions, dimension):
+    """Root mean square over seeds, for a linear fitness and raw shaping exactly that of the gradient."""
+    slope = torch.linspace(-1, 2, dimension, dtype=torch.float64)
+    subject = strategy(population=2 * directions, scaling="gradient")
+    squares = []
+    for seed in range(700):
+        state = subject.init(torch.zeros(dimension, dtype=torch.float64), seed=seed)
+        population = subject.ask(state)
+        squares.append(subject.tell(state, population, population.vectors() @ slope).center.square().sum())
+    assert_mean(torch.stack(squares)[:, None], slope.square().sum())
+
+
+@pytest.mark.parametrize("shaping", ["centered_ranks", "linear_ranks", "z_score", "raw", "top_k"])
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_gradient_scaling_of_shaped_weights(shaping, antithetic):
+    """Parallel to the unscaled estimate, never longer than with raw fitness, in proportion to the fitness."""
+    options = {"shaping": shaping, "top_k": 3 if shaping == "top_k" else None, "antithetic": antithetic}
+    state = strategy().init(CENTER, seed=7)
+    population = strategy(**options).ask(state)
+    fitness = linear(population.vectors()) + population.vectors()[:, 0] ** 2
+
+    def weights(scaling, fitness=fitness, **changes):
+        subject = strategy(**{**options, "scaling": scaling, **changes})
+        return subject.direction_weights(population, fitness, 5)
+
+    scaled, plain = weights("gradient"), weights("none")
+    torch.testing.assert_close(scaled / scaled.norm(), plain / plain.norm())
+    raw = weights("gradient", shaping="raw", top_k=None)
+    assert scaled.norm() <= raw.norm() * (1 + 1e-12)
+    torch.testing.assert_close(scaled @ raw, scaled @ scaled)  # the best fit to the raw quotients along `plain`
+    torch.testing.assert_close(weights("gradient", fitness * 1000 + 5), scaled * 1000, rtol=1e-4, atol=1e-9)
+
+
+def test_scaling():
+    state = strategy().init(CENTER, seed=7)
+    population = strategy().ask(state)
+    fitness = linear(population.vectors())
+    none, sigma = (strategy(scaling=scaling).direction_weights(population, fitness, 5) for scaling in ("none", "sigma"))
+    torch.testing.assert_close(none, sigma * 0.1, rtol=1e-14, atol=0)
+    pairs = fitness.view(4, 2)
+    torch.testing.assert_close(none, (pairs[:, 0] - pairs[:, 1]) / 8, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shaping", ["z_score", "raw", "centered_ranks", "linear_ranks", "top_k"])
+@pytest.mark.parametrize("scaling", ["none", "sigma", "gradient"])
+@pytest.mark.parametrize("base", [0.0, 1.0])
+def test_a_failure_among_equals_gives_finite_weights(shaping, scaling, base):
+    subject = strategy(shaping=shaping, scaling=scaling, top_k=4 if shaping == "top_k" else None)
+    fitness = torch.full((8,), base, dtype=torch.float64)
+    fitness[2] = math.nan
+    weights = subject.direction_weights(subject.ask(subject.init(CENTER)), fitness, 5)
+    assert weights.isfinite().all()
+    assert weights[1] <= 0
+    assert weights[[0, 2, 3]].tolist() == [0, 0, 0]
+
+
+# --- members --------------------------------------------------------------------------------------------------------
+
+
+def test_members_are_center_plus_and_minus_sigma_times_noise():
+    population = strategy().ask(strategy().init(CENTER, seed=3))
+    assert len(population) == 8
+    assert population.signs.tolist() == [1, -1] * 4
+    noise = population.perturbation.noise(range(4), 0, CENTER)
+    expected = torch.stack([CENTER + sign * 0.1 * noise[k] for k in range(4) for sign in (1, -1)])
+    assert torch.equal(population.vectors(), expected)
+    alone = strategy(antithetic=False)
+    population = alone.ask(alone.init(CENTER, seed=3))
+    assert len(population) == 8
+    torch.testing.assert_close(population.vectors(), CENTER + 0.1 * population.perturbation.noise(range(8), 0, CENTER))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_centers_keep_their_dtype(dtype):
+    subject = strategy()
+    state = subject.init(CENTER.to(dtype), seed=3)
+    population = subject.ask(state)
+    assert population.vectors().dtype == dtype
+    assert subject.tell(state, population, linear(population.vectors().double())).center.dtype == dtype
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def test_weight_decay():
+    """``theta + learning_rate (g - weight_decay theta)``."""
+    steps = []
+    for weight_decay in (0.0, 0.25):
+        subject = strategy(weight_decay=weight_decay, learning_rate=0.1)
+        state = subject.init(CENTER, seed=3)
+        population = subject.ask(state)
+        steps.append(subject.tell(state, population, linear(population.vectors())).center)
+    torch.testing.assert_close(steps[1], steps[0] - 0.1 * 0.25 * CENTER, rtol=1e-13, atol=0)
+
+
+def test_schedules_of_sigma_and_learning_rate():
+    sigma, rate = Schedule("exponential", 0.1, 0.01, 4), Schedule("linear", 1.0, 0.0, 4)
+    subject = strategy(sigma=sigma, learning_rate=rate)
+    state = subject.init(CENTER, seed=3)
+    for generation in range(6):
+        assert subject.current_sigma(state) == sigma(generation)
+        assert subject.current_learning_rate(state) == rate(generation)
+        population = subject.ask(state)
+        assert population.sigma == sigma(generation)
+        following = subject.tell(state, population, linear(population.vectors()))
+        constant = strategy(sigma=sigma(generation)).tell(state, population, linear(population.vectors()))
+        torch.testing.assert_close(following.center - state.center, (constant.center - state.center) * rate(generation))
+        state = following
+    assert torch.equal(following.center, state.center)
+
+
+def test_sigma_set_by_hand_overrides_a_schedule():
+    subject = strategy(sigma=Schedule("linear", 0.1, 0.01, 4))
+    state = subject.init(CENTER, sigma=0.7)
+    for _ in range(3):
+        assert subject.ask(state).sigma == 0.7
+        state = subject.tell(state, subject.ask(state), torch.arange(8.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"population": 7}, r"population=7 is odd, but antithetic members come in pairs\. Use 8, or antithetic=False"),
+        ({"population": 0}, "population must be a whole number"),
+        ({"population": 1, "antithetic": False}, "nothing to compare"),
+        ({"population": 4.0}, "population must be a whole number"),
+        ({"population": True}, "population must be a whole number"),
+        ({"sigma": 0}, "sigma must be a number > 0, got 0"),
+        ({"sigma": -0.1}, "sigma must be a number > 0, got -0.1"),
+        ({"sigma": math.nan}, "sigma must be a number > 0, got nan"),
+        ({"sigma": math.inf}, "sigma must be a number > 0, got inf"),
+        ({"sigma": True}, "sigma must be a number > 0, got True"),
+        ({"sigma": "0.1"}, "sigma must be a number > 0, got '0.1'"),
+        ({"sigma": Schedule("linear", 0.1, 0.0, 5)}, "sigma schedule must end above 0"),
+        ({"learning_rate": -1}, "learning_rate must be a number >= 0, got -1"),
+        ({"weight_decay": -1}, "weight_decay must be a number >= 0, got -1"),
+        ({"weight_decay": Schedule("linear", 0.1, 0.0, 5)}, "weight_decay must be a number >= 0"),
+        ({"samples_per_generation": 0}, "samples_per_generation must be"),
+        ({"samples_per_generation": 2.5}, "samples_per_generation must be"),
+        ({"scaling": "gradiant"}, r"Unknown scaling 'gradiant'\. Did you mean 'gradient'\?"),
+        ({"shaping": "rank"}, r"Unknown shaping 'rank'\. Did you mean"),
+        ({"noise": "normal"}, r"Unknown noise 'normal'"),
+        ({"shaping": "top_k"}, "go together"),
+        ({"shaping": "top_k", "top_k": 5}, r"between 1 and the number of directions \(4\), got 5"),
+        ({"shaping": "top_k", "top_k": 0}, r"between 1 and the number of directions \(4\), got 0"),
+        ({"shaping": "top_k", "top_k": 2.5}, "top_k must be"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        strategy(**options)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_two_members_and_a_z_score(antithetic):
+    with pytest.warns(UserWarning, match=r"With 2 members the z-score is always \+1 and -1.*shaping='raw'"):
+        strategy(population=2, shaping="z_score", antithetic=antithetic)
+
+
+@pytest.mark.parametrize(
+    ("center", "sigma", "message"),
+    [
+        (torch.zeros(2, 2), None, r"floating vector \[d\], got torch.float32 \[2, 2\]"),
+        (torch.zeros(2, dtype=torch.int64), None, "got torch.int64"),
+        (CENTER, 0.0, "sigma must be a number > 0"),
+        (CENTER, math.nan, "sigma must be a number > 0"),
+    ],
+)
+def test_init_errors(center, sigma, message):
+    with pytest.raises(ValueError, match=message):
+        strategy().init(center, sigma=sigma)
+
+
+def test_without_a_center():
+    state = strategy().init(seed=3)
+    population = strategy().ask(state)
+    assert len(population) == 8
+    with pytest.raises(ValueError, match="lives in a module. Give `init` a vector"):
+        population.vectors()
+    with pytest.raises(ValueError, match="this state has none. Give `init` a vector"):
+        strategy().tell(state, population, torch.arange(8.0))
+
+
+@pytest.mark.parametrize("shape", [(7,), (8, 1), ()])
+def test_fitness_of_another_shape(shape):
+    state = strategy().init(CENTER)
+    with pytest.raises(ValueError, match=r"one value per member, \[8\]; got"):
+        strategy().tell(state, strategy().ask(state), torch.zeros(shape))
