@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"lightning-evo {lightning_evo.__version__}")
         return
     sys.path.insert(0, "")  # as `python -m` does: class paths in the configuration may name files in this folder
-    EvoCLI(args=arguments)
+    sys.argv[:] = ["lightning-evo", *arguments]  # where LightningCLI reads them
+    EvoCLI()
 
 
 def algorithms_table() -> Table:

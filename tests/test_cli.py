@@ -9,11 +9,17 @@ from lightning_evo import algorithms, cli
 
 STRATEGY = "--trainer.strategy.init_args."
 BASE = [
-    "fit", "--model=lightning.pytorch.demos.boring_classes.BoringModel", "--trainer.max_steps=2",
+    "fit", "--seed_everything=0", "--model=lightning.pytorch.demos.boring_classes.BoringModel", "--trainer.max_steps=2",
     "--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.enable_checkpointing=false",
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
     "--trainer.limit_val_batches=0",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_process_state(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
 
 
 @pytest.fixture
@@ -27,7 +33,6 @@ def run(monkeypatch):
             made.append(self.trainer)
 
     monkeypatch.setattr(cli, "EvoCLI", Recorded)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments):
         cli.main([*BASE, *arguments])
@@ -120,9 +125,9 @@ def test_help_is_readable(capsys):
 
 
 def test_algorithms(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     cli.main(["algorithms"])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in algorithms.available():
         factory = algorithms.get(name)
         assert name in text
