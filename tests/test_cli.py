@@ -17,7 +17,8 @@ BASE = [
 
 
 @pytest.fixture(autouse=True)
-def own_process_state(monkeypatch):
+def own_process_state(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # LightningCLI saves its configuration here
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", list(sys.argv))
 
@@ -29,7 +30,7 @@ def run(monkeypatch):
 
     class Recorded(cli.EvoCLI):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, save_config_kwargs={"overwrite": True}, **kwargs)
             made.append(self.trainer)
 
     monkeypatch.setattr(cli, "EvoCLI", Recorded)
