@@ -145,6 +145,6 @@ def test_version(capsys):
 
 
 def test_both_ways_of_naming_the_strategy_give_the_same(run):
-    by_name, by_class = run("--trainer.strategy=evo"), run("--trainer.strategy=lightning_evo.EvoStrategy")
+    by_name, by_class = run("--trainer.strategy=evo"), run("--trainer.strategy.class_path=lightning_evo.EvoStrategy")
     assert type(by_name.strategy) is type(by_class.strategy)
     assert torch.is_tensor(by_name.callback_metrics["evo/fitness_mean"])
