@@ -42,7 +42,7 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "EvoStrategy":
-        value = importlib.import_module("lightning_evo.strategies").strategy_class(name)
+        value = importlib.import_module("lightning_evo.strategies").strategy_class(name, "lightning.pytorch")
     elif name == "algorithms":
         value = importlib.import_module("lightning_evo.algorithms")
     elif name in _HOME:

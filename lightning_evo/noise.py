@@ -45,7 +45,7 @@ Distribution = Literal["gaussian", "rademacher", "uniform"]
 _MASK = 0xFFFFFFFF
 _BLOCKS = 16  # blocks in a row: the width of one AVX-512 register of words
 _CHUNK_ROWS = 1 << 14  # rows drawn at a time: 1M normal values, so temporaries stay in the cache
-_COMPILE_AFTER = 1 << 28  # words: about the number that an uncompiled CPU draws while a compiler would run
+_COMPILE_AFTER = 1 << 30  # words: about as long to draw uncompiled, on one core, as the compiler would run
 
 
 class Stream:

@@ -20,15 +20,15 @@ _HOME = {"lightning.pytorch": "lightning_evo", "pytorch_lightning": "lightning_e
 
 
 @cache
-def strategy_class(name: str, namespace: Namespace = "lightning.pytorch") -> type[Any]:
-    """The strategy of that name for ``lightning.pytorch`` or ``pytorch_lightning``.
+def strategy_class(name: str, namespace: Namespace) -> type[Any]:
+    """The strategy of that name for ``lightning.pytorch`` or ``pytorch_lightning``; the same class every time.
 
     Raises:
         KeyError: If there is no such strategy or namespace.
 
     Example:
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
-        >>> issubclass(strategy_class("EvoStrategy"), SingleDeviceStrategy)
+        >>> issubclass(strategy_class("EvoStrategy", "lightning.pytorch"), SingleDeviceStrategy)
         True
     """
     mixin, parent = _STRATEGIES[name]
