@@ -360,7 +360,7 @@ class Evolution:
             "algorithm": self.algorithm.name,
             "seed": self.state.seed,
             "generation": self.state.generation,
-            "fitness_sum": self._fitness_sum,
+            "fitness_sum": self._fitness_sum.clone(),
             "fitness_weight": self._weight,
             "random_state": RandomState(device).state_dict(),
         }
@@ -400,6 +400,6 @@ class Evolution:
         self.state = replace(self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"))
         self._forget_batches()
         if saved["fitness_weight"]:
-            self._fitness_sum, self._weight = saved["fitness_sum"].cpu(), saved["fitness_weight"]
+            self._fitness_sum, self._weight = saved["fitness_sum"].cpu().clone(), saved["fitness_weight"]
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])
