@@ -1,0 +1,1 @@
+"""Measurements that the documentation quotes. Each is one command that prints a table and writes JSON."""
