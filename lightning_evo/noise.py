@@ -300,9 +300,8 @@ def draw(
         for i in range(0, len(members), members_at_once):
             chunk = all_members[i : i + members_at_once]
             row = rows.repeat(len(chunk))
-            member_of_row = chunk.repeat_interleave(
-                len(rows)
-            ).clone()  # not a view: torch.compile would tell them apart
+            # A copy, not a view: torch.compile would tell them apart.
+            member_of_row = chunk.repeat_interleave(len(rows)).clone()
             values = _kernel(distribution, row, member_of_row, address, generation, key0, key1, _knots_on(device))
             values = values.view(len(chunk), -1)[:, lower - begin * per_row : upper - begin * per_row]
             out[i : i + len(chunk), lower - start : upper - start] = values

@@ -252,6 +252,20 @@ def test_compiled_values_are_the_same_bits(kernel, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_gpu_gives_the_same_bits(distribution, compiled, monkeypatch):
+    spans = [(0, 1), (61, 5000), (10**9, 10**9 + 3_000_000)]
+    expected = [draw(NoiseKey(2**64 - 5, 7), [0, MASK], 3, *span, distribution=distribution) for span in spans]
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", compiled)
+    for span, values in zip(spans, expected, strict=True):
+        on_gpu = draw(NoiseKey(2**64 - 5, 7), [0, MASK], 3, *span, distribution=distribution, device="cuda")
+        assert on_gpu.device.type == "cuda"
+        assert torch.equal(on_gpu.cpu(), values)
+
+
 def test_a_broken_compiler_is_said_once_and_changes_nothing(kernel, monkeypatch):
     expected = whole("gaussian")
 

@@ -115,6 +115,16 @@ def test_gradient_scaling_of_shaped_weights(shaping, antithetic):
     torch.testing.assert_close(weights("gradient", fitness * 1000 + 5), scaled * 1000, rtol=1e-4, atol=1e-9)
 
 
+def test_gradient_scaling_never_turns_the_weights_around():
+    """Not even where they disagree with the raw fitness, as those of a shaping of one's own may on purpose."""
+    opposite = strategy(shaping=lambda fitness, _: -fitness, scaling="gradient")
+    state = opposite.init(CENTER, seed=7)
+    population = opposite.ask(state)
+    fitness = linear(population.vectors())
+    expected = -strategy(scaling="gradient").direction_weights(population, fitness, 5)
+    torch.testing.assert_close(opposite.direction_weights(population, fitness, 5), expected)
+
+
 def test_scaling():
     state = strategy().init(CENTER, seed=7)
     population = strategy().ask(state)

@@ -1,6 +1,7 @@
 """Members see the same world, and leave none of it changed."""
 
 import copy
+import itertools
 import random
 from collections import Counter, defaultdict, deque
 
@@ -188,8 +189,10 @@ def plain(value):
 
 
 @pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("batches_before", [0, 1, 2])
-@pytest.mark.parametrize("use", ["update", "forward", "compute", "reset"])
+@pytest.mark.parametrize(
+    ("use", "batches_before"),
+    [*itertools.product(["update", "forward", "reset"], [0, 1, 2]), ("compute", 1), ("compute", 2)],
+)
 def test_metrics_are_right_inside_and_untouched_afterwards(name, batches_before, use):
     """Against a twin that lives through the same batches, copied instead of isolated."""
     module, twin = nn.Module(), METRICS[name]()
@@ -197,8 +200,6 @@ def test_metrics_are_right_inside_and_untouched_afterwards(name, batches_before,
     for metric in (module.metric, twin):
         for seed in range(batches_before):
             metric.update(*batch(seed))
-    if use == "compute" and not batches_before:
-        pytest.skip("nothing to compute")
 
     def used(metric, member):
         if use == "update":
