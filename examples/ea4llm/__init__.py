@@ -1,0 +1,9 @@
+"""EA4LLM (arXiv 2510.10603): pretraining a Qwen3-shaped language model by evolution.
+
+``python -m examples.ea4llm`` trains the ``tiny`` preset on CPU; see the README beside this file.
+"""
+
+from examples.ea4llm.data import ByteTokenizer, TextDataModule
+from examples.ea4llm.model import PRESETS, CausalLM, Preset
+
+__all__ = ["PRESETS", "ByteTokenizer", "CausalLM", "Preset", "TextDataModule"]

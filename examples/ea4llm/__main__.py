@@ -1,0 +1,5 @@
+"""``python -m examples.ea4llm``."""
+
+from examples.ea4llm.run import main
+
+main()
