@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_evo import Evolution, EvolutionMixin, EvoStrategy
 from tests.strategies.models import assert_same_weights, images, trainer, weights
+from tests.strategies.test_resume import draws_the_order_twice
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
@@ -90,6 +91,7 @@ def test_equals_the_strategy(update):
     assert_same_weights(weights(actual), weights(expected))
 
 
+@draws_the_order_twice
 @pytest.mark.parametrize("strategy", ["auto", "evo"])
 def test_resumed_equals_uninterrupted(tmp_path, strategy):
     def fit(folder, epochs, ckpt_path=None, seed=0):

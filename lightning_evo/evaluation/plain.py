@@ -48,9 +48,11 @@ def evaluate(
                     noise = population.perturbation.noise([direction], parameter.index, center)[0]
                     perturbed = center.to(noise_dtype(center)) + noise * (sign * population.sigma)
                     parameter.tensor.copy_(perturbed)
+                torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
                 isolation.start_member()
                 values.append(fitness())
     finally:
         for parameter, center in zip(space, centers, strict=True):
             parameter.tensor.copy_(center)
+        torch.clear_autocast_cache()
     return values

@@ -149,3 +149,14 @@ def test_no_graph_is_built():
     module = network()
     values = evaluate(module, population(), lambda: module(torch.ones(2, 5)).mean())
     assert not any(value.requires_grad for value in values)
+
+
+def test_an_enclosing_autocast_does_not_keep_old_weights():
+    """autocast casts a weight once and keeps the result until its context ends, whatever becomes of the weight."""
+    module = nn.Linear(5, 1, bias=False)
+    x = torch.randn(16, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = module(x)
+        fitness = evaluate(module, population(), lambda: module(x).float().sum())
+        assert torch.equal(module(x), before)
+    assert len({float(value) for value in fitness}) == 6
