@@ -19,6 +19,7 @@ from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, EvolutionStrategy, Population
 from lightning_evo.evaluation import batches, plain
 from lightning_evo.evaluation.isolation import Isolation, RandomState
+from lightning_evo.fitness import as_fitness
 from lightning_evo.noise import NoiseKey, Stream, draw
 from lightning_evo.rounding import stochastic_round
 from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
@@ -28,8 +29,9 @@ __all__ = ["CHECKPOINT_KEY", "Clipping", "Evolution", "Update"]
 CHECKPOINT_KEY = "lightning_evo"
 """Where a checkpoint keeps :meth:`Evolution.state_dict`."""
 
-FitnessFunction = Callable[[Any], Tensor | None]
-"""Runs the user's code on a batch with the weights as they are: a scalar tensor, or ``None`` to skip the batch."""
+FitnessFunction = Callable[[Any], Any]
+"""Runs the user's code on a batch with the weights as they are: what :func:`~lightning_evo.fitness.as_fitness` takes,
+or ``None`` to skip the batch."""
 
 
 @dataclass(frozen=True)
@@ -264,12 +266,13 @@ class Evolution:
         assert self._module is not None
         with Isolation(self._module, device) as isolation:
             values = plain.evaluate(self.space, population, lambda: fitness(batch), isolation)
-        given = [value for value in values if value is not None]
+        given = [as_fitness(value, source="fitness") for value in values if value is not None]
         if not given:
             return False
-        missing = torch.full_like(given[0], math.nan)
-        stacked = torch.stack([missing if value is None else value for value in values])
-        self._fitness_sum += stacked.cpu().to(torch.float64) * weight
+        declined = torch.tensor([value is None for value in values])
+        fitnesses = torch.full((len(values),), math.nan, dtype=torch.float64)
+        fitnesses[~declined] = torch.stack(given).cpu().to(torch.float64)
+        self._fitness_sum += fitnesses * weight
         self._weight += weight
         return True
 
@@ -343,8 +346,9 @@ class Evolution:
         elif not update and "tied" not in self._warned:
             self._warned.add("tied")
             warnings.warn(
-                f"Generation {self.state.generation}: all members have the same fitness, so there is nothing to learn "
-                "from it. If this goes on, use a larger sigma, larger batches or a finer fitness. This is said once.",
+                f"Generation {self.state.generation}: members that should be compared have the same fitness, so there "
+                "is nothing to learn. If this goes on, use a larger sigma, larger batches or a finer fitness. This is "
+                "said once.",
                 stacklevel=3,
             )
 

@@ -58,7 +58,7 @@ class EvolutionMonitor(Callback):
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.metric is None or trainer.sanity_checking:
+        if self.metric is None or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self.metric not in trainer.callback_metrics:
             raise KeyError(
@@ -70,7 +70,7 @@ class EvolutionMonitor(Callback):
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         # Not on_fit_end: by now a progress bar is finished, too.
-        if stage != "fit" or not trainer.is_global_zero or not trainer.state.finished:
+        if stage != "fit" or not trainer.is_global_zero:
             return
         folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,8 @@ class EvolutionMonitor(Callback):
     def _summary(self, trainer: Any, pl_module: Any) -> dict[str, str]:
         summary = {}
         if self.validation:
-            summary[f"{self.metric} (held out)"] = f"{self.validation[-1][1]:.4f}"
+            generation, value = self.validation[-1]
+            summary[f"{self.metric} (held out), generation {generation:,}"] = f"{value:.4f}"
         if self.fitness:
             summary["mean fitness of the last population"] = f"{self.fitness[-1][1]:.4f}"
         summary["generations"] = f"{trainer.global_step:,}"

@@ -2,8 +2,8 @@
 
 While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
 (BatchNorm's statistics), metric states, attributes and train or eval modes. Afterwards all of them are as they were
-before the first. Not covered: what a member writes into a plain tensor, an array or an object of another class that
-an attribute holds. Register such tensors as buffers.
+before the first. Not covered: what a member writes into an array, an object of another class, or a tensor of more than
+65,536 elements that an attribute holds (a data set, most likely). Register such tensors as buffers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 __all__ = ["Isolation", "RandomState"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
+_SMALL = 1 << 16  # elements of a tensor in an attribute that is worth a copy per generation, in case it is a counter
 
 
 class RandomState:
@@ -129,12 +130,20 @@ class Isolation:
             for m in modules
             if not type(m).__module__.startswith("torch.")  # torch's own modules keep their state in buffers
         ]
+        weights = {parameter.untyped_storage().data_ptr() for parameter in self._module.parameters()}
+        self._tensors = _Tensors(
+            tensor
+            for attributes in self._attributes
+            for tensor in attributes.tensors()
+            if tensor.numel() <= _SMALL and tensor.untyped_storage().data_ptr() not in weights
+        )
         return self
 
     def start_member(self) -> None:
         """Put everything back to where it was when the context was entered."""
         self._random.restore()
         self._buffers.restore()
+        self._tensors.restore()
         for module, mode in self._modes:
             if module.training != mode:
                 module.training = mode
@@ -170,15 +179,25 @@ class _Buffers:
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._registries = [(module._buffers, module._buffers.copy()) for module in modules]
-        tensors = {id(buffer): buffer for _, buffers in self._registries for buffer in buffers.values()}
-        self._tensors = [tensor for tensor in tensors.values() if tensor is not None and not _is_expanded(tensor)]
-        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._tensors = _Tensors(b for _, buffers in self._registries for b in buffers.values() if b is not None)
 
-    @torch.no_grad()
     def restore(self) -> None:
         for registry, buffers in self._registries:
             if registry or buffers:
                 _refill(registry, buffers)
+        self._tensors.restore()
+
+
+class _Tensors:
+    """What some tensors hold."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        different = {id(tensor): tensor for tensor in tensors}
+        self._tensors = [tensor for tensor in different.values() if not _is_expanded(tensor)]
+        self._copies = [tensor.detach().clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._copies)
 
@@ -195,6 +214,11 @@ class _Attributes:
         self._module = module
         self._values = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
         self._contents = _containers(self._values.values())
+
+    def tensors(self) -> list[Tensor]:
+        """Plain tensors that attributes hold, in containers, too."""
+        inside = (item for _, copy in self._contents for item in (copy.values() if isinstance(copy, dict) else copy))
+        return [value for value in (*self._values.values(), *inside) if type(value) is Tensor and not value.is_sparse]
 
     def restore(self) -> None:
         current = vars(self._module)
@@ -243,6 +267,9 @@ class _MetricState(_Attributes):
         names: Any = module._defaults
         self._states = {name: self._values[name] for name in names}
         self._contents = [(value, copy) for value, copy in self._contents if not self._is_state(value)]
+
+    def tensors(self) -> list[Tensor]:
+        return []  # its states are replaced, not written to
 
     def _is_state(self, value: object) -> bool:
         return any(value is state for state in self._states.values())

@@ -6,9 +6,9 @@ The slowest way and the reference: every other evaluation must give what this on
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.isolation import Isolation
@@ -21,20 +21,17 @@ _KEEP = 1 << 24  # a generation's noise is kept for the update if it has no more
 
 
 @torch.no_grad()
-def evaluate(
-    space: SearchSpace, population: Population, fitness: Callable[[], Tensor | None], isolation: Isolation
-) -> list[Tensor | None]:
+def evaluate(space: SearchSpace, population: Population, fitness: Callable[[], Any], isolation: Isolation) -> list[Any]:
     """The fitness of every member.
 
     Args:
         space: The evolving parameters. They hold the center before and after, bit for bit, whatever happens.
         population: The members.
-        fitness: Runs the user's code with the weights as they are and gives its fitness, a scalar tensor, or ``None``
-            if it declined.
+        fitness: Runs the user's code with the weights as they are and gives its fitness.
         isolation: Entered by the caller.
 
     Returns:
-        One value for each member, in the population's order.
+        What ``fitness`` gave for each member, in the population's order.
     """
     if population.directions * space.numel <= _KEEP:
         for parameter in space:

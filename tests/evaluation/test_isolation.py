@@ -393,3 +393,25 @@ def test_everything_comes_back_after_an_exception():
     assert values(module[0]) == attributes
     assert module[3].tp is accuracy
     assert "log" not in vars(module[2])
+
+
+def test_small_tensors_in_attributes_are_put_back_but_not_those_that_are_weights():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+            self.alias = self.weight.data
+            self.total = torch.zeros(1)
+            self.history = {"losses": [torch.zeros(2)]}
+
+    model = Model()
+    with Isolation(model, torch.device("cpu")) as isolation:
+        for _ in range(3):
+            isolation.start_member()
+            assert float(model.total) == 0
+            model.total += 1
+            model.history["losses"][0] += 1
+            model.weight.data += 1
+    assert float(model.total) == 0
+    assert torch.equal(model.history["losses"][0], torch.zeros(2))
+    assert torch.equal(model.alias, torch.full((3,), 3.0))  # weights are the evaluation's to restore

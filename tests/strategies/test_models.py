@@ -58,7 +58,7 @@ def test_boring_model():
     assert last < 0.5 * first
 
 
-@pytest.mark.filterwarnings("ignore:Generation .*all members have the same fitness")
+@pytest.mark.filterwarnings("ignore:Generation .*members that should be compared have the same fitness")
 def test_demo_model():
     """Its loss is a sum of ReLUs: zero is the best there is, and reached by all members."""
     first, last = fit(DemoModel(), DataLoader(torch.rand(64, 32), batch_size=8), max_steps=60, max_epochs=-1)
@@ -131,7 +131,9 @@ def test_gpt2_with_tied_weights():
     assert module.model.lm_head.weight is module.model.transformer.wte.weight
 
 
-@pytest.mark.filterwarnings("ignore:Generation .*all members have the same fitness")  # all are right in the end
+@pytest.mark.filterwarnings(
+    "ignore:Generation .*members that should be compared have the same fitness"
+)  # all are right in the end
 def test_fitness_step_replaces_the_loss():
     """Accuracy has no gradient; evolution climbs it all the same, while training_step's loss is only logged."""
 
