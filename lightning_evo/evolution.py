@@ -24,7 +24,7 @@ from lightning_evo.noise import NoiseKey, Stream, draw
 from lightning_evo.rounding import stochastic_round
 from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
 
-__all__ = ["CHECKPOINT_KEY", "Clipping", "Evolution", "Update"]
+__all__ = ["CHECKPOINT_KEY", "Clipping", "Evolution", "Update", "group_learning_rates"]
 
 CHECKPOINT_KEY = "lightning_evo"
 """Where a checkpoint keeps :meth:`Evolution.state_dict`."""
@@ -57,6 +57,7 @@ class Update:
         fitness: Mean fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
         weights: Weight of each noise direction; all zero if there is nothing to learn.
         weight_decay: L2 coefficient.
+        learning_rate: The algorithm's own learning rate in this generation.
     """
 
     population: Population
@@ -64,6 +65,7 @@ class Update:
     fitness: Tensor
     weights: tuple[float, ...]
     weight_decay: float
+    learning_rate: float
 
     def __bool__(self) -> bool:
         """Whether there is anything to learn."""
@@ -90,11 +92,22 @@ class Update:
         return _norm(norms)
 
     @torch.no_grad()
-    def apply(self, learning_rates: Callable[[nn.Parameter], float], clipping: Clipping | None = None) -> float:
-        """``theta <- theta + learning_rate * g`` tensor by tensor; returns the norm of ``g`` before clipping.
+    def apply(
+        self, learning_rates: Callable[[nn.Parameter], float] | None = None, clipping: Clipping | None = None
+    ) -> float:
+        """``theta <- theta + learning_rate * g`` tensor by tensor.
 
         bfloat16 and float16 weights are rounded stochastically, so that no update is lost.
+
+        Args:
+            learning_rates: The learning rate of each parameter; ``None`` takes the algorithm's own for all.
+            clipping: Limits ``g``.
+
+        Returns:
+            The norm of ``g`` before clipping.
         """
+        if learning_rates is None:
+            learning_rates = lambda parameter: self.learning_rate  # noqa: E731
         coefficient = 1.0
         if clipping and clipping.by == "norm":
             norm = _norm([torch.linalg.vector_norm(self.estimate(parameter)) for parameter in self.space])
@@ -120,7 +133,15 @@ class Update:
 
 
 def _norm(norms: list[Tensor]) -> float:
-    return math.hypot(*(float(norm) for norm in torch.stack([n.cpu().double() for n in norms]))) if norms else 0.0
+    """The norm of all tensors together, from the norm of each; the one moment an update waits for the device."""
+    return float(torch.linalg.vector_norm(torch.stack(norms).cpu().double()))
+
+
+def group_learning_rates(*optimizers: torch.optim.Optimizer) -> Callable[[nn.Parameter], float] | None:
+    """The learning rate that each parameter has in its optimizer's group; ``None`` if there are no groups."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
+    return (lambda parameter: rates[id(parameter)]) if groups else None
 
 
 class Evolution:
@@ -145,7 +166,7 @@ class Evolution:
         >>> evolution.evaluate(lambda batch: -(model(batch[0]) - batch[1]).square().mean(), (x, y))
         True
         >>> update = evolution.conclude()
-        >>> norm = update.apply(lambda parameter: 0.1)
+        >>> norm = update.apply()
     """
 
     def __init__(
@@ -187,6 +208,8 @@ class Evolution:
 
     def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
         """Choose the search space. Continues with the next generation if the module is the same as before.
+
+        Call it again between generations when parameters were frozen, unfrozen or given to the optimizer.
 
         Args:
             module: Its parameters evolve.
@@ -231,11 +254,6 @@ class Evolution:
     def sigma(self, value: float) -> None:
         sigma = self.algorithm.init(sigma=value).sigma  # validated there
         self.state = replace(self.state, sigma=sigma)
-
-    @property
-    def learning_rate(self) -> float:
-        """The algorithm's own learning rate in the generation concluded last (or the first one)."""
-        return self.algorithm.current_learning_rate(replace(self.state, generation=max(0, self.state.generation - 1)))
 
     @property
     def population(self) -> Population:
@@ -285,8 +303,15 @@ class Evolution:
         if not self._weight:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
         population, fitness = self.population, self._fitness_sum / self._weight
-        weights = tuple(self.algorithm.direction_weights(population, fitness, self.space.numel).tolist())
-        update = Update(population, self.space, fitness, weights, self.algorithm.weight_decay)
+        weights = self.algorithm.direction_weights(population, fitness, self.space.numel)
+        update = Update(
+            population=population,
+            space=self.space,
+            fitness=fitness,
+            weights=tuple(weights.tolist()),
+            weight_decay=self.algorithm.weight_decay,
+            learning_rate=self.algorithm.current_learning_rate(self.state),
+        )
         self._report(update)
         self.state = replace(self.state, generation=self.state.generation + 1)
         self._forget_batches()
@@ -371,6 +396,10 @@ class Evolution:
         if self.state.sigma is not None:
             saved["sigma"] = self.state.sigma
         return saved
+
+    def start_at(self, generation: int) -> None:
+        """Number the coming generation: a run that goes on from other training should not repeat noise."""
+        self.state = replace(self.state, generation=generation)
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Continue a run: the next noise, and every other random number, is what it would have been.

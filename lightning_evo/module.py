@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
+from lightning_evo.evolution import CHECKPOINT_KEY, Evolution, group_learning_rates
 from lightning_evo.fitness import as_fitness
+from lightning_evo.strategies._compat import gradient_scale
 
 __all__ = ["EvolutionMixin"]
 
@@ -89,8 +89,7 @@ class EvolutionMixin:
             parameter.tensor.grad = None
         scaler = getattr(plugin, "scaler", None)
         if update and self.evolution_update == "optimizer":
-            one = torch.ones((), device=self.trainer.strategy.root_device)
-            values["update_norm"] = update.add_to_gradients(float(scaler.scale(one)) if scaler else 1.0)
+            values["update_norm"] = update.add_to_gradients(gradient_scale(plugin, self.trainer.strategy.root_device))
             optimizer.step()
         else:
             if scaler:  # it refuses to step where there are no gradients
@@ -99,8 +98,7 @@ class EvolutionMixin:
             if scaler:
                 plugin.scaler = scaler
             if update:
-                rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-                values["update_norm"] = update.apply(lambda p: rates.get(id(p), evolution.learning_rate))
+                values["update_norm"] = update.apply(group_learning_rates(optimizer))
         for parameter in evolution.space:
             parameter.tensor.grad = None
         return {f"evo/{name}": value for name, value in values.items()}

@@ -326,7 +326,7 @@ def generation_of(subject, values):
 
 def test_ties_are_said_once():
     subject = evolution(network(), population=4)
-    with pytest.warns(UserWarning, match="Generation 0: members that should be compared have the same fitness.*larger sigma"):
+    with pytest.warns(UserWarning, match="Generation 0: members .* have the same fitness.*larger sigma"):
         assert not generation_of(subject, [2.0] * 4)
     assert not generation_of(subject, [2.0] * 4)
 
@@ -357,7 +357,6 @@ def test_sigma_can_be_read_and_set():
     assert subject.sigma == 0.1
     generation_of(subject, range(4))
     assert subject.sigma == pytest.approx(0.075)
-    assert subject.learning_rate == 0.1  # of the update just concluded
     subject.sigma = 0.4
     assert subject.population.sigma == 0.4
     generation_of(subject, range(4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -134,6 +133,10 @@ class EvolutionMonitor(Callback):
 def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB on the GPU"
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return "not measured on this system"
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:,.0f} MiB (whole process)"
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
-__all__ = ["Namespace", "backward_is_skipped", "lightning_module_class", "parent_strategy"]
+import torch
+
+__all__ = ["Namespace", "backward_is_skipped", "gradient_scale", "lightning_module_class", "parent_strategy"]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
 
@@ -22,6 +24,13 @@ def parent_strategy(namespace: Namespace, name: str) -> type[Any]:
 def lightning_module_class(module: object) -> type[Any]:
     """The ``LightningModule`` class that a module derives from, whichever package it is from."""
     return next(cls for cls in type(module).__mro__ if cls.__name__ == "LightningModule")
+
+
+def gradient_scale(precision_plugin: Any, device: torch.device) -> float:
+    """What a mixed-precision plugin's gradient scaler divides gradients by; 1 if it has none."""
+    scaler = getattr(precision_plugin, "scaler", None)
+    # Scaling a one also sets the scaler up, which it demands before it unscales.
+    return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=device)))
 
 
 def backward_is_skipped(trainer: Any) -> bool:

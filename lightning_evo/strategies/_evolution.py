@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
-from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update
+from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update, group_learning_rates
 from lightning_evo.fitness import as_fitness, fitness_of_loss
 from lightning_evo.noise import Distribution
 from lightning_evo.shaping import Shaping
@@ -147,12 +147,10 @@ class EvolutionStrategyMixin:
             )
             return
         self._check(module)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        among = [parameter for group in groups for parameter in group["params"]] or None
-        self.evolution.setup(module, among)
+        self._choose_parameters()
         if self._update_in_place:
             self._intercept_clipping()
-            if among:
+            if self._optimized_parameters:
                 rank_zero_info(
                     f"update='in_place': of {type(self.optimizers[0]).__name__} only the learning rate and its "
                     "schedule are used, not its momentum, adaptivity or weight decay."
@@ -172,7 +170,7 @@ class EvolutionStrategyMixin:
                 "LBFGS calls its closure several times and needs exact gradients, so it can't step on a population's "
                 "estimate. Use SGD, Adam or any other first-order optimizer."
             )
-        has_optimizer = any(optimizer.param_groups for optimizer in self.optimizers)
+        has_optimizer = bool(self._optimized_parameters)
         if not has_optimizer and not self._update_in_place:
             raise ValueError(
                 "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
@@ -183,6 +181,15 @@ class EvolutionStrategyMixin:
                 "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there, or return None and use update='in_place'."
             )
+
+    def _choose_parameters(self) -> None:
+        """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""
+        self.evolution.setup(self.lightning_module, self._optimized_parameters or None)
+
+    @property
+    def _optimized_parameters(self) -> list[nn.Parameter]:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [parameter for group in groups for parameter in group["params"]]
 
     def _intercept_clipping(self) -> None:
         """There will be no ``.grad`` to clip: remember what is asked for and clip the estimate."""
@@ -223,6 +230,8 @@ class EvolutionStrategyMixin:
                 return as_fitness(fitness_step(batch, module.trainer.fit_loop.batch_idx))
 
         start = time.perf_counter()
+        if not self.evolution.has_fitness:
+            self._choose_parameters()
         if self.evolution.evaluate(fitness, batch):
             self._evaluations += len(self.evolution.population)
         self._seconds += time.perf_counter() - start
@@ -235,9 +244,7 @@ class EvolutionStrategyMixin:
         closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
         # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
         if self._stepping and not self._update_in_place and self.evolution.has_fitness:
-            scaler = self._gradient_scaler
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
-            self._conclude(lambda update: update.add_to_gradients(scale))
+            self._conclude_into_gradients()
         closure_loss = self.precision_plugin.post_backward(closure_loss, module)
         self.post_backward(closure_loss)  # type: ignore[attr-defined]
         return closure_loss
@@ -255,16 +262,23 @@ class EvolutionStrategyMixin:
                 loss = closure()
             finally:
                 self._stepping = False
+            if not self._update_in_place and self.evolution.has_fitness:
+                self._conclude_into_gradients()  # training_step returned no loss, so `backward` was not called
             # None tells a gradient scaler that there are no gradients to unscale.
-            return loss if self._learnt_something else None
+            return (0.0 if loss is None else loss) if self._learnt_something else None
 
         result = super().optimizer_step(optimizer, generation, model, **kwargs)  # type: ignore[misc]
         if self._gradient_scaler is not None and not self._learnt_something:
             optimizer.step()  # moves nothing; the scaler left it out, but schedulers want to have seen it
         if self._update_in_place and self.evolution.has_fitness:
-            self._conclude(lambda update: update.apply(self._learning_rates(), self._clipping))
+            learning_rates = group_learning_rates(*self.optimizers)
+            self._conclude(lambda update: update.apply(learning_rates, self._clipping))
             self._clipping = None
         return result
+
+    def _conclude_into_gradients(self) -> None:
+        scale = _compat.gradient_scale(self.precision_plugin, self.root_device)
+        self._conclude(lambda update: update.add_to_gradients(scale))
 
     @property
     def _gradient_scaler(self) -> Any:
@@ -278,14 +292,6 @@ class EvolutionStrategyMixin:
         self._seconds += time.perf_counter() - start
         self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
         self._seconds, self._evaluations = 0.0, 0
-
-    def _learning_rates(self) -> Callable[[nn.Parameter], float]:
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        if not groups:
-            rate = self.evolution.learning_rate
-            return lambda parameter: rate
-        rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
-        return lambda parameter: rates[id(parameter)]
 
     def _log(self, **values: float) -> None:
         module = self.lightning_module
@@ -311,6 +317,8 @@ class EvolutionStrategyMixin:
         super().load_optimizer_state_dict(checkpoint)  # type: ignore[misc]
         if self._active and CHECKPOINT_KEY in checkpoint:
             self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.root_device)
+        elif self._active:  # backpropagation wrote it, perhaps after evolution with the same seed
+            self.evolution.start_at(checkpoint["global_step"])
 
     @property
     def _active(self) -> bool:

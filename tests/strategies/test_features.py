@@ -8,6 +8,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
 
@@ -279,3 +280,26 @@ def test_device_choice_is_the_trainers():
     strategy = EvoStrategy()
     strategy.parallel_devices = [torch.device("meta")]
     assert strategy.root_device == torch.device("meta")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+def test_fitness_without_a_loss(update, precision):
+    """With a fitness_step, training_step may return no loss: Lightning then skips backward, evolution goes on."""
+
+    class Model(ConvNet):
+        def fitness_step(self, batch, batch_idx):
+            return -torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+
+    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))] if precision == "16-mixed" else None
+    seed_everything(0, verbose=False)
+    module = Model(optimizer=torch.optim.SGD, lr=0.1)
+    t = trainer(EvoStrategy(update=update), max_steps=40, plugins=plugins)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`training_step` returned `None`")
+        t.fit(module)
+    assert t.strategy.evolution.state.generation == 40
+    assert sum(module.losses[-5:]) < 0.8 * sum(module.losses[:5])

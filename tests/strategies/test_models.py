@@ -198,3 +198,30 @@ def test_both_namespaces():
     expected = run(L, BoringModel, EvoStrategy(seed=1))
     assert torch.equal(run(pl, OtherBoringModel, OtherEvoStrategy(seed=1)), expected)
     assert not torch.equal(run(pl, OtherBoringModel, "evo"), expected)  # another seed
+
+
+def test_parameters_unfrozen_in_mid_training_evolve_from_then_on():
+    """BackboneFinetuning gives a frozen backbone to the optimizer after some epochs."""
+    from lightning.pytorch.callbacks import BackboneFinetuning
+
+    class Model(ConvNet):
+        def __init__(self):
+            super().__init__()
+            self.backbone = self.net[0]
+
+        def configure_optimizers(self):
+            return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+    sizes = []
+
+    class Sizes(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            sizes.append(len(trainer.strategy.evolution.space))
+            weights.append(module.backbone.weight.detach().clone())
+
+    weights = []
+    callbacks = [BackboneFinetuning(unfreeze_backbone_at_epoch=2, verbose=False), Sizes()]
+    trainer(EvoStrategy(population=4), callbacks=callbacks, max_epochs=4, max_steps=-1).fit(Model())
+    assert sizes == [4, 4, 6, 6]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
