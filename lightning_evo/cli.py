@@ -7,6 +7,7 @@ algorithms.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["--version"]:
         print(f"lightning-evo {lightning_evo.__version__}")
         return
-    sys.path.insert(0, "")  # as `python -m` does: class paths in the configuration may name files in this folder
+    # As `python -m` does: class paths in the configuration may name files in this folder. (Not "": while jsonargparse
+    # reads a configuration, the current folder is the configuration's.)
+    sys.path.insert(0, os.getcwd())
     sys.argv[:] = ["lightning-evo", *arguments]  # where LightningCLI reads them
     EvoCLI()
 

@@ -148,3 +148,12 @@ def test_both_ways_of_naming_the_strategy_give_the_same(run):
     by_name, by_class = run("--trainer.strategy=evo"), run("--trainer.strategy.class_path=lightning_evo.EvoStrategy")
     assert type(by_name.strategy) is type(by_class.strategy)
     assert torch.is_tensor(by_name.callback_metrics["evo/fitness_mean"])
+
+
+def test_modules_of_the_current_folder_are_found(run, tmp_path):
+    (tmp_path / "my_models.py").write_text(
+        "from lightning.pytorch.demos.boring_classes import BoringModel\nclass Mine(BoringModel):\n    pass\n"
+    )
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("model:\n  class_path: my_models.Mine\n")
+    assert type(run("--config", "configs/mine.yaml").lightning_module).__name__ == "Mine"
