@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import lightning_evo_autoload
 
 if TYPE_CHECKING:
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evolution import Evolution
     from lightning_evo.module import EvolutionMixin
     from lightning_evo.search_space import SearchSpace
+    from lightning_evo.strategies.single_device import SingleDeviceEvoMixin
 
-    EvoStrategy: type[Any]
+    class EvoStrategy(SingleDeviceEvoMixin, SingleDeviceStrategy):
+        """What ``strategy_class`` makes."""
+
 
 __version__ = "0.1.0.dev0"
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import rich
 from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
 from rich.table import Table
 
 import lightning_evo
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["algorithms"]:
         if len(arguments) > 1:
             sys.exit(f"`lightning-evo algorithms` takes no arguments, got {' '.join(arguments[1:])}.")
-        rich.print(algorithms_table())
+        Console().print(algorithms_table())
         return
     if arguments[:1] == ["--version"]:
         print(f"lightning-evo {lightning_evo.__version__}")

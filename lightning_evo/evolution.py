@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Algorithm, EvolutionStrategy, Population
+from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
 from lightning_evo.evaluation import batches, plain
 from lightning_evo.evaluation.isolation import Isolation, RandomState
 from lightning_evo.fitness import as_fitness
@@ -75,6 +75,7 @@ class Update:
         """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
         center = parameter.tensor.detach()
         total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center)
+        parameter.without_padding(total)
         return total - center.to(total.dtype) * self.weight_decay if self.weight_decay else total
 
     @torch.no_grad()
@@ -150,7 +151,6 @@ class Evolution:
     Args:
         algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
         evolve: Which parameters evolve; see :class:`~lightning_evo.search_space.SearchSpace`.
-        evaluation: ``"auto"`` or ``"plain"``.
         seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
         **options: Options of the algorithm; ``None`` means its own default.
 
@@ -174,7 +174,6 @@ class Evolution:
         algorithm: str | Algorithm[Any] = "openai_es",
         *,
         evolve: Evolve = None,
-        evaluation: Literal["auto", "plain"] = "auto",
         seed: int | None = None,
         **options: Any,
     ) -> None:
@@ -190,11 +189,10 @@ class Evolution:
                 f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "
                 f"{type(algorithm).__name__}."
             )
-        if evaluation not in ("auto", "plain"):
-            raise ValueError(f"evaluation must be 'auto' or 'plain', got {evaluation!r}.")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
             raise TypeError(f"seed must be a whole number or None, got {seed!r}.")
         self.algorithm = algorithm
+        self.learning_rate_was_given = options.get("learning_rate") is not None
         self.seed = seed
         self.state = algorithm.init(seed=seed or 0)
         self._evolve = evolve
@@ -219,10 +217,12 @@ class Evolution:
             ValueError: If ``evolve`` matches nothing.
         """
         self._space = SearchSpace(module, self._evolve, among=parameters)
-        if module is not self._module and not self._resumed:
-            seed = self.seed if self.seed is not None else torch.initial_seed()
-            self.state = replace(self.state, seed=seed & (1 << 64) - 1, generation=0)
-            self._forget_batches()
+        if not self._resumed:
+            self._forget_batches()  # of a fit that was broken off
+            if module is not self._module:
+                seed = self.seed if self.seed is not None else torch.initial_seed()
+                sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
+                self.state = ESState(seed=seed & (1 << 64) - 1, sigma=sigma)
         self._module, self._resumed = module, False
 
     @property
@@ -282,8 +282,12 @@ class Evolution:
             return False
         device = next(iter(self.space)).tensor.device
         assert self._module is not None
-        with Isolation(self._module, device) as isolation:
-            values = plain.evaluate(self.space, population, lambda: fitness(batch), isolation)
+        shared = batches.SharedBatch(batch)
+        try:
+            with Isolation(self._module, device) as isolation:
+                values = plain.evaluate(self.space, population, lambda: fitness(shared.for_member()), isolation)
+        finally:
+            shared.restore()
         given = [as_fitness(value, source="fitness") for value in values if value is not None]
         if not given:
             return False
@@ -345,11 +349,11 @@ class Evolution:
         if wanted is None:
             return batch, 1.0
         total = batches.count(batch)
-        seen = int(self._weight)
+        seen = int(self._weight)  # with this option a batch weighs as much as it has samples
         chosen = min(total, wanted - seen)
         if 0 < chosen < total:
             key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
-            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]
+            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # `seen` tells the batches apart
             batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
         return batch, float(chosen)
 

@@ -5,7 +5,8 @@ This is the only place where a loss turns into a fitness, by its sign.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["as_fitness", "fitness_of_loss", "token_log_probability"]
+__all__ = ["as_fitness", "call_fitness_step", "fitness_of_loss", "token_log_probability"]
 
 
 def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
@@ -33,10 +34,10 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
 
     Example:
         >>> as_fitness(torch.tensor([True, False, True, True]))
-        tensor(0.7500)
+        tensor(0.7500, dtype=torch.float64)
     """
-    if isinstance(value, Real):
-        value = torch.tensor(float(value))
+    if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
+        value = torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, Tensor):
         raise TypeError(
             f"`{source}` returned {type(value).__name__} ({value!r:.80}), which can't be compared. Return a tensor: "
@@ -51,8 +52,20 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         )
     if value.numel() == 0:
         raise ValueError(f"`{source}` returned an empty tensor; there is nothing to compare.")
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return torch.mean(value.detach().to(dtype))
+    # float32 holds the half floats exactly, but not all whole numbers; the MPS device has nothing longer.
+    exact = value.dtype == torch.float64 or (not value.is_floating_point() and value.device.type != "mps")
+    return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
+
+
+def call_fitness_step(fitness_step: Callable[..., Any], batch: Any, batch_idx: int) -> Tensor:
+    """The fitness that a module's ``fitness_step(batch)`` or ``fitness_step(batch, batch_idx)`` gives.
+
+    Raises:
+        TypeError: If it returns anything but a real number or tensor, ``None`` included.
+        ValueError: If it returns more than one dimension or no element.
+    """
+    takes_index = len(inspect.signature(fitness_step).parameters) > 1
+    return as_fitness(fitness_step(batch, batch_idx) if takes_index else fitness_step(batch))
 
 
 def fitness_of_loss(output: Any) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution, group_learning_rates
-from lightning_evo.fitness import as_fitness
+from lightning_evo.fitness import call_fitness_step
 from lightning_evo.strategies._compat import gradient_scale
 
 __all__ = ["EvolutionMixin"]
@@ -60,6 +60,8 @@ class EvolutionMixin:
     def evolve(self, batch: Any, batch_idx: int = 0, *, optimizer: Any = None) -> dict[str, float]:
         """One generation: evaluate the population on ``batch`` with ``fitness_step``, learn, step the optimizer once.
 
+        Gradients that the optimizer's parameters hold are dropped before and after.
+
         Args:
             batch: Passed to ``fitness_step``.
             batch_idx: Passed to ``fitness_step``.
@@ -80,13 +82,12 @@ class EvolutionMixin:
 
         def fitness(batch: Any) -> Tensor:
             with plugin.train_step_context():
-                return as_fitness(self.fitness_step(batch, batch_idx))
+                return call_fitness_step(self.fitness_step, batch, batch_idx)
 
         evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         update = evolution.conclude()
-        for parameter in evolution.space:
-            parameter.tensor.grad = None
+        self._clear_gradients(optimizer)
         scaler = getattr(plugin, "scaler", None)
         if update and self.evolution_update == "optimizer":
             values["update_norm"] = update.add_to_gradients(gradient_scale(plugin, self.trainer.strategy.root_device))
@@ -94,14 +95,21 @@ class EvolutionMixin:
         else:
             if scaler:  # it refuses to step where there are no gradients
                 plugin.scaler = None
-            optimizer.step()  # moves nothing; counts the step
-            if scaler:
-                plugin.scaler = scaler
+            try:
+                optimizer.step()  # moves nothing; counts the step
+            finally:
+                if scaler:
+                    plugin.scaler = scaler
             if update:
                 values["update_norm"] = update.apply(group_learning_rates(optimizer))
-        for parameter in evolution.space:
-            parameter.tensor.grad = None
+        self._clear_gradients(optimizer)
         return {f"evo/{name}": value for name, value in values.items()}
+
+    def _clear_gradients(self, optimizer: Any) -> None:
+        """Of all that the optimizer holds: what does not evolve must not take a step on an older gradient."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def fitness_step(self, batch: Any, batch_idx: int) -> Any:
         """The fitness of the module with its weights as they are: a scalar or one value per sample, higher is better.
@@ -148,6 +156,11 @@ class EvolutionMixin:
                 "evolution_update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return "
                 "one, or set evolution_update = 'in_place'."
             )
+        if parameters and evolution.learning_rate_was_given:
+            raise ValueError(
+                "learning_rate was given to the evolution, but `configure_optimizers` returns an optimizer, whose "
+                "learning rate counts. Set it there."
+            )
         evolution.setup(self, parameters or None)
         return evolution
 
@@ -156,8 +169,9 @@ class EvolutionMixin:
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the evolution's state. Call ``super().on_save_checkpoint(checkpoint)`` if you override this."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        if self.evolution.is_set_up:
-            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.trainer.strategy.root_device)
+        evolution = getattr(self, "evolution", None)
+        if isinstance(evolution, Evolution) and evolution.is_set_up:
+            checkpoint[CHECKPOINT_KEY] = evolution.state_dict(self.trainer.strategy.root_device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the evolution up again when a fit is resumed. Call it by ``super()`` if you override it."""

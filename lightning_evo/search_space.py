@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evo._messages import did_you_mean, preview
 
@@ -25,11 +25,20 @@ class EvolvingParameter:
         tensor: The parameter itself.
         index: Its number among *all* parameters of the module. The noise is keyed by it, so freezing one parameter
             does not change the noise of another.
+        padding_row: The row of an embedding that stands for padding. It neither is perturbed nor learns, as it has no
+            gradient in backpropagation. (``None`` if there is none, or if the weight is tied to another module's.)
     """
 
     name: str
     tensor: nn.Parameter
     index: int
+    padding_row: int | None = None
+
+    def without_padding(self, values: Tensor) -> Tensor:
+        """``values`` of the parameter's shape, set to zero in the padding row."""
+        if self.padding_row is not None:
+            values[self.padding_row] = 0
+        return values
 
 
 class SearchSpace(Sequence[EvolvingParameter]):
@@ -67,7 +76,8 @@ class SearchSpace(Sequence[EvolvingParameter]):
             names = [name for name, _ in aliases]
             for _, tensor in aliases:
                 if tensor.requires_grad and tensor.is_floating_point() and (allowed is None or id(tensor) in allowed):
-                    candidates.append((EvolvingParameter(names[0], tensor, index), names))
+                    padding_row = _padding_row(module, names)
+                    candidates.append((EvolvingParameter(names[0], tensor, index, padding_row), names))
                     break
         chosen = _choose(candidates, evolve, module)
         for parameter in chosen:
@@ -102,6 +112,13 @@ def _distinct_parameters(module: nn.Module) -> list[list[tuple[str, nn.Parameter
             identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         found.setdefault(identity, []).append((name, tensor))
     return list(found.values())
+
+
+def _padding_row(module: nn.Module, names: list[str]) -> int | None:
+    if len(names) > 1:
+        return None
+    owner = module.get_submodule(names[0].rpartition(".")[0])
+    return owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
 
 
 def _choose(

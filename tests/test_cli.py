@@ -63,7 +63,6 @@ def test_every_option_from_the_command_line(run):
         f"{STRATEGY}samples_per_generation=3",
         f"{STRATEGY}evolve=[weight]",
         f"{STRATEGY}update=in_place",
-        f"{STRATEGY}evaluation=plain",
         f"{STRATEGY}seed=5",
     )
     evolution = trainer.strategy.evolution

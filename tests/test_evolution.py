@@ -521,7 +521,6 @@ def test_too_early():
             "must be a name .*mezo.* or an EvolutionStrategy, got Recipe",
         ),
         ({"algorithm": 3}, TypeError, "must be a name .* got int"),
-        ({"evaluation": "fast"}, ValueError, "evaluation must be 'auto' or 'plain', got 'fast'"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number or None, got 1.5"),
         ({"seed": True}, TypeError, "seed must be a whole number or None, got True"),
         ({"popluation": 3}, TypeError, "Did you mean 'population'"),

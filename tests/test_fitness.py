@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.fitness import as_fitness, fitness_of_loss, token_log_probability
+from lightning_evo.fitness import as_fitness, call_fitness_step, fitness_of_loss, token_log_probability
 
 
 @pytest.mark.parametrize(
@@ -16,15 +16,18 @@ from lightning_evo.fitness import as_fitness, fitness_of_loss, token_log_probabi
         (torch.tensor([1.0, 2.0, 6.0]), 3.0, torch.float32),
         (torch.tensor([1.0, 2.0], dtype=torch.float64), 1.5, torch.float64),
         (torch.tensor([256.0, 257.0, 258.0, 259.0]).bfloat16(), 257.5, torch.float32),  # 256, 256, 258 and 260
-        (torch.tensor([True, False, True, True]), 0.75, torch.float32),
-        (torch.tensor([1, 2, 4]), 7 / 3, torch.float32),
-        (torch.tensor([200, 200], dtype=torch.uint8), 200.0, torch.float32),
-        (3, 3.0, torch.float32),
-        (0.5, 0.5, torch.float32),
-        (True, 1.0, torch.float32),
-        (numpy.float64(0.25), 0.25, torch.float32),
-        (numpy.float32(0.25), 0.25, torch.float32),
-        (numpy.int64(4), 4.0, torch.float32),
+        (torch.tensor([True, False, True, True]), 0.75, torch.float64),
+        (torch.tensor([1, 2, 4]), 7 / 3, torch.float64),
+        (torch.tensor([200, 200], dtype=torch.uint8), 200.0, torch.float64),
+        (3, 3.0, torch.float64),
+        (0.5, 0.5, torch.float64),
+        (True, 1.0, torch.float64),
+        (numpy.float64(0.25), 0.25, torch.float64),
+        (numpy.float32(0.25), 0.25, torch.float64),
+        (numpy.int64(4), 4.0, torch.float64),
+        (numpy.bool_(True), 1.0, torch.float64),
+        (2**24 + 1, 2.0**24 + 1, torch.float64),  # float32 would lose the one, and tie what differs
+        (torch.tensor(2**24 + 1), 2.0**24 + 1, torch.float64),
     ],
 )
 def test_as_fitness(value, expected, dtype):
@@ -147,3 +150,10 @@ def test_shapes_that_do_not_fit(logits, tokens, mask):
         token_log_probability(
             torch.zeros(logits), torch.zeros(tokens, dtype=torch.long), None if mask is None else torch.ones(mask)
         )
+
+
+def test_fitness_step_may_leave_out_the_batch_index():
+    assert float(call_fitness_step(lambda batch: batch, 3.0, 7)) == 3
+    assert float(call_fitness_step(lambda batch, batch_idx: batch + batch_idx, 3.0, 7)) == 10
+    with pytest.raises(TypeError, match="returned NoneType"):
+        call_fitness_step(lambda batch: None, 3.0, 7)

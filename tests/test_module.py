@@ -210,3 +210,23 @@ def test_errors():
 
     with pytest.raises(RuntimeError, match="NoFitness needs a method `fitness_step"):
         trainer("auto", max_steps=1).fit(NoFitness())
+
+
+def test_what_does_not_evolve_takes_no_step_on_an_older_gradient():
+    class Alternating(Model):
+        def training_step(self, batch, batch_idx):
+            before = self.net[1].weight.detach().clone()
+            if batch_idx % 2:
+                self.evolve(batch, batch_idx)
+                assert torch.equal(self.net[1].weight, before)
+            else:
+                self.manual_backward(self.loss(batch))
+                self.optimizers().step()
+                assert not torch.equal(self.net[1].weight, before)
+
+    trainer("auto", max_steps=4).fit(Alternating(evolve="bias", optimizer=torch.optim.SGD))
+
+
+def test_learning_rate_that_would_do_nothing():
+    with pytest.raises(ValueError, match="whose learning rate counts"):
+        trainer("auto", max_steps=1).fit(Model(learning_rate=1.0))

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
@@ -45,15 +45,16 @@ class EvolutionMonitor(Callback):
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         _pyplot()  # say at the start, not at the end, that it is missing
+        self.fitness, self.validation, self._members_per_second = [], [], []
         self._start = time.perf_counter()
 
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         metrics = trainer.callback_metrics
-        if "evo/fitness_mean" in metrics:
-            self.fitness.append((trainer.global_step, float(metrics["evo/fitness_mean"])))
-        if "evo/members_per_second" in metrics:
-            self._members_per_second.append(float(metrics["evo/members_per_second"]))
+        if "evo/update_norm" not in metrics or (self.fitness and self.fitness[-1][0] == trainer.global_step):
+            return  # the generation goes on with the next batch
+        self.fitness.append((trainer.global_step, float(metrics["evo/fitness_mean"])))
+        self._members_per_second.append(float(metrics["evo/members_per_second"]))
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -80,7 +81,7 @@ class EvolutionMonitor(Callback):
         table.add_column(justify="right")
         for name, value in self._summary(trainer, pl_module).items():
             table.add_row(name, value)
-        rich.print(table)
+        Console().print(table)
         print(f"Learning curve: {picture}")
         if trainer.logger is not None and trainer.log_dir:
             print(f"Log: {trainer.log_dir}")

@@ -1,15 +1,17 @@
-"""Counting and choosing the samples of a batch, whatever its structure."""
+"""Counting, choosing and protecting the samples of a batch, whatever its structure."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["choose", "count"]
+from lightning_evo.evaluation.isolation import Contents
+
+__all__ = ["SharedBatch", "choose", "count", "random_samples"]
 
 
 def count(batch: Any) -> int:
@@ -60,20 +62,66 @@ def _sizes(batch: Any) -> list[int]:
 def _choose(batch: Any, samples: Tensor, size: int) -> Any:
     if isinstance(batch, Tensor):
         return batch.index_select(0, samples.to(batch.device)) if batch.dim() else batch
+    named = hasattr(batch, "_fields")
+    if isinstance(batch, list | tuple) and len(batch) == size and not named and not _sizes(batch):
+        return type(batch)(batch[i] for i in samples.tolist())
+    return _rebuild(batch, lambda part: _choose(part, samples, size))
+
+
+def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
+    """The same kind of container with converted parts; anything else as it is."""
     if isinstance(batch, Mapping):
-        chosen = {key: _choose(value, samples, size) for key, value in batch.items()}
+        converted = {key: convert(value) for key, value in batch.items()}
         if not isinstance(batch, MutableMapping):
-            return type(batch)(chosen)  # type: ignore[call-arg]
+            return type(batch)(converted)  # type: ignore[call-arg]
         batch = copy.copy(batch)  # keeps what else it holds, a BatchEncoding's encodings for one
-        batch.update(chosen)
+        batch.update(converted)
         return batch
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_choose(part, samples, size) for part in batch))
-    if isinstance(batch, list | tuple) and len(batch) == size and not _sizes(batch):
-        return type(batch)(batch[i] for i in samples.tolist())
+        return type(batch)(*map(convert, batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(_choose(part, samples, size) for part in batch)
+        return type(batch)(map(convert, batch))
     return batch
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = batch.values()
+    elif not isinstance(batch, list | tuple):
+        return []
+    return [tensor for part in batch for tensor in _tensors(part)]
+
+
+class SharedBatch:
+    """One batch for all members, whatever they do to it.
+
+    Each member gets lists and dictionaries of its own, and tensors that hold what they held at first.
+
+    Example:
+        >>> batch = SharedBatch({"x": torch.ones(2)})
+        >>> batch.for_member().pop("x").mul_(3)
+        tensor([3., 3.])
+        >>> batch.for_member()
+        {'x': tensor([1., 1.])}
+    """
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self._contents = Contents(_tensors(batch))
+
+    def for_member(self) -> Any:
+        """The batch as it was."""
+        self._contents.restore()
+        return self._copy(self._batch)
+
+    def _copy(self, part: Any) -> Any:
+        return _rebuild(part, self._copy)
+
+    def restore(self) -> None:
+        """Undo what the last member wrote."""
+        self._contents.restore()
 
 
 def random_samples(total: int, wanted: int, uniform: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Isolation", "RandomState"]
+__all__ = ["Contents", "Isolation", "RandomState"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
 _SMALL = 1 << 16  # elements of a tensor in an attribute that is worth a copy per generation, in case it is a counter
@@ -114,7 +114,6 @@ class Isolation:
 
     def __enter__(self) -> Isolation:
         modules = list(self._module.modules())
-        metric = _metric_class()
         self._silenced: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (vars(m), {name: vars(m)[name] for name in ("log", "log_dict") if name in vars(m)})
             for m in modules
@@ -122,6 +121,15 @@ class Isolation:
         ]
         for dictionary, _ in self._silenced:
             dictionary["log"] = dictionary["log_dict"] = _silent
+        try:
+            self._take_snapshot(modules)
+        except BaseException:
+            self._unsilence()
+            raise
+        return self
+
+    def _take_snapshot(self, modules: list[nn.Module]) -> None:
+        metric = _metric_class()
         self._random = RandomState(self._device)
         self._modes = [(module, module.training) for module in modules]
         self._buffers = _Buffers(modules)
@@ -130,14 +138,13 @@ class Isolation:
             for m in modules
             if not type(m).__module__.startswith("torch.")  # torch's own modules keep their state in buffers
         ]
-        weights = {parameter.untyped_storage().data_ptr() for parameter in self._module.parameters()}
-        self._tensors = _Tensors(
+        weights = {_storage(parameter) for parameter in self._module.parameters()}
+        self._tensors = Contents(
             tensor
             for attributes in self._attributes
             for tensor in attributes.tensors()
-            if tensor.numel() <= _SMALL and tensor.untyped_storage().data_ptr() not in weights
+            if tensor.numel() <= _SMALL and _storage(tensor) not in weights
         )
-        return self
 
     def start_member(self) -> None:
         """Put everything back to where it was when the context was entered."""
@@ -156,6 +163,9 @@ class Isolation:
         self.start_member()
         for attributes in self._attributes:
             attributes.release()
+        self._unsilence()
+
+    def _unsilence(self) -> None:
         for dictionary, own in self._silenced:
             del dictionary["log"], dictionary["log_dict"]
             dictionary.update(own)
@@ -171,40 +181,66 @@ def _metric_class() -> type | None:
 
 
 class _Buffers:
-    """The buffers of all modules: which tensors they are, and what these hold.
-
-    They are always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels
-    nor writes through ``.data`` count it up.
-    """
+    """The buffers of all modules: which tensors they are, and what these hold."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._registries = [(module._buffers, module._buffers.copy()) for module in modules]
-        self._tensors = _Tensors(b for _, buffers in self._registries for b in buffers.values() if b is not None)
+        # TorchScript modules keep their buffers to themselves.
+        registries: list[Any] = [module._buffers for module in modules]
+        self._registries = [(own, own.copy()) for own in registries if isinstance(own, dict)]
+        buffers = (buffer for module in modules for _, buffer in module.named_buffers(recurse=False))
+        # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
+        # writes through `.data` count it up.
+        self._contents = Contents(buffers, trust_versions=False)
 
     def restore(self) -> None:
         for registry, buffers in self._registries:
             if registry or buffers:
                 _refill(registry, buffers)
-        self._tensors.restore()
+        self._contents.restore()
 
 
-class _Tensors:
-    """What some tensors hold."""
+class Contents:
+    """What some tensors hold.
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        different = {id(tensor): tensor for tensor in tensors}
-        self._tensors = [tensor for tensor in different.values() if not _is_expanded(tensor)]
+    Args:
+        tensors: The tensors; sparse, uninitialised and expanded ones are left out.
+        trust_versions: Copy back only those that were written to, as far as tensors count their writes.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], *, trust_versions: bool = True) -> None:
+        different = {id(tensor): tensor for tensor in tensors if _is_plain(tensor)}
+        self._tensors = list(different.values())
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._versions = [_version(tensor) for tensor in self._tensors] if trust_versions else None
 
     @torch.no_grad()
     def restore(self) -> None:
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._copies)
+        """Put back what they held."""
+        if self._versions is None:
+            if self._tensors:
+                torch._foreach_copy_(self._tensors, self._copies)
+            return
+        for i, (tensor, version) in enumerate(zip(self._tensors, self._versions, strict=True)):
+            if version is None or _version(tensor) != version:
+                tensor.copy_(self._copies[i])
+                self._versions[i] = _version(tensor)
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several elements share one place in memory; such tensors can't be written to."""
-    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own for every element, so that it can be copied and written to."""
+    if tensor.layout != torch.strided or nn.parameter.is_lazy(tensor):
+        return False
+    return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _storage(tensor: Tensor) -> int:
+    if nn.parameter.is_lazy(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Attributes:
@@ -213,12 +249,11 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._values = {name: value for name, value in vars(module).items() if name not in _INTERNAL}
-        self._contents = _containers(self._values.values())
+        self._contents, self._leaves = _containers(self._values.values())
 
     def tensors(self) -> list[Tensor]:
-        """Plain tensors that attributes hold, in containers, too."""
-        inside = (item for _, copy in self._contents for item in (copy.values() if isinstance(copy, dict) else copy))
-        return [value for value in (*self._values.values(), *inside) if type(value) is Tensor and not value.is_sparse]
+        """Tensors that attributes hold, in containers, too."""
+        return [leaf for leaf in self._leaves if _is_plain(leaf)]
 
     def restore(self) -> None:
         current = vars(self._module)
@@ -232,9 +267,10 @@ class _Attributes:
         """Nothing to do once members are finished."""
 
 
-def _containers(values: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Every list, dictionary, set and deque among ``values`` and within each other, with a shallow copy."""
+def _containers(values: Iterable[Any]) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
+    """Every list, dictionary, set and deque in ``values``, at any depth, with a shallow copy; and every tensor."""
     found: dict[int, tuple[Any, Any]] = {}
+    tensors = []
     waiting = list(values)
     while waiting:
         value = waiting.pop()
@@ -242,10 +278,13 @@ def _containers(values: Iterable[Any]) -> list[tuple[Any, Any]]:
             if id(value) in found:
                 continue
             found[id(value)] = (value, value.copy())
+        elif type(value) is Tensor:
+            tensors.append(value)
+            continue
         elif not isinstance(value, tuple):
             continue
         waiting.extend(value.values() if isinstance(value, dict) else value)
-    return list(found.values())
+    return list(found.values()), tensors
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -43,7 +43,8 @@ def evaluate(space: SearchSpace, population: Population, fitness: Callable[[], A
             for sign in (1, -1) if population.antithetic else (1,):
                 for parameter, center in zip(space, centers, strict=True):
                     noise = population.perturbation.noise([direction], parameter.index, center)[0]
-                    perturbed = center.to(noise_dtype(center)) + noise * (sign * population.sigma)
+                    step = parameter.without_padding(noise * (sign * population.sigma))
+                    perturbed = center.to(noise_dtype(center)) + step
                     parameter.tensor.copy_(perturbed)
                 torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
                 isolation.start_member()

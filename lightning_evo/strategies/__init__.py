@@ -9,12 +9,12 @@ from functools import cache
 from typing import Any
 
 from lightning_evo.strategies._compat import Namespace, parent_strategy
-from lightning_evo.strategies.single_device import SingleDeviceEvolutionMixin
+from lightning_evo.strategies.single_device import SingleDeviceEvoMixin
 
 __all__ = ["strategy_class"]
 
 _STRATEGIES: dict[str, tuple[type, str]] = {  # our name: the mixin, and the strategy of Lightning that it extends
-    "EvoStrategy": (SingleDeviceEvolutionMixin, "SingleDeviceStrategy"),
+    "EvoStrategy": (SingleDeviceEvoMixin, "SingleDeviceStrategy"),
 }
 _HOME = {"lightning.pytorch": "lightning_evo", "pytorch_lightning": "lightning_evo.pytorch_lightning"}
 

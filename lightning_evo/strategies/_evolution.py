@@ -17,17 +17,18 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
 from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update, group_learning_rates
-from lightning_evo.fitness import as_fitness, fitness_of_loss
+from lightning_evo.fitness import call_fitness_step, fitness_of_loss
 from lightning_evo.noise import Distribution
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
 
-__all__ = ["EvolutionStrategyMixin"]
+__all__ = ["EvoStrategyMixin"]
 
 
-class EvolutionStrategyMixin:
+class EvoStrategyMixin:
     """Train any LightningModule by evolution instead of backpropagation.
 
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
@@ -55,7 +56,6 @@ class EvolutionStrategyMixin:
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
             plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state.
-        evaluation: How members are run: ``"auto"`` or ``"plain"``.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, else a random one; checkpoints keep it.
         accelerator: Set by the Trainer.
         checkpoint_io: A checkpoint plugin.
@@ -89,7 +89,6 @@ class EvolutionStrategyMixin:
         samples_per_generation: int | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
         update: Literal["optimizer", "in_place"] = "optimizer",
-        evaluation: Literal["auto", "plain"] = "auto",
         seed: int | None = None,
         accelerator: Any = None,
         checkpoint_io: Any = None,
@@ -102,7 +101,6 @@ class EvolutionStrategyMixin:
         self.evolution = Evolution(
             algorithm,
             evolve=evolve,
-            evaluation=evaluation,
             seed=seed,
             population=population,
             sigma=sigma,
@@ -117,7 +115,6 @@ class EvolutionStrategyMixin:
             **algorithm_options,
         )
         self._update_in_place = update == "in_place"
-        self._learning_rate_given = learning_rate is not None
         self._stepping = False
         self._clipping: Clipping | None = None
         self._learnt_something = False
@@ -141,9 +138,11 @@ class EvolutionStrategyMixin:
             return
         module = self.lightning_module
         if not module.automatic_optimization:
-            rank_zero_info(
-                f"{type(module).__name__} uses manual optimization, so the strategy {type(self).__name__} leaves its "
-                "steps alone. Use `lightning_evo.EvolutionMixin` to evolve inside `training_step`."
+            if hasattr(module, "evolve"):  # EvolutionMixin
+                return
+            rank_zero_warn(
+                f"{type(module).__name__} uses manual optimization, so the strategy leaves its steps "
+                "alone and nothing evolves. Use `lightning_evo.EvolutionMixin` to evolve inside `training_step`."
             )
             return
         self._check(module)
@@ -165,6 +164,11 @@ class EvolutionStrategyMixin:
             )
         if type(module).backward is not base.backward:
             rank_zero_warn(f"{type(module).__name__}.backward is not called: evolution has no backward pass.")
+        if any(isinstance(optimizer, torch.optim.SparseAdam) for optimizer in self.optimizers):
+            raise ValueError("SparseAdam takes sparse gradients only, and the estimate is dense. Use Adam.")
+        complex_names = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
+        if complex_names:
+            rank_zero_warn(f"Complex parameters don't evolve and stay as they are: {preview(complex_names)}.")
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
             raise ValueError(
                 "LBFGS calls its closure several times and needs exact gradients, so it can't step on a population's "
@@ -176,7 +180,7 @@ class EvolutionStrategyMixin:
                 "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
                 "update='in_place' with learning_rate=…"
             )
-        if has_optimizer and self._learning_rate_given:
+        if has_optimizer and self.evolution.learning_rate_was_given:
             raise ValueError(
                 "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there, or return None and use update='in_place'."
@@ -215,7 +219,7 @@ class EvolutionStrategyMixin:
                 self._evaluate(*args, **kwargs)
             output = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if self.evolution.has_fitness:
-            self._log(**self.evolution.statistics(), sigma=self.evolution.sigma)
+            self._log(**self.evolution.statistics(), sigma=self.evolution.population.sigma)
         return output
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
@@ -227,7 +231,7 @@ class EvolutionStrategyMixin:
             if fitness_step is None:
                 return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
             with self.precision_plugin.train_step_context():
-                return as_fitness(fitness_step(batch, module.trainer.fit_loop.batch_idx))
+                return call_fitness_step(fitness_step, batch, module.trainer.fit_loop.batch_idx)
 
         start = time.perf_counter()
         if not self.evolution.has_fitness:

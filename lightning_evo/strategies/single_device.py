@@ -7,25 +7,23 @@ from typing import Any
 
 import torch
 
-from lightning_evo.strategies._evolution import EvolutionStrategyMixin
+from lightning_evo.strategies._evolution import EvoStrategyMixin
 
-__all__ = ["SingleDeviceEvolutionMixin"]
+__all__ = ["SingleDeviceEvoMixin"]
 
 
-class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):  # noqa: D101
-    __doc__ = EvolutionStrategyMixin.__doc__
+class SingleDeviceEvoMixin(EvoStrategyMixin):  # noqa: D101
+    __doc__ = EvoStrategyMixin.__doc__
 
     strategy_name = "evo"
-    _parallel_devices: Sequence[torch.device] | None = None
     _root_device: Any
 
     @property
-    def parallel_devices(self) -> Sequence[torch.device] | None:
-        """The device that the Trainer chose, as a list of one.
+    def parallel_devices(self) -> None:
+        """Where the Trainer leaves the devices that it chose; always empty, so that every Trainer does.
 
         Without this property Lightning would leave a single-device strategy that it knows by name on the CPU.
         """
-        return self._parallel_devices
 
     @parallel_devices.setter
     def parallel_devices(self, devices: Sequence[torch.device]) -> None:
@@ -34,5 +32,4 @@ class SingleDeviceEvolutionMixin(EvolutionStrategyMixin):  # noqa: D101
                 f"strategy='evo' runs on one device, but {len(devices)} were chosen: {', '.join(map(str, devices))}. "
                 "Use Trainer(devices=1, strategy='evo')."
             )
-        self._parallel_devices = devices
         self._root_device = torch.device(devices[0])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import warnings
 from collections import Counter, defaultdict, deque
 
 import numpy
@@ -415,3 +416,38 @@ def test_small_tensors_in_attributes_are_put_back_but_not_those_that_are_weights
     assert float(model.total) == 0
     assert torch.equal(model.history["losses"][0], torch.zeros(2))
     assert torch.equal(model.alias, torch.full((3,), 3.0))  # weights are the evaluation's to restore
+
+
+def test_unusual_modules_and_tensors():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.graph = torch.eye(3).to_sparse_csr()
+            self.scripted = torch.jit.trace(nn.BatchNorm1d(3), torch.randn(4, 3))
+            self.lazy = nn.LazyBatchNorm1d(affine=False)
+            self.state = (torch.zeros(1), torch.zeros(1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model = Model()
+    batches = int(dict(model.scripted.named_buffers())["num_batches_tracked"])
+    with Isolation(model, torch.device("cpu")) as isolation:
+        for _ in range(3):
+            isolation.start_member()
+            model.scripted(torch.randn(4, 3))
+            model.state[0].add_(1)
+    assert float(model.state[0]) == 0
+    assert int(dict(model.scripted.named_buffers())["num_batches_tracked"]) == batches
+
+
+def test_logging_comes_back_if_the_snapshot_fails(monkeypatch):
+    class Model(nn.Module):
+        def log_dict(self, *args):
+            raise AssertionError
+
+    model = Model()
+    monkeypatch.setattr(Isolation, "_take_snapshot", lambda self, modules: 1 / 0)
+    with pytest.raises(ZeroDivisionError), Isolation(model, torch.device("cpu")):
+        pass
+    assert "log" not in vars(model)
+    assert "log_dict" not in vars(model)

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
         ({"scaling": "sigmoid"}, ValueError, "Unknown scaling 'sigmoid'. Did you mean 'sigma'?"),
         ({"top_k": 4}, ValueError, "shaping='top_k' and top_k .* go together"),
         ({"update": "inplace"}, ValueError, "update must be 'optimizer' or 'in_place', got 'inplace'"),
-        ({"evaluation": "fast"}, ValueError, "evaluation must be"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number"),
         ({"algorithm": torch.optim.SGD}, TypeError, "algorithm must be a name"),
     ],
@@ -202,3 +201,22 @@ def test_nothing_learnt_means_nothing_changed_even_with_momentum():
     assert not torch.equal(module.history[0], module.history[1])
     assert torch.equal(module.history[1], module.history[2])
     assert torch.equal(module.history[2], module.history[3])
+
+
+def test_sparse_adam():
+    with pytest.raises(ValueError, match="SparseAdam takes sparse gradients only"):
+        fit(ConvNet(optimizer=torch.optim.SparseAdam))
+
+
+def test_complex_parameters_are_announced():
+    module = ConvNet()
+    module.spectrum = torch.nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    with pytest.warns(UserWarning, match="Complex parameters don't evolve and stay as they are: spectrum"):
+        fit(module)
+
+
+def test_manual_optimization_is_announced():
+    from lightning.pytorch.demos.boring_classes import ManualOptimBoringModel
+
+    with pytest.warns(UserWarning, match="uses manual optimization.*nothing evolves"):
+        fit(ManualOptimBoringModel())

@@ -51,19 +51,19 @@ def test_training_step_may_return_none():
             return None if batch_idx == 1 else loss
 
         def on_train_batch_start(self, batch, batch_idx):
-            self.start = weights(self)
+            self.start = [parameter.detach().clone() for parameter in self.parameters()]
 
         def on_train_batch_end(self, outputs, batch, batch_idx):
-            moved = any(not torch.equal(a, b) for a, b in zip(self.start.values(), self.parameters(), strict=False))
-            self.moves.append(moved)
+            self.moves.append(any(not torch.equal(a, b) for a, b in zip(self.start, self.parameters(), strict=True)))
 
-    module = Model()
+    module = Model(optimizer=torch.optim.SGD)
     module.moves = []
     t = trainer(EvoStrategy(population=8), max_steps=4)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`training_step` returned `None`")
         t.fit(module)
     assert t.strategy.evolution.state.generation == 3
+    assert module.moves == [True, False, True, True]
 
 
 def test_overfit_batches_learns_one_batch():
@@ -303,3 +303,27 @@ def test_fitness_without_a_loss(update, precision):
         t.fit(module)
     assert t.strategy.evolution.state.generation == 40
     assert sum(module.losses[-5:]) < 0.8 * sum(module.losses[:5])
+
+
+def test_monitor_has_one_entry_per_generation():
+    pytest.importorskip("matplotlib")
+    from lightning_evo.callbacks import EvolutionMonitor
+
+    monitor = EvolutionMonitor()
+    monitor._draw = lambda picture: None
+    t = trainer(EvoStrategy(population=4), accumulate_grad_batches=2, max_steps=3, callbacks=[monitor])
+    t.fit(ConvNet())
+    assert [generation for generation, _ in monitor.fitness] == [1, 2, 3]
+
+
+def test_sigma_set_within_a_window_counts_from_the_next_generation():
+    logged = []
+
+    class Set(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            logged.append(float(trainer.callback_metrics["evo/sigma"]))
+            trainer.strategy.sigma = 0.9
+
+    t = trainer(EvoStrategy(population=4, sigma=0.05), accumulate_grad_batches=2, max_steps=2, callbacks=[Set()])
+    t.fit(ConvNet())
+    assert logged == pytest.approx([0.05, 0.05, 0.9, 0.9])

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_evo  # noqa: F401
 from lightning_evo import EvoStrategy
-from tests.strategies.models import ConvNet, trainer
+from tests.strategies.models import ConvNet, images, trainer
 
 
 def fit(module, loader=None, **options):
@@ -66,6 +66,7 @@ def test_demo_model():
     assert last == 0
 
 
+@pytest.mark.filterwarnings("ignore:ManualOptimBoringModel uses manual optimization.*nothing evolves")
 def test_manual_optimization_is_left_alone():
     def run(strategy):
         seed_everything(0, verbose=False)
@@ -225,3 +226,77 @@ def test_parameters_unfrozen_in_mid_training_evolve_from_then_on():
     assert sizes == [4, 4, 6, 6]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
+
+
+def test_members_cannot_spoil_the_batch():
+    """In-place augmentation and popping from a dictionary act on each member's own batch, and on the center's once."""
+    means = []
+
+    class Model(ConvNet):
+        def training_step(self, batch, batch_idx):
+            labels = batch.pop("labels")
+            means.append(float(batch["images"].mean()))
+            batch["images"].mul_(2)
+            return super().training_step((batch["images"], labels), batch_idx)
+
+    pictures, labels = images().tensors
+    data = [{"images": pictures[i], "labels": labels[i]} for i in range(16)]
+    trainer(EvoStrategy(population=4), max_steps=1).fit(Model(), DataLoader(data, 16))
+    assert means == pytest.approx([means[0]] * 5)
+
+
+def test_padding_neither_is_perturbed_nor_learns():
+    class Model(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(5, 3, padding_idx=0)
+            self.head = nn.Linear(3, 1)
+
+        def training_step(self, batch, batch_idx):
+            assert not self.embedding.weight[0].any()
+            return self.head(self.embedding(batch).mean(1)).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    for update in ("optimizer", "in_place"):
+        module = Model()
+        before = module.embedding.weight.detach().clone()
+        tokens = torch.randint(0, 5, (32, 4))
+        trainer(EvoStrategy(population=8, update=update), max_steps=3).fit(module, DataLoader(tokens, 8))
+        assert not module.embedding.weight[0].any()
+        assert (module.embedding.weight[1:] != before[1:]).all()
+
+
+def test_one_strategy_for_two_trainers():
+    strategy = EvoStrategy(population=4, seed=0)
+    for _ in range(2):
+        t = trainer(strategy, max_steps=2, accelerator="auto")  # Lightning refuses to be told a second time
+        t.fit(ConvNet())
+        assert t.strategy is strategy
+        assert strategy.evolution.state.generation == 2
+
+
+def test_an_aborted_accumulation_window_is_forgotten():
+    class Model(ConvNet):
+        def on_train_batch_end(self, *args):
+            if self.fails and args[-1] == 1:
+                raise RuntimeError("abort")
+
+    module = Model()
+    module.fails = True
+    strategy = EvoStrategy(population=4)
+    with pytest.raises(RuntimeError, match="abort"):
+        trainer(strategy, accelerator="auto", accumulate_grad_batches=4, max_steps=1).fit(module)
+    assert strategy.evolution.has_fitness
+    module.fails = False
+    weights = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            weights.append(trainer.strategy.evolution.has_fitness)
+
+    options = {"accelerator": "auto", "accumulate_grad_batches": 4, "max_steps": 1}
+    trainer(strategy, callbacks=[Watch()], **options).fit(module)
+    assert weights == [False, True, True, True]
+    assert strategy.evolution.state.generation == 1
