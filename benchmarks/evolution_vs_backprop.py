@@ -106,7 +106,7 @@ def main() -> None:
 
     table = Table(title=f"Digits to {options.target:.0%} held-out accuracy, median of {options.repeats} seeds")
     for heading in ("method", "reached", "steps", "samples forward", "relative", "seconds", "relative"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=heading == "method")
+        table.add_column(heading, justify="left" if heading == "method" else "right", overflow="fold")
     for method in methods:
         reached = sum(result["val_acc"] >= options.target for result in runs[method])
         table.add_row(
