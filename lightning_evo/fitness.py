@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["as_fitness", "call_fitness_step", "fitness_of_loss", "token_log_probability"]
+__all__ = ["as_fitness", "fitness_of_loss", "fitness_of_step", "token_log_probability"]
 
 
 def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
@@ -36,6 +36,8 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         >>> as_fitness(torch.tensor([True, False, True, True]))
         tensor(0.7500, dtype=torch.float64)
     """
+    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in (torch.float32, torch.float64):
+        return value.detach()  # done already; this is asked once for every member
     if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
         value = torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, Tensor):
@@ -57,15 +59,14 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
     return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
 
 
-def call_fitness_step(fitness_step: Callable[..., Any], batch: Any, batch_idx: int) -> Tensor:
-    """The fitness that a module's ``fitness_step(batch)`` or ``fitness_step(batch, batch_idx)`` gives.
+def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callable[[Any], Tensor]:
+    """A function from a batch to the fitness that ``fitness_step(batch, batch_idx)`` or ``fitness_step(batch)`` gives.
 
-    Raises:
-        TypeError: If it returns anything but a real number or tensor, ``None`` included.
-        ValueError: If it returns more than one dimension or no element.
+    It raises TypeError where the step returns anything but a real number or tensor, ``None`` included, and ValueError
+    where it returns more than one dimension or no element.
     """
-    takes_index = len(inspect.signature(fitness_step).parameters) > 1
-    return as_fitness(fitness_step(batch, batch_idx) if takes_index else fitness_step(batch))
+    index = (batch_idx,) if len(inspect.signature(fitness_step).parameters) > 1 else ()
+    return lambda batch: as_fitness(fitness_step(batch, *index))
 
 
 def fitness_of_loss(output: Any) -> Tensor | None:

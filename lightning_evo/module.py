@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution, group_learning_rates
-from lightning_evo.fitness import call_fitness_step
+from lightning_evo.fitness import fitness_of_step
 from lightning_evo.strategies._compat import gradient_scale
 
 __all__ = ["EvolutionMixin"]
@@ -80,9 +80,11 @@ class EvolutionMixin:
         evolution = self._evolution_for(optimizer)
         plugin = self.trainer.precision_plugin
 
+        step = fitness_of_step(self.fitness_step, batch_idx)
+
         def fitness(batch: Any) -> Tensor:
             with plugin.train_step_context():
-                return call_fitness_step(self.fitness_step, batch, batch_idx)
+                return step(batch)
 
         evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.fitness import as_fitness, call_fitness_step, fitness_of_loss, token_log_probability
+from lightning_evo.fitness import as_fitness, fitness_of_loss, fitness_of_step, token_log_probability
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_shapes_that_do_not_fit(logits, tokens, mask):
 
 
 def test_fitness_step_may_leave_out_the_batch_index():
-    assert float(call_fitness_step(lambda batch: batch, 3.0, 7)) == 3
-    assert float(call_fitness_step(lambda batch, batch_idx: batch + batch_idx, 3.0, 7)) == 10
+    assert float(fitness_of_step(lambda batch: batch, 7)(3.0)) == 3
+    assert float(fitness_of_step(lambda batch, batch_idx: batch + batch_idx, 7)(3.0)) == 10
     with pytest.raises(TypeError, match="returned NoneType"):
-        call_fitness_step(lambda batch: None, 3.0, 7)
+        fitness_of_step(lambda batch: None, 7)(3.0)

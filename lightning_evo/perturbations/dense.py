@@ -101,6 +101,8 @@ class Dense:
         kept = self._kept.get(parameter)
         if kept is None:
             return self._draw(directions, parameter, like, start, stop)
+        if len(directions) == 1:  # of one member: a slice is much faster than a list of indices
+            return kept[directions[0] : directions[0] + 1, start:stop]
         if directions == range(len(kept)):
             return kept[:, start:stop]
         return kept[list(directions), start:stop]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
 from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update, group_learning_rates
-from lightning_evo.fitness import call_fitness_step, fitness_of_loss
+from lightning_evo.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.noise import Distribution
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
@@ -226,12 +226,13 @@ class EvoStrategyMixin:
         module = self.lightning_module
         parent: Any = super()
         fitness_step = getattr(module, "fitness_step", None)
+        step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
         def fitness(batch: Any) -> Tensor | None:
-            if fitness_step is None:
+            if step is None:
                 return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
             with self.precision_plugin.train_step_context():
-                return call_fitness_step(fitness_step, batch, module.trainer.fit_loop.batch_idx)
+                return step(batch)
 
         start = time.perf_counter()
         if not self.evolution.has_fitness:
