@@ -37,7 +37,7 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in (torch.float32, torch.float64):
-        return value.detach()  # done already; this is asked once for every member
+        return value.detach().clone()  # the quick way for what needs no more; of its own, as a mean would be
     if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
         value = torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, Tensor):
