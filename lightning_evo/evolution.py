@@ -1,4 +1,4 @@
-"""One generation: ask, evaluate, shape, update. The one place that wires the other rooms together.
+"""One generation: ask, evaluate, shape, learn. The one place that wires the other rooms together.
 
 A generation may see several batches (gradient accumulation): the same population is evaluated on each, and its fitness
 is averaged before anything is learnt from it, as if the batches had been one.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
@@ -21,10 +21,10 @@ from lightning_evo.evaluation import batches, plain
 from lightning_evo.evaluation.isolation import Isolation, RandomState
 from lightning_evo.fitness import as_fitness
 from lightning_evo.noise import NoiseKey, Stream, draw
-from lightning_evo.rounding import stochastic_round
-from lightning_evo.search_space import Evolve, EvolvingParameter, SearchSpace
+from lightning_evo.search_space import Evolve, SearchSpace
+from lightning_evo.update import Update
 
-__all__ = ["CHECKPOINT_KEY", "Clipping", "Evolution", "Update", "group_learning_rates"]
+__all__ = ["CHECKPOINT_KEY", "Evolution"]
 
 CHECKPOINT_KEY = "lightning_evo"
 """Where a checkpoint keeps :meth:`Evolution.state_dict`."""
@@ -32,117 +32,6 @@ CHECKPOINT_KEY = "lightning_evo"
 FitnessFunction = Callable[[Any], Any]
 """Runs the user's code on a batch with the weights as they are: what :func:`~lightning_evo.fitness.as_fitness` takes,
 or ``None`` to skip the batch."""
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """Gradient clipping for in-place updates, which have no gradient that torch could clip.
-
-    Attributes:
-        limit: Largest norm of the whole estimate, or largest absolute value of an element.
-        by: ``"norm"`` or ``"value"``.
-    """
-
-    limit: float
-    by: Literal["norm", "value"] = "norm"
-
-
-@dataclass(frozen=True)
-class Update:
-    """What a generation has taught: an estimate of the ascent direction, made tensor by tensor when it is wanted.
-
-    Attributes:
-        population: The generation's members.
-        space: The evolving parameters.
-        fitness: Mean fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
-        weights: Weight of each noise direction; all zero if there is nothing to learn.
-        weight_decay: L2 coefficient.
-        learning_rate: The algorithm's own learning rate in this generation.
-    """
-
-    population: Population
-    space: SearchSpace
-    fitness: Tensor
-    weights: tuple[float, ...]
-    weight_decay: float
-    learning_rate: float
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to learn."""
-        return any(self.weights)
-
-    def estimate(self, parameter: EvolvingParameter) -> Tensor:
-        """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
-        center = parameter.tensor.detach()
-        total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center)
-        parameter.without_padding(total)
-        return total - center.to(total.dtype) * self.weight_decay if self.weight_decay else total
-
-    @torch.no_grad()
-    def add_to_gradients(self, scale: float = 1.0) -> float:
-        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``."""
-        norms = []
-        for parameter in self.space:
-            estimate = self.estimate(parameter)
-            norms.append(torch.linalg.vector_norm(estimate))
-            gradient = (estimate * -scale).to(parameter.tensor.dtype)
-            if parameter.tensor.grad is None:
-                parameter.tensor.grad = gradient
-            else:
-                parameter.tensor.grad += gradient
-        return _norm(norms)
-
-    @torch.no_grad()
-    def apply(
-        self, learning_rates: Callable[[nn.Parameter], float] | None = None, clipping: Clipping | None = None
-    ) -> float:
-        """``theta <- theta + learning_rate * g`` tensor by tensor.
-
-        bfloat16 and float16 weights are rounded stochastically, so that no update is lost.
-
-        Args:
-            learning_rates: The learning rate of each parameter; ``None`` takes the algorithm's own for all.
-            clipping: Limits ``g``.
-
-        Returns:
-            The norm of ``g`` before clipping.
-        """
-        if learning_rates is None:
-            learning_rates = lambda parameter: self.learning_rate  # noqa: E731
-        coefficient = 1.0
-        if clipping and clipping.by == "norm":
-            norm = _norm([torch.linalg.vector_norm(self.estimate(parameter)) for parameter in self.space])
-            coefficient = min(1.0, clipping.limit / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        norms = []
-        for parameter in self.space:
-            estimate = self.estimate(parameter)
-            norms.append(torch.linalg.vector_norm(estimate))
-            if clipping and clipping.by == "value":
-                estimate = estimate.clamp(-clipping.limit, clipping.limit)
-            step = estimate * (learning_rates(parameter.tensor) * coefficient)
-            self._move(parameter, step)
-        return _norm(norms)
-
-    def _move(self, parameter: EvolvingParameter, step: Tensor) -> None:
-        center = parameter.tensor.detach()
-        moved = center.to(step.dtype) + step
-        if center.dtype in (torch.bfloat16, torch.float16):
-            key = replace(self.population.perturbation.key, stream=Stream.ROUNDING)
-            uniform = draw(key, [0], parameter.index, 0, center.numel(), distribution="uniform", device=center.device)
-            moved = stochastic_round(moved, center.dtype, uniform.view(center.shape))
-        parameter.tensor.copy_(torch.where(step == 0, center, moved))  # `where` keeps the sign of a negative zero
-
-
-def _norm(norms: list[Tensor]) -> float:
-    """The norm of all tensors together, from the norm of each; the one moment an update waits for the device."""
-    return float(torch.linalg.vector_norm(torch.stack(norms).cpu().double()))
-
-
-def group_learning_rates(*optimizers: torch.optim.Optimizer) -> Callable[[nn.Parameter], float] | None:
-    """The learning rate that each parameter has in its optimizer's group; ``None`` if there are no groups."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
-    return (lambda parameter: rates[id(parameter)]) if groups else None
 
 
 class Evolution:

@@ -11,7 +11,8 @@ from scipy import stats
 from torch import nn
 
 from lightning_evo import algorithms
-from lightning_evo.evolution import Clipping, Evolution
+from lightning_evo.evolution import Evolution
+from lightning_evo.update import Clipping
 
 CPU = torch.device("cpu")
 

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
-from lightning_evo.evolution import CHECKPOINT_KEY, Clipping, Evolution, Update, group_learning_rates
+from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.noise import Distribution
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
+from lightning_evo.update import Clipping, Update, group_learning_rates
 
 __all__ = ["EvoStrategyMixin"]
 
