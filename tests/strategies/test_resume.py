@@ -184,6 +184,51 @@ def test_sigma_set_by_a_callback_is_resumed(tmp_path):
     assert float(t.callback_metrics["evo/sigma"]) == pytest.approx(0.02)
 
 
+class Resumable:
+    """A dataloader that saves its place: four different batches, in order."""
+
+    def __init__(self):
+        pictures, labels = images().tensors
+        self.next, self.batches = 0, list(zip(pictures.split(16), labels.split(16), strict=True))
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        for index in range(self.next, 4):
+            self.next = (index + 1) % 4
+            yield self.batches[index]
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+def test_resumed_within_an_epoch_with_a_dataloader_that_saves_its_place(tmp_path):
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    class Model(ConvNet):
+        def train_dataloader(self):
+            return Resumable()
+
+    def run(ckpt_path=None):
+        seed_everything(0, verbose=False)
+        module = Model(dropout=0.5)
+        options = {"max_epochs": 3, "max_steps": -1, "default_root_dir": tmp_path}
+        trainer(EvoStrategy(population=8), callbacks=[] if ckpt_path else [Save()], **options).fit(
+            module, ckpt_path=ckpt_path
+        )
+        return module
+
+    expected = run()
+    assert_same_weights(weights(run(tmp_path / "middle.ckpt")), weights(expected))
+
+
 SCRIPT = """
 import sys, time
 import torch
