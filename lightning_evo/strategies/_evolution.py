@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -29,7 +29,13 @@ from lightning_evo.update import Clipping, Update, group_learning_rates
 __all__ = ["EvoStrategyMixin"]
 
 
-class EvoStrategyMixin:
+if TYPE_CHECKING:  # what the mixin is mixed into; at run time the strategy of either of Lightning's packages
+    from lightning.pytorch.strategies import Strategy
+else:
+    Strategy = object
+
+
+class EvoStrategyMixin(Strategy):
     """Train any LightningModule by evolution instead of backpropagation.
 
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
@@ -68,12 +74,6 @@ class EvoStrategyMixin:
         TypeError: If the algorithm has no such option.
     """
 
-    # What the strategy base classes of Lightning provide.
-    lightning_module: Any
-    precision_plugin: Any
-    optimizers: list[Any]
-    root_device: torch.device
-
     def __init__(
         self,
         algorithm: str | Algorithm[Any] = "openai_es",
@@ -96,7 +96,7 @@ class EvoStrategyMixin:
         precision_plugin: Any = None,
         **algorithm_options: Any,
     ) -> None:
-        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)  # type: ignore[call-arg]
+        super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         if update not in ("optimizer", "in_place"):
             raise ValueError(f"update must be 'optimizer' or 'in_place', got {update!r}.")
         self.evolution = Evolution(
@@ -131,13 +131,17 @@ class EvoStrategyMixin:
     def sigma(self, value: float) -> None:
         self.evolution.sigma = value
 
+    @property
+    def _user_module(self) -> Any:
+        return self.lightning_module  # there whenever a hook runs
+
     # --- setup ---
 
     def setup(self, trainer: Any) -> None:
-        super().setup(trainer)  # type: ignore[misc]
+        super().setup(trainer)
         if trainer.state.fn != "fit":
             return
-        module = self.lightning_module
+        module = self._user_module
         if not module.automatic_optimization:
             if hasattr(module, "evolve"):  # EvolutionMixin
                 return
@@ -189,7 +193,7 @@ class EvoStrategyMixin:
 
     def _choose_parameters(self) -> None:
         """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""
-        self.evolution.setup(self.lightning_module, self._optimized_parameters or None)
+        self.evolution.setup(self._user_module, self._optimized_parameters or None)
 
     @property
     def _optimized_parameters(self) -> list[nn.Parameter]:
@@ -204,27 +208,27 @@ class EvoStrategyMixin:
                 by = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
                 self._clipping = Clipping(float(clip_val), by)
 
-        self.precision_plugin.clip_gradients = remember
+        vars(self.precision_plugin)["clip_gradients"] = remember
 
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
-        super().teardown()  # type: ignore[misc]
+        super().teardown()
 
     # --- one step ---
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.lightning_module.automatic_optimization:
-            return super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if not self._user_module.automatic_optimization:
+            return super().training_step(*args, **kwargs)
         with torch.no_grad():
-            if not _compat.backward_is_skipped(self.lightning_module.trainer):
+            if not _compat.backward_is_skipped(self._user_module.trainer):
                 self._evaluate(*args, **kwargs)
-            output = super().training_step(*args, **kwargs)  # type: ignore[misc]
+            output = super().training_step(*args, **kwargs)
         if self.evolution.has_fitness:
             self._log(**self.evolution.statistics(), sigma=self.evolution.population.sigma)
         return output
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
-        module = self.lightning_module
+        module = self._user_module
         parent: Any = super()
         fitness_step = getattr(module, "fitness_step", None)
         step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
@@ -243,25 +247,25 @@ class EvoStrategyMixin:
         self._seconds += time.perf_counter() - start
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        module = self.lightning_module
+        module = self._user_module
         if not module.automatic_optimization:
-            return super().backward(closure_loss, optimizer, *args, **kwargs)  # type: ignore[misc, no-any-return]
-        self.pre_backward(closure_loss)  # type: ignore[attr-defined]
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        self.pre_backward(closure_loss)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
         # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
         if self._stepping and not self._update_in_place and self.evolution.has_fitness:
             self._conclude_into_gradients()
         closure_loss = self.precision_plugin.post_backward(closure_loss, module)
-        self.post_backward(closure_loss)  # type: ignore[attr-defined]
+        self.post_backward(closure_loss)
         return closure_loss
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        if not self.lightning_module.automatic_optimization:
-            return super().optimizer_step(optimizer, closure, model, **kwargs)  # type: ignore[misc]
+        if not self._user_module.automatic_optimization:
+            return super().optimizer_step(optimizer, closure, model, **kwargs)
 
         def generation() -> Any:
             self._stepping, self._learnt_something = True, False
-            if _compat.backward_is_skipped(self.lightning_module.trainer):
+            if _compat.backward_is_skipped(self._user_module.trainer):
                 # Lightning still steps once, and zeroes no gradients before: the last generation's would act again.
                 optimizer.zero_grad()
             try:
@@ -273,7 +277,7 @@ class EvoStrategyMixin:
             # None tells a gradient scaler that there are no gradients to unscale.
             return (0.0 if loss is None else loss) if self._learnt_something else None
 
-        result = super().optimizer_step(optimizer, generation, model, **kwargs)  # type: ignore[misc]
+        result = super().optimizer_step(optimizer, generation, model, **kwargs)
         if self._gradient_scaler is not None and not self._learnt_something:
             optimizer.step()  # moves nothing; the scaler left it out, but schedulers want to have seen it
         if self._update_in_place and self.evolution.has_fitness:
@@ -300,7 +304,7 @@ class EvoStrategyMixin:
         self._seconds, self._evaluations = 0.0, 0
 
     def _log(self, **values: float) -> None:
-        module = self.lightning_module
+        module = self._user_module
         if module.trainer.barebones:
             return
         for name, value in values.items():
@@ -313,14 +317,14 @@ class EvoStrategyMixin:
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
             checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.root_device)
-        super().save_checkpoint(checkpoint, filepath, storage_options)  # type: ignore[misc]
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         if self._active and self._update_in_place:
             # The learning rate is taken over; moments that a backpropagation run left behind would only cost memory.
             states = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
             checkpoint = {**checkpoint, "optimizer_states": states}
-        super().load_optimizer_state_dict(checkpoint)  # type: ignore[misc]
+        super().load_optimizer_state_dict(checkpoint)
         if self._active and CHECKPOINT_KEY in checkpoint:
             self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.root_device)
         elif self._active:  # backpropagation wrote it, perhaps after evolution with the same seed
@@ -328,4 +332,4 @@ class EvoStrategyMixin:
 
     @property
     def _active(self) -> bool:
-        return self.evolution.is_set_up and self.lightning_module.automatic_optimization
+        return self.evolution.is_set_up and self._user_module.automatic_optimization

@@ -78,10 +78,11 @@ def test_kept_noise_is_the_noise_that_would_be_drawn():
 def test_noise_is_kept_once_per_generation(monkeypatch):
     """Each batch of an accumulation window asks for it anew."""
     like, subject = LIKE["matrix"], perturbation()
+    expected = subject.weighted_sum(WEIGHTS, 7, like)
     subject.keep(6, 7, like)
     monkeypatch.setattr(dense, "draw", None)
     subject.keep(6, 7, like)
-    subject.weighted_sum(WEIGHTS, 7, like)
+    assert torch.equal(subject.weighted_sum(WEIGHTS, 7, like), expected)
 
 
 @pytest.mark.parametrize("keep", [False, True])
