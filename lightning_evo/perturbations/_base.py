@@ -1,0 +1,98 @@
+"""What a perturbation is: one generation's noise for every tensor, in as many directions as are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evo.noise import NoiseKey
+
+__all__ = ["Perturbation", "noise_dtype"]
+
+
+class Perturbation(ABC):
+    """One generation's noise: mean 0 and, if it is neither sparse nor scaled, variance 1 for every element.
+
+    It is a pure function of the element's address (and of the center, where a perturbation says so).
+
+    The noise that :meth:`noise` gives, that :meth:`members` adds and that :meth:`weighted_sum` sums are the same
+    numbers. Tensors are named by their index in the search space. ``center`` is the tensor as it is without noise; only
+    its shape, device and dtype matter, unless a perturbation says otherwise.
+
+    Args:
+        key: Seed and generation.
+    """
+
+    def __init__(self, key: NoiseKey) -> None:
+        self.key = key
+
+    @abstractmethod
+    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
+        """Noise for one tensor in several directions.
+
+        Args:
+            directions: Numbers of the directions.
+            parameter: Index of the tensor.
+            center: The tensor.
+
+        Returns:
+            ``[len(directions), *center.shape]`` in float32, or float64 for a float64 tensor. Not to be written to.
+        """
+
+    @abstractmethod
+    def weighted_sum(
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """``sum_d weights[d] eps_d`` over directions 0, 1, …, for the elements ``start <= offset < stop``.
+
+        The result for an element does not depend on the range that it was asked for in. Directions of weight zero cost
+        nothing.
+
+        Args:
+            weights: One for each direction.
+            parameter: Index of the tensor.
+            center: The tensor.
+            start: First flat, row-major offset.
+            stop: One past the last offset; ``None`` for the tensor's end.
+
+        Returns:
+            ``[stop - start]`` in float32, or float64 for a float64 tensor.
+        """
+
+    def members(self, direction: int, steps: Sequence[float], parameter: int, center: Tensor) -> list[Tensor]:
+        """``center + step * eps`` for each step: one tensor of some members.
+
+        Args:
+            direction: Number of the direction.
+            steps: Sigma and minus sigma for an antithetic pair, or only one of them.
+            parameter: Index of the tensor.
+            center: The tensor.
+
+        Returns:
+            For each step a tensor of the shape and dtype of ``center``, computed in :func:`noise_dtype`.
+        """
+        noise = self.noise([direction], parameter, center)[0]
+        wide = center.to(noise.dtype)
+        return [(wide + noise * step).to(center.dtype) for step in steps]
+
+    def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The noise as a product of two thin matrices, where it is one.
+
+        The tensor is seen as a matrix of ``rows = center.shape[0]`` rows.
+
+        Returns:
+            ``A [len(directions), rows, rank]`` and ``B [len(directions), columns, rank]`` in float32 (float64 for
+            float64), with ``noise = (A @ B.T).view(shape)``; ``None`` if the tensor's noise is dense.
+        """
+        return None
+
+    def keep(self, directions: int, parameter: int, center: Tensor) -> None:  # noqa: B027
+        """Draw a tensor's noise in all ``directions`` once and hold on to it: members and update will both want it."""
+
+
+def noise_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which noise meets a tensor: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

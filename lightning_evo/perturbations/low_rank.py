@@ -1,0 +1,213 @@
+"""Low-rank perturbations: the noise of a matrix is the product of two thin ones.
+
+Sarkar et al., "Evolution Strategies at the Hyperscale" (EGGROLL), 2025, https://arxiv.org/abs/2511.16652:
+``E = A B^T / sqrt(r)`` with standard normal A ``[m, r]`` and B ``[n, r]``. A member costs (m + n) r random numbers
+instead of m n, and the sum over the population is one matrix product.
+
+Chen et al., "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank Structures" (LOZO), 2024,
+https://arxiv.org/abs/2410.07698, keep B for some generations: here ``basis_key``. With it the sum may go on over past
+generations of the same B, in the space of A, which is LOZO-M's momentum: ``past``. Nothing is stored for it but the
+directions' weights: a past A is drawn again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evo.noise import Distribution, NoiseKey, draw
+from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.perturbations.dense import Dense
+
+__all__ = ["LowRank"]
+
+_BLOCK = 1 << 20  # elements of a product, or of the factors that go into it, that are made at a time: 4 MB of float32
+
+
+class LowRank(Perturbation):
+    """One generation's noise, ``A B^T / sqrt(rank)`` for tensors of two and more dimensions.
+
+    Such a tensor is a matrix of ``m = shape[0]`` rows and n columns. A's elements are drawn at the flat, row-major
+    offsets ``[0, m rank)`` of the tensor's address, B's at ``[m rank, (m + n) rank)``. Every element has mean 0 and
+    variance 1, and two elements of a direction are uncorrelated, though not independent.
+
+    Vectors, scalars and matrices with ``min(m, n) <= rank``, for which nothing would be saved, get dense noise.
+
+    Args:
+        key: Seed and generation.
+        rank: Columns of A and B, >= 1.
+        basis_key: Seed and generation of B; ``None`` for ``key``.
+        distribution: Of the elements of A and B, and of dense noise: see :class:`Dense`.
+        past: Keys of past generations of the same ``basis_key``, and their directions' weights.
+            :meth:`weighted_sum` adds their sums to its own.
+
+    Raises:
+        ValueError: If the rank is not a whole number >= 1, or the distribution is unknown.
+
+    Example:
+        >>> weight = torch.zeros(20, 30)
+        >>> perturbation = LowRank(NoiseKey(seed=0, generation=0), rank=2)
+        >>> noise = perturbation.noise([0, 1], parameter=0, center=weight)
+        >>> a, b = perturbation.factors([0, 1], parameter=0, center=weight)
+        >>> a.shape, b.shape
+        (torch.Size([2, 20, 2]), torch.Size([2, 30, 2]))
+        >>> torch.allclose(noise, a @ b.mT, atol=1e-5)
+        True
+        >>> total = perturbation.weighted_sum([0.5, -2.0], parameter=0, center=weight)
+        >>> torch.allclose(total.view(20, 30), 0.5 * noise[0] - 2.0 * noise[1], atol=1e-5)
+        True
+    """
+
+    def __init__(
+        self,
+        key: NoiseKey,
+        rank: int = 1,
+        basis_key: NoiseKey | None = None,
+        distribution: Distribution = "gaussian",
+        past: Sequence[tuple[NoiseKey, Sequence[float]]] = (),
+    ) -> None:
+        super().__init__(key)
+        given: object = rank
+        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+            raise ValueError(f"rank must be a whole number >= 1, got {rank!r}.")
+        self.rank = rank
+        self.basis_key = key if basis_key is None else basis_key
+        self.distribution = distribution
+        self.past = tuple(past)
+        self._dense = Dense(key, distribution)
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
+        """See :meth:`Perturbation.noise`. Made of elementwise products, so the same bits on any device."""
+        factors = self.factors(directions, parameter, center)
+        if factors is None:
+            return self._dense.noise(directions, parameter, center)
+        # Not a matrix product, whose rounding depends on the device, on TF32 and on an enclosing autocast.
+        a, b = (factor.unbind(-1) for factor in factors)
+        total = a[0][:, :, None] * b[0][:, None, :]
+        for a_k, b_k in zip(a[1:], b[1:], strict=True):
+            total += a_k[:, :, None] * b_k[:, None, :]
+        return total.view(len(directions), *center.shape)
+
+    def members(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
+    ) -> list[Tensor]:
+        if not self._is_low_rank(center):
+            return self._dense.members(direction, steps, parameter, center)
+        return super().members(direction, steps, parameter, center)
+
+    def factors(  # noqa: D102
+        self, directions: Sequence[int], parameter: int, center: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        if not self._is_low_rank(center):
+            return None
+        if parameter in self._kept:
+            a, b = self._kept[parameter]
+            return a[list(directions)], b[list(directions)]
+        return self._a(self.key, directions, parameter, center, 0, len(center)), self._b(directions, parameter, center)
+
+    def weighted_sum(
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """See :meth:`Perturbation.weighted_sum`: the sum over ``past`` generations comes on top.
+
+        One matrix product ``(A diag(weights)) B^T`` over all directions and ranks, so against the sum of
+        :meth:`noise` it is rounded in another order, and as ``torch.set_float32_matmul_precision`` allows. Blocks of
+        rows that the tensor alone decides on are multiplied whole, so an element does not depend on the range.
+        """
+        stop = center.numel() if stop is None else stop
+        terms = [(self.key, weights), *self.past]
+        if not self._is_low_rank(center):
+            total = self._dense.weighted_sum(weights, parameter, center, start, stop)
+            for key, past_weights in self.past:
+                total += Dense(key, self.distribution).weighted_sum(past_weights, parameter, center, start, stop)
+            return total
+        rows, columns = len(center), center.numel() // len(center)
+        first, last = start // columns, -(-stop // columns)
+        total = torch.zeros(last - first, columns, dtype=noise_dtype(center), device=center.device)
+        chosen = sorted({direction for _, weights in terms for direction, weight in enumerate(weights) if weight})
+        block = max(1, _BLOCK // columns)
+        at_once = max(1, _BLOCK // (self.rank * (min(block, rows) + columns)))
+        with torch.autocast(center.device.type, enabled=False):  # which would multiply in 16 bits
+            for i in range(0, len(chosen), at_once):
+                directions = chosen[i : i + at_once]
+                b = self._b(directions, parameter, center).permute(1, 0, 2).flatten(1)
+                for begin in range(first // block * block, last, block):
+                    end = min(begin + block, rows)
+                    a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
+                    product = a @ b.T
+                    lower, upper = max(begin, first), min(end, last)
+                    total[lower - first : upper - first] += product[lower - begin : upper - begin]
+        return total.view(-1)[start - first * columns : stop - first * columns]
+
+    def keep(self, directions: int, parameter: int, center: Tensor) -> None:
+        """See :meth:`Perturbation.keep`: of a matrix the factors are kept."""
+        if not self._is_low_rank(center):
+            self._dense.keep(directions, parameter, center)
+        elif parameter not in self._kept:
+            factors = self.factors(range(directions), parameter, center)
+            assert factors is not None
+            self._kept[parameter] = factors
+
+    def _is_low_rank(self, center: Tensor) -> bool:
+        if center.dim() < 2 or not center.numel():
+            return False
+        return min(len(center), center.numel() // len(center)) > self.rank
+
+    def _weighted_a(
+        self,
+        terms: Sequence[tuple[NoiseKey, Sequence[float]]],
+        directions: Sequence[int],
+        parameter: int,
+        center: Tensor,
+        first: int,
+        last: int,
+    ) -> Tensor:
+        """``sum_t weight_td A_td`` over generations t, for some rows: ``[directions, rows, rank]``."""
+        total = torch.zeros(len(directions), last - first, self.rank, dtype=noise_dtype(center), device=center.device)
+        for key, weights in terms:
+            mine = [i for i, direction in enumerate(directions) if direction < len(weights) and weights[direction]]
+            if mine:
+                chosen = [directions[i] for i in mine]
+                values = torch.tensor([weights[d] for d in chosen], dtype=total.dtype, device=total.device)
+                total[mine] += self._a(key, chosen, parameter, center, first, last) * values[:, None, None]
+        return total
+
+    def _a(
+        self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int
+    ) -> Tensor:
+        """Rows of A, ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
+        kept = self._kept.get(parameter)
+        if kept is not None and key == self.key:
+            return kept[0][list(directions), first:last]
+        values = self._draw(key, directions, parameter, center, first * self.rank, last * self.rank)
+        return values.view(len(directions), -1, self.rank) * (1 / math.sqrt(self.rank))  # a GPU rounds `/` differently
+
+    def _b(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
+        """B, ``[directions, columns, rank]``."""
+        kept = self._kept.get(parameter)
+        if kept is not None and max(directions) < len(kept[1]):
+            return kept[1][list(directions)]
+        rows, columns = len(center), center.numel() // len(center)
+        start, stop = rows * self.rank, (rows + columns) * self.rank
+        return self._draw(self.basis_key, directions, parameter, center, start, stop).view(
+            len(directions), columns, self.rank
+        )
+
+    def _draw(
+        self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
+    ) -> Tensor:
+        values = draw(
+            key,
+            directions,
+            parameter,
+            start,
+            stop,
+            distribution=self.distribution,
+            dtype=noise_dtype(center),
+            device=center.device,
+        )
+        return (values - 0.5) * math.sqrt(12) if self.distribution == "uniform" else values  # mean 0, variance 1

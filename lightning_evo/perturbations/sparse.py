@@ -1,0 +1,97 @@
+"""Sparse perturbations: the large weights of a tensor are left alone.
+
+Liu et al., "Sparse MeZO: Less Parameters for Better Performance in Zeroth-Order LLM Fine-Tuning", 2024,
+https://arxiv.org/abs/2402.15751: ``eps = m z`` with ``m_i = 1`` if ``|theta_i| <= h``, else 0, and a threshold h for
+each tensor. As in the paper the mask is made anew from the weights wherever it is wanted, and never stored.
+
+One departure: the paper fixes the thresholds before training. Here they are the quantiles of the weights as they are
+in each generation, so checkpoints need not keep them, and the share of the weights that learn stays as asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_evo.perturbations._base import Perturbation, noise_dtype
+
+__all__ = ["Sparse"]
+
+_SAMPLE = 1 << 24  # elements of which a quantile is taken: one in so many, in even steps, of a larger tensor
+
+
+class Sparse(Perturbation):
+    """Another perturbation's noise for the small weights of each tensor, and none for the large ones.
+
+    Of a tensor of n weights ``round(sparsity n)`` are left out, but not all, and none that tie with a small one: a
+    constant tensor is perturbed whole. That holds for tensors of any number of dimensions. One of more than 2^24
+    elements is judged by every so many-th of them.
+
+    The threshold is taken from ``center`` at first use and kept as a number. From then on only those elements of
+    ``center`` count that are asked for, so the rest may already have moved.
+
+    Args:
+        inner: Its noise is masked.
+        sparsity: Share of each tensor's weights that is left out, those of largest magnitude; in (0, 1). (With 0.75 a
+            quarter is perturbed and learns.)
+
+    Raises:
+        ValueError: If ``sparsity`` is not in (0, 1).
+
+    Example:
+        >>> from lightning_evo.noise import NoiseKey
+        >>> from lightning_evo.perturbations.dense import Dense
+        >>> perturbation = Sparse(Dense(NoiseKey(seed=0, generation=0)), sparsity=0.5)
+        >>> noise = perturbation.noise([0], parameter=0, center=torch.tensor([0.1, -3.0, 2.0, -0.2]))
+        >>> (noise[0] != 0).tolist()
+        [True, False, False, True]
+    """
+
+    def __init__(self, inner: Perturbation, sparsity: float) -> None:
+        super().__init__(inner.key)
+        given: object = sparsity
+        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1:
+            raise ValueError(f"sparsity must be a number in (0, 1), got {sparsity!r}.")
+        self.inner = inner
+        self.sparsity = sparsity
+        self._thresholds: dict[int, float] = {}
+
+    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
+        return self.inner.noise(directions, parameter, center) * self._mask(parameter, center, center)
+
+    def members(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
+    ) -> list[Tensor]:
+        mask = self._mask(parameter, center, center)
+        members = self.inner.members(direction, steps, parameter, center)
+        return [torch.where(mask, member, center.detach()) for member in members]
+
+    def weighted_sum(  # noqa: D102
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        part = center.detach().reshape(-1)[start:stop]
+        mask = self._mask(parameter, center, part)
+        return self.inner.weighted_sum(weights, parameter, center, start, stop) * mask
+
+    def keep(self, directions: int, parameter: int, center: Tensor) -> None:  # noqa: D102
+        self.inner.keep(directions, parameter, center)
+
+    def _mask(self, parameter: int, center: Tensor, part: Tensor) -> Tensor:
+        if parameter not in self._thresholds:
+            self._thresholds[parameter] = _threshold(center.detach(), self.sparsity)
+        return part.detach().abs() <= self._thresholds[parameter]
+
+
+def _threshold(center: Tensor, sparsity: float) -> float:
+    """The largest magnitude that still counts as small: one of the weights' own, hence the same on any device."""
+    values = center.reshape(-1)
+    values = values[:: max(1, math.ceil(values.numel() / _SAMPLE))].abs().to(noise_dtype(center))
+    small = max(1, values.numel() - round(sparsity * values.numel()))
+    if not values.numel():
+        return 0.0
+    if values.device.type == "cpu":
+        return float(values.kthvalue(small).values)
+    return float(values.sort().values[small - 1])  # on a GPU `kthvalue` is not among the deterministic algorithms
