@@ -61,6 +61,11 @@ def test_every_option_from_the_command_line(run):
         f"{STRATEGY}scaling=sigma",
         f"{STRATEGY}weight_decay=0.1",
         f"{STRATEGY}samples_per_generation=3",
+        f"{STRATEGY}rank=2",
+        f"{STRATEGY}noise_reuse=2",
+        f"{STRATEGY}basis_reuse=4",
+        f"{STRATEGY}momentum=0.9",
+        f"{STRATEGY}sigma_scale=rms",
         f"{STRATEGY}evolve=[weight]",
         f"{STRATEGY}update=in_place",
         f"{STRATEGY}seed=5",
@@ -74,6 +79,11 @@ def test_every_option_from_the_command_line(run):
         scaling="sigma",
         weight_decay=0.1,
         samples_per_generation=3,
+        rank=2,
+        noise_reuse=2,
+        basis_reuse=4,
+        momentum=0.9,
+        sigma_scale="rms",
     )
     assert evolution.algorithm == expected
     assert evolution.state.seed == 5
@@ -106,6 +116,8 @@ trainer:
         ("update=sideways", "sideways"),
         ("popluation=8", "popluation"),
         ("sigma=-1", "sigma must be a number > 0"),
+        ("sparsity=2", "sparsity must be a number in (0, 1)"),
+        ("sigma_scale=big", "sigma_scale"),
         ("algorithm=openai", "Did you mean 'openai_es'"),
     ],
 )

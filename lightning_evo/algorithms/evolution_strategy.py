@@ -19,6 +19,11 @@ what ``scale`` is:
     the correlation of the shaped weights with the raw ones. Learning rates, clipping thresholds and weight decay that
     were chosen for backpropagation keep their meaning, and the step shrinks as the optimum comes near.
 
+The noise eps may be dense, of low rank, sparse or in units of each tensor's own scale, and be used for several
+generations: see :mod:`lightning_evo.perturbations`. With ``momentum`` beta the sum over eps is replaced by
+``m_t = beta m_(t-1) + (1 - beta) scale sum_j w_j s_j eps_d(j)``. That needs no memory: m is a sum over past noise,
+which can be drawn again, so only its weights are kept.
+
 A published method of the family is a :class:`Recipe`: data, not a subclass.
 """
 
@@ -26,8 +31,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from typing import Any, Literal, get_args
 
 import torch
@@ -37,7 +43,7 @@ from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.noise import Distribution, NoiseKey
-from lightning_evo.perturbations.dense import Dense
+from lightning_evo.perturbations import Perturbation, SigmaScale, compose
 from lightning_evo.shaping import Shaping, raw, resolve, shape
 
 __all__ = ["ESState", "EvolutionStrategy", "Population", "Recipe", "Scaling"]
@@ -56,13 +62,15 @@ class Population:
             and minus direction ``k``; without, member ``k`` is center plus direction ``k``.
         antithetic: Whether members come in such pairs.
         center: ``[d]``, outside a module; inside one the weights themselves are the center.
+        generation: Its number. (That of the noise is another where noise is used for several generations.)
     """
 
-    perturbation: Dense
+    perturbation: Perturbation
     sigma: float
     directions: int
     antithetic: bool
     center: Tensor | None = field(default=None, repr=False)
+    generation: int = 0
 
     def __len__(self) -> int:
         return self.directions * self.per_direction
@@ -102,12 +110,15 @@ class ESState:
         generation: Generations finished.
         sigma: Set by hand (by a callback, say), it overrides the algorithm's sigma from then on.
         center: ``[d]``, outside a module.
+        momentum: The momentum, as the weights that past directions have in it: for some generations of noise their
+            number and one weight for each direction. Numbers only, so a checkpoint can hold it as it is.
     """
 
     seed: int = 0
     generation: int = 0
     sigma: float | None = None
     center: Tensor | None = field(default=None, repr=False)
+    momentum: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,18 @@ class EvolutionStrategy(Algorithm[ESState]):
         noise: ``"gaussian"``, ``"rademacher"`` (+-1) or ``"uniform"``; all with variance 1.
         samples_per_generation: If given, a generation sees at most this many samples of its batches, drawn at random
             without replacement and the same for all members.
+        rank: If given, a matrix's noise is a product of two random factors of so many columns:
+            :class:`~lightning_evo.perturbations.LowRank`.
+        noise_reuse: So many consecutive generations use the same noise.
+        basis_reuse: With ``rank``: so many consecutive generations share one of the two factors. A multiple of
+            ``noise_reuse``.
+        sparsity: If given, this share of each tensor's weights, the largest, is neither perturbed nor learns:
+            :class:`~lightning_evo.perturbations.Sparse`.
+        sigma_scale: ``"none"``, or ``"rms"``: sigma is in units of each tensor's root mean square, see
+            :class:`~lightning_evo.perturbations.Scaled`.
+        momentum: With ``basis_reuse``: beta in [0, 1) of ``m_t = beta m_(t-1) + (1 - beta) g_t``, along which is
+            stepped. It starts from zero whenever the shared factor is drawn anew. (LOZO projects it onto the new one,
+            but two random factors are nearly orthogonal, so hardly anything would be left of it.)
         name: Name for checkpoints.
 
     Raises:
@@ -143,6 +166,12 @@ class EvolutionStrategy(Algorithm[ESState]):
     weight_decay: float = 0.0
     noise: Distribution = "gaussian"
     samples_per_generation: int | None = None
+    rank: int | None = None
+    noise_reuse: int = 1
+    basis_reuse: int = 1
+    sparsity: float | None = None
+    sigma_scale: SigmaScale = "none"
+    momentum: float = 0.0
     name: str = "evolution_strategy"
 
     def __post_init__(self) -> None:
@@ -163,16 +192,36 @@ class EvolutionStrategy(Algorithm[ESState]):
         if not isinstance(self.learning_rate, Schedule):
             _check_number("learning_rate", self.learning_rate, ">= 0", lambda value: value >= 0)
         _check_number("weight_decay", self.weight_decay, ">= 0", lambda value: value >= 0)
-        samples: object = self.samples_per_generation
-        if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-            raise ValueError(f"samples_per_generation must be a whole number >= 1, got {samples!r}.")
-        if self.scaling not in get_args(Scaling):
-            raise ValueError(
-                f"Unknown scaling {self.scaling!r}.{did_you_mean(str(self.scaling), get_args(Scaling))} "
-                f"Choose one of {', '.join(get_args(Scaling))}."
-            )
+        for name in ("samples_per_generation", "noise_reuse", "basis_reuse"):
+            count = getattr(self, name)
+            if count is None and name == "samples_per_generation":
+                continue
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}.")
+        for name, choices in (("scaling", get_args(Scaling)), ("sigma_scale", get_args(SigmaScale))):
+            if getattr(self, name) not in choices:
+                given = getattr(self, name)
+                raise ValueError(
+                    f"Unknown {name} {given!r}.{did_you_mean(str(given), choices)} Choose one of {', '.join(choices)}."
+                )
         resolve(self.shaping, self.top_k)
-        Dense(NoiseKey(0, 0), self.noise)
+        self._perturbation(ESState())
+        if self.basis_reuse > 1 and self.rank is None:
+            raise ValueError(
+                f"basis_reuse={self.basis_reuse} has no effect without rank: only noise of low rank has a basis. Give "
+                "a rank, or use noise_reuse."
+            )
+        if self.basis_reuse > 1 and self.basis_reuse % self.noise_reuse:
+            raise ValueError(
+                f"basis_reuse={self.basis_reuse} must be a multiple of noise_reuse={self.noise_reuse}: the noise can't "
+                "stay while its basis changes."
+            )
+        _check_number("momentum", self.momentum, "in [0, 1)", lambda value: 0 <= value < 1)
+        if self.momentum and self.basis_reuse == 1:
+            raise ValueError(
+                f"momentum={self.momentum} has no effect without basis_reuse > 1: it lasts as long as the basis. Give "
+                "rank and basis_reuse, or use an optimizer with momentum."
+            )
         directions = self.population // (2 if self.antithetic else 1)
         if self.top_k is not None and self.top_k not in range(1, directions + 1):
             raise ValueError(f"top_k must be between 1 and the number of directions ({directions}), got {self.top_k}.")
@@ -216,15 +265,43 @@ class EvolutionStrategy(Algorithm[ESState]):
     def ask(self, state: ESState) -> Population:
         """The next population."""
         return Population(
-            perturbation=Dense(NoiseKey(state.seed, state.generation), self.noise),
+            perturbation=self._perturbation(state),
             sigma=self.current_sigma(state),
             directions=self.population // (2 if self.antithetic else 1),
             antithetic=self.antithetic,
             center=state.center,
+            generation=state.generation,
+        )
+
+    def _perturbation(self, state: ESState) -> Perturbation:
+        return compose(
+            NoiseKey(state.seed, state.generation // self.noise_reuse),
+            self.noise,
+            rank=self.rank,
+            basis_key=NoiseKey(state.seed, self._window(state)) if self.basis_reuse > 1 else None,
+            past=[(NoiseKey(state.seed, noise), weights) for noise, weights in self._momentum(state)],
+            sparsity=self.sparsity,
+            sigma_scale=self.sigma_scale,
+        )
+
+    def _window(self, state: ESState) -> int:
+        """Number of the basis."""
+        return state.generation // self.basis_reuse
+
+    def _momentum(self, state: ESState) -> tuple[tuple[int, tuple[float, ...]], ...]:
+        """``beta m``, as far as it belongs to the coming generation's basis."""
+        noises_per_basis = self.basis_reuse // self.noise_reuse
+        return tuple(
+            (noise, tuple(self.momentum * weight for weight in weights))
+            for noise, weights in state.momentum
+            if self.momentum and noise // noises_per_basis == self._window(state)
         )
 
     def direction_weights(self, population: Population, fitness: Tensor, dimension: int) -> Tensor:
         """The estimate as weights of the noise directions: ``g = sum_d weight_d eps_d`` (without weight decay).
+
+        With momentum it is the estimate's part in the step, ``(1 - beta) g``; the population's perturbation adds the
+        past.
 
         Args:
             population: From :meth:`ask`.
@@ -242,7 +319,7 @@ class EvolutionStrategy(Algorithm[ESState]):
 
         def weights(shaping: Shaping) -> Tensor:
             member = shape(fitness.detach().cpu(), shaping, population.per_direction) * population.signs
-            return member.view(population.directions, -1).sum(1) / len(population)
+            return member.view(population.directions, -1).sum(1) / len(population) * (1 - self.momentum)
 
         shaped = weights(resolve(self.shaping, self.top_k))
         if self.scaling == "none" or not shaped.any():
@@ -252,10 +329,32 @@ class EvolutionStrategy(Algorithm[ESState]):
         shaped = shaped / shaped.abs().max()  # the squares of very small weights would be zero
         quotients = weights(raw) / population.sigma
         length = (shaped @ quotients).abs() / (shaped @ shaped)  # makes `shaped` the best fit to `quotients`
+        dimension = round(dimension * (1 - (self.sparsity or 0)))
         return shaped * length * math.sqrt(population.directions / (population.directions + dimension + 1))
+
+    def advance(self, state: ESState, weights: Sequence[float]) -> ESState:
+        """The state after a generation whose estimate had these weights, its center aside.
+
+        A generation with nothing to learn leaves the momentum as it is.
+
+        Args:
+            state: The generation's state.
+            weights: From :meth:`direction_weights`.
+        """
+        momentum = state.momentum
+        if self.momentum and any(weights):
+            noise = state.generation // self.noise_reuse
+            past = dict(self._momentum(state))
+            before = past.get(noise, ())  # of a generation with the same noise
+            past[noise] = tuple(old + float(new) for old, new in zip_longest(before, weights, fillvalue=0.0))
+            momentum = tuple(past.items())
+        return replace(state, generation=state.generation + 1, momentum=momentum)
 
     def tell(self, state: ESState, population: Population, fitness: Tensor) -> ESState:
         """``theta <- theta + learning_rate (g - weight_decay theta)``, and one generation more.
+
+        With momentum m takes the place of g. A vector has no factors, so its noise is dense and none of it outlasts the
+        generation; its momentum lasts for ``basis_reuse`` generations all the same.
 
         A generation with nothing to learn leaves the center as it is.
 
@@ -265,11 +364,11 @@ class EvolutionStrategy(Algorithm[ESState]):
         center = state.center
         if center is None:
             raise ValueError("`tell` moves a center, and this state has none. Give `init` a vector.")
-        weights = self.direction_weights(population, fitness, center.numel())
-        if weights.any():
-            gradient = population.perturbation.weighted_sum(weights.tolist(), 0, center) - self.weight_decay * center
+        weights = self.direction_weights(population, fitness, center.numel()).tolist()
+        if any(weights):
+            gradient = population.perturbation.weighted_sum(weights, 0, center) - self.weight_decay * center
             center = (center + self.current_learning_rate(state) * gradient).to(center.dtype)
-        return replace(state, center=center, generation=state.generation + 1)
+        return replace(self.advance(state, weights), center=center)
 
 
 @dataclass(frozen=True)

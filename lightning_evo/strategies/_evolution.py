@@ -22,6 +22,7 @@ from lightning_evo.algorithms import Algorithm, Scaling, Schedule
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.noise import Distribution
+from lightning_evo.perturbations import SigmaScale
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
 from lightning_evo.update import Clipping, Update, group_learning_rates
@@ -59,6 +60,12 @@ class EvoStrategyMixin(Strategy):
             ``"gradient"`` (the gradient's own length, so that learning rates made for backpropagation fit).
         weight_decay: L2 coefficient taken off the estimate.
         samples_per_generation: At most so many samples per generation, chosen at random, the same for all members.
+        rank: Noise of low rank for matrices: the product of two random factors of so many columns.
+        noise_reuse: Use the same noise for so many consecutive generations.
+        basis_reuse: With ``rank``: keep one of the factors for so many generations.
+        sparsity: Leave out this share of each tensor's weights, those of largest magnitude.
+        sigma_scale: ``"rms"`` takes sigma in units of each tensor's root mean square, ``"none"`` as it is.
+        momentum: With ``basis_reuse``: momentum while a factor is kept, in [0, 1), without memory for it.
         evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
@@ -88,6 +95,12 @@ class EvoStrategyMixin(Strategy):
         scaling: Scaling | None = None,
         weight_decay: float | None = None,
         samples_per_generation: int | None = None,
+        rank: int | None = None,
+        noise_reuse: int | None = None,
+        basis_reuse: int | None = None,
+        sparsity: float | None = None,
+        sigma_scale: SigmaScale | None = None,
+        momentum: float | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
         update: Literal["optimizer", "in_place"] = "optimizer",
         seed: int | None = None,
@@ -113,6 +126,12 @@ class EvoStrategyMixin(Strategy):
             scaling=scaling,
             weight_decay=weight_decay,
             samples_per_generation=samples_per_generation,
+            rank=rank,
+            noise_reuse=noise_reuse,
+            basis_reuse=basis_reuse,
+            sparsity=sparsity,
+            sigma_scale=sigma_scale,
+            momentum=momentum,
             **algorithm_options,
         )
         self._update_in_place = update == "in_place"

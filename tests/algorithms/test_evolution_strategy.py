@@ -4,6 +4,7 @@ Statistical tests are deterministic; n and the threshold's meaning stand beside 
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,6 +174,146 @@ def test_short_centers_keep_their_dtype(dtype):
     assert subject.tell(state, population, linear(population.vectors().double())).center.dtype == dtype
 
 
+# --- noise over generations -----------------------------------------------------------------------------------------
+
+
+def run(subject, generations, center=CENTER, fitness=linear, seed=3):
+    """Populations and states, one after the other."""
+    states, populations = [subject.init(center, seed=seed)], []
+    for _ in range(generations):
+        populations.append(subject.ask(states[-1]))
+        states.append(subject.tell(states[-1], populations[-1], fitness(populations[-1].vectors())))
+    return populations, states
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_noise_reuse(antithetic, rank):
+    """The noise of generation g is that of g // reuse; its number is g all the same."""
+    matrix = torch.zeros(9, 7)
+    populations, _ = run(strategy(noise_reuse=3, antithetic=antithetic, rank=rank), 7)
+    plain, _ = run(strategy(antithetic=antithetic, rank=rank), 3)
+    assert [population.generation for population in populations] == list(range(7))
+    for g, population in enumerate(populations):
+        expected = plain[g // 3].perturbation
+        for tensor in (matrix, CENTER):
+            assert torch.equal(population.perturbation.noise(range(4), 2, tensor), expected.noise(range(4), 2, tensor))
+
+
+def test_basis_reuse():
+    """LOZO: B stays for a window of generations, A does not."""
+    matrix = torch.zeros(9, 7)
+    populations, _ = run(strategy(rank=2, basis_reuse=3), 7)
+    factors = [population.perturbation.factors(range(4), 2, matrix) for population in populations]
+    for g in range(7):
+        for h in range(g):
+            assert not torch.equal(factors[g][0], factors[h][0])
+            assert torch.equal(factors[g][1], factors[h][1]) == (g // 3 == h // 3)
+
+
+def test_a_basis_of_several_noises():
+    matrix = torch.zeros(9, 7)
+    populations, _ = run(strategy(rank=2, noise_reuse=2, basis_reuse=4), 8)
+    factors = [population.perturbation.factors(range(4), 2, matrix) for population in populations]
+    for g in range(8):
+        for h in range(g):
+            assert torch.equal(factors[g][0], factors[h][0]) == (g // 2 == h // 2)
+            assert torch.equal(factors[g][1], factors[h][1]) == (g // 4 == h // 4)
+
+
+@pytest.mark.parametrize("noise_reuse", [1, 2])
+@pytest.mark.parametrize("scaling", ["sigma", "none", "gradient"])
+def test_momentum(scaling, noise_reuse):
+    """``m = beta m + (1 - beta) g``, step along m; m starts from zero with each new basis.
+
+    g is the estimate that a strategy without momentum makes at the same center; the noise is the same.
+    """
+    beta, window = 0.8, 4
+    options = {"rank": 2, "noise_reuse": noise_reuse, "basis_reuse": window, "scaling": scaling}
+
+    def fitness(x):
+        return linear(x) - (x**2).sum(-1)
+
+    _, states = run(strategy(momentum=beta, **options), 2 * window + 1, fitness=fitness)
+    plain, m = strategy(**options), torch.zeros_like(CENTER)
+    for g, (state, following) in enumerate(zip(states, states[1:], strict=False)):
+        m = torch.zeros_like(CENTER) if g % window == 0 else m
+        population = plain.ask(state)
+        estimate = plain.tell(state, population, fitness(population.vectors())).center - state.center
+        m = beta * m + (1 - beta) * estimate
+        torch.testing.assert_close(following.center - state.center, m, rtol=1e-9, atol=1e-12)
+        assert len(following.momentum) == g % window // noise_reuse + 1
+
+
+def test_momentum_of_a_matrix_stays_in_the_basis():
+    """For a matrix, against the formula in the space of A: ``N = beta N + (1 - beta) c A``, step along ``N B^T``."""
+    beta, matrix = 0.8, torch.zeros(9, 7, dtype=torch.float64)
+    subject = strategy(rank=2, basis_reuse=10, momentum=beta, population=2)
+    state, n = subject.init(seed=3), 0
+    for g in range(5):
+        population = subject.ask(state)
+        weights = subject.direction_weights(population, torch.tensor([g + 1.0, -g * 2.0]), 63)
+        slope = (3 * g + 1) / (2 * 0.1)
+        a, b = population.perturbation.factors([0], 5, matrix)
+        n = beta * n + (1 - beta) * slope * a[0]
+        total = population.perturbation.weighted_sum(weights.tolist(), 5, matrix).view(9, 7)
+        torch.testing.assert_close(total, n @ b[0].T, rtol=1e-9, atol=1e-12)
+        state = subject.advance(state, weights.tolist())
+
+
+def test_momentum_survives_a_generation_without_lesson_and_a_checkpoint(tmp_path):
+    subject = strategy(rank=2, basis_reuse=10, momentum=0.8)
+    _, (*_, state) = run(subject, 3)
+    idle = subject.tell(state, subject.ask(state), torch.zeros(8))
+    assert idle.momentum == state.momentum
+    assert idle.generation == state.generation + 1
+    torch.save(state.momentum, tmp_path / "momentum.pt")
+    assert torch.load(tmp_path / "momentum.pt", weights_only=True) == state.momentum
+
+
+def test_momentum_of_another_basis_is_forgotten():
+    """Also if the generation was set by hand."""
+    subject = strategy(rank=2, basis_reuse=10, momentum=0.8)
+    _, (*_, state) = run(subject, 3)
+    assert len(subject.ask(state).perturbation.past) == 3
+    assert subject.ask(replace(state, generation=10)).perturbation.past == ()
+    assert len(subject.advance(replace(state, generation=10), [1.0] * 4).momentum) == 1
+
+
+def test_momentum_of_another_population_size():
+    subject, other = (strategy(rank=2, noise_reuse=2, basis_reuse=4, momentum=0.5, population=p) for p in (8, 4))
+    state = subject.advance(subject.init(), [1.0, 2.0, 3.0, 4.0])
+    assert other.advance(state, [1.0, 1.0]).momentum == ((0, (1.5, 2.0, 1.5, 2.0)),)
+
+
+@pytest.mark.parametrize(("sparsity", "sigma_scale"), [(0.5, "none"), (None, "rms"), (0.5, "rms")])
+def test_sparse_and_scaled_members(sparsity, sigma_scale):
+    noise = strategy().ask(strategy().init(CENTER, seed=3)).perturbation.noise(range(4), 0, CENTER)
+    if sparsity:
+        noise = noise * torch.tensor([1, 0, 0, 1, 1])  # all but the two largest, -1 and 2
+    if sigma_scale == "rms":
+        noise = noise * CENTER.square().mean().sqrt()
+    subject = strategy(sparsity=sparsity, sigma_scale=sigma_scale)
+    vectors = subject.ask(subject.init(CENTER, seed=3)).vectors()
+    torch.testing.assert_close(vectors[::2], CENTER + 0.1 * noise, rtol=1e-12, atol=0)
+    torch.testing.assert_close(vectors[1::2], CENTER - 0.1 * noise, rtol=1e-12, atol=0)
+
+
+def test_gradient_scaling_of_sparse_noise_gives_the_length_of_the_gradient_that_is_left():
+    """As for dense noise, in the space of the 10 of 40 weights that are perturbed; 500 seeds."""
+    slope = torch.linspace(-1, 2, 40, dtype=torch.float64)
+    center = torch.linspace(0.1, 4, 40, dtype=torch.float64)
+    subject = strategy(population=8, scaling="gradient", sparsity=0.75)
+    squares = []
+    for seed in range(500):
+        state = subject.init(center, seed=seed)
+        population = subject.ask(state)
+        step = subject.tell(state, population, population.vectors() @ slope).center - center
+        assert not step[10:].any()
+        squares.append(step.square().sum())
+    assert_mean(torch.stack(squares)[:, None], slope[:10].square().sum())
+
+
 # --- options --------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +375,19 @@ def test_sigma_set_by_hand_overrides_a_schedule():
         ({"scaling": "gradiant"}, r"Unknown scaling 'gradiant'\. Did you mean 'gradient'\?"),
         ({"shaping": "rank"}, r"Unknown shaping 'rank'\. Did you mean"),
         ({"noise": "normal"}, r"Unknown noise 'normal'"),
+        ({"rank": 0}, "rank must be a whole number >= 1, got 0"),
+        ({"rank": 1.0}, "rank must be a whole number >= 1, got 1.0"),
+        ({"rank": 1, "sparsity": 0.5}, "rank and sparsity don't go together"),
+        ({"sparsity": 1.0}, r"sparsity must be a number in \(0, 1\), got 1.0"),
+        ({"noise_reuse": 0}, "noise_reuse must be a whole number >= 1, got 0"),
+        ({"noise_reuse": None}, "noise_reuse must be a whole number >= 1, got None"),
+        ({"basis_reuse": 2.0, "rank": 1}, "basis_reuse must be a whole number >= 1, got 2.0"),
+        ({"basis_reuse": 2}, "basis_reuse=2 has no effect without rank"),
+        ({"basis_reuse": 6, "noise_reuse": 4, "rank": 1}, "basis_reuse=6 must be a multiple of noise_reuse=4"),
+        ({"momentum": 1.0, "basis_reuse": 2, "rank": 1}, r"momentum must be a number in \[0, 1\), got 1.0"),
+        ({"momentum": 0.9, "rank": 1}, "momentum=0.9 has no effect without basis_reuse"),
+        ({"momentum": 0.9}, "momentum=0.9 has no effect without basis_reuse"),
+        ({"sigma_scale": "rsm"}, r"Unknown sigma_scale 'rsm'\. Did you mean 'rms'\?"),
         ({"shaping": "top_k"}, "go together"),
         ({"shaping": "top_k", "top_k": 5}, r"between 1 and the number of directions \(4\), got 5"),
         ({"shaping": "top_k", "top_k": 0}, r"between 1 and the number of directions \(4\), got 0"),
