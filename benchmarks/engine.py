@@ -4,9 +4,9 @@
 
 A GPT-2 of 23M parameters (6 layers, 512 wide, 8 heads, 8,192 tokens in the vocabulary), randomly initialised. A *member
 evaluation* is the mean cross-entropy of one batch: 4 or 16 sequences of 128 tokens. The limit, 100 %, is the same
-function under ``torch.inference_mode()`` with unperturbed weights. Every other row includes all that a generation needs:
-noise, forward passes, shaping and the update of the weights. A step of AdamW counts as one evaluation, so its share
-says how many forward passes a step costs.
+function under ``torch.inference_mode()`` with unperturbed weights. Every other row includes all that a generation
+needs: noise, forward passes, shaping and the update of the weights. A step of AdamW counts as one evaluation, so its
+share says how many forward passes a step costs.
 
 Rows take turns within one process, after warm-up rounds which also compile (``LIGHTNING_EVO_COMPILE=1``), so compiling
 is not part of any figure; a share is the ratio of two medians of one run. Each row has a model of its own.
@@ -103,7 +103,7 @@ def rows(population: int) -> dict[str, Row]:
 
 
 def measure(model: nn.Module, batch: Tensor, population: int, repeats: int, warmup: int) -> list[dict[str, Any]]:
-    """Time all rows on copies of the model: name, members, seconds of each repeat, evaluations/s, share of the limit."""
+    """Time all rows, each on a copy of the model: seconds of each repeat, evaluations per second, share of the limit."""
     chosen = rows(population)
     calls = {name: row.prepare(copy.deepcopy(model), batch) for name, row in chosen.items()}
     times = interleaved(calls, repeats, warmup)

@@ -1,0 +1,252 @@
+"""Members per second, and seconds to 95 % held-out accuracy, beside EvoTorch and EvoX: a small network on digits.
+
+``python -m benchmarks.digits [--quick] [--output results.json]``; the peers come with ``pip install ".[benchmarks]"``.
+
+A network 64-128-10 (9,610 weights) on scikit-learn's digits: population 256, batches of 256 images, the fitness is the
+cross-entropy, Adam moves the center. A generation includes noise, evaluation, shaping and the update. All contestants
+start from the same weights, see the same batches in the same order and the same split, and take turns generation by
+generation in one process with the same threads. Compiling is part of the warm-up, not of any figure; looking at
+held-out accuracy (every fifth generation) is off the clock.
+
+The peers, each by its fastest documented way on a CPU, chosen among those that their documentation offers:
+
+- **EvoTorch**: ``Problem`` with a ``@vectorized`` fitness, ``torch.func.vmap`` over ``ModuleExpectingFlatParameters``,
+  and ``PGPE`` with symmetric sampling, centered ranks and Adam. ``SupervisedNE``, its class for this very task, runs
+  one member after the other and is an order of magnitude slower; the functional ``pgpe_ask`` and ``pgpe_tell`` are as
+  fast.
+- **EvoX, OpenES**: ``OpenES`` with mirrored sampling and Adam, a problem that maps ``use_state(network)`` by ``vmap``,
+  ``StdWorkflow``, and ``torch.compile`` of its step. ``SupervisedLearningProblem`` is as fast; ``VirtualES``, which
+  stores no noise, is slower.
+- **EvoX, VirtualLoRAES**: noise of rank 1, ``VirtualLoRAProblem`` on the same batches, compiled, too. To be held
+  against our low-rank row, not against dense noise.
+
+Sigma and learning rate of each contestant are the fewest generations to the target (median of seeds 0 to 2) out of the
+grid sigma in {0.05, 0.1, 0.2} x learning rate in {0.02, 0.05, 0.1}; ``--grid`` repeats that search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.nn.functional import cross_entropy  # noqa: E402
+
+from benchmarks import _peers  # noqa: E402
+from benchmarks._measure import Unavailable, interleaved, rates, seconds, show, write  # noqa: E402
+from examples.digits.digits import Digits  # noqa: E402
+from lightning_evo.evolution import Evolution  # noqa: E402
+
+CHECK_EVERY = 5
+
+
+def network() -> nn.Sequential:
+    """The network that all contestants evolve."""
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def ours(algorithm: str = "openai_es", **options: Any) -> _peers.Make:
+    """A contestant of this package: an engine without Lightning around it, and torch's Adam."""
+
+    def make(start: Tensor, population: int, sigma: float, learning_rate: float) -> _peers.Contestant:
+        model = network()
+        nn.utils.vector_to_parameters(start.clone(), model.parameters())
+        evolution = Evolution(algorithm, population=population, sigma=sigma, seed=0, **options)
+        evolution.setup(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+
+        def fitness(batch: tuple[Tensor, Tensor]) -> Tensor:
+            return -cross_entropy(model(batch[0]), batch[1])
+
+        def generation(images: Tensor, digits: Tensor) -> None:
+            evolution.evaluate(fitness, (images, digits))
+            evolution.conclude().add_to_gradients()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return _peers.Contestant(generation, lambda: nn.utils.parameters_to_vector(model.parameters()).detach())
+
+    return make
+
+
+CONTESTANTS: dict[str, tuple[_peers.Make, float, float]] = {  # how to make it, sigma, learning rate
+    "ours, dense": (ours(), 0.1, 0.05),
+    "ours, rank 1": (ours("eggroll", rank=1), 0.1, 0.05),
+    "EvoTorch, PGPE": (_peers.evotorch, 0.1, 0.05),
+    "EvoX, OpenES": (_peers.evox, 0.1, 0.05),
+    "EvoX, VirtualLoRAES rank 1": (_peers.evox_low_rank, 0.1, 0.05),
+}
+
+
+class Data:
+    """The digits, and the same endless sequence of training batches for everyone who asks with the same seed."""
+
+    def __init__(self, batch_size: int) -> None:
+        digits = Digits()
+        self.images, self.digits = digits.train.tensors
+        self.held_out = digits.held_out.tensors
+        self.batch_size = batch_size
+
+    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Random batches without replacement within a batch."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            chosen = torch.randperm(len(self.digits), generator=generator)[: self.batch_size]
+            yield self.images[chosen], self.digits[chosen]
+
+    def accuracy(self, weights: Tensor) -> float:
+        """Held-out accuracy of a vector of weights."""
+        model = network()
+        nn.utils.vector_to_parameters(weights, model.parameters())
+        with torch.no_grad():
+            return float((model(self.held_out[0]).argmax(1) == self.held_out[1]).float().mean())
+
+
+def initial_weights(seed: int) -> Tensor:
+    """torch's default initialisation."""
+    torch.manual_seed(seed)
+    return nn.utils.parameters_to_vector(network().parameters()).detach()
+
+
+def throughput(names: list[str], population: int, data: Data, repeats: int) -> dict[str, list[float]]:
+    """Seconds of single generations of each contestant, taking turns."""
+    images, digits = next(data.batches(0))
+    calls: dict[str, Callable[[], object]] = {}
+    for name in names:
+        make, sigma, learning_rate = CONTESTANTS[name]
+        contestant = make(initial_weights(0), population, sigma, learning_rate)
+        calls[name] = lambda contestant=contestant: contestant.generation(images, digits)
+    return interleaved(calls, repeats, warmup=5)
+
+
+def race(
+    entrants: dict[str, tuple[_peers.Make, float, float]],
+    seed: int,
+    population: int,
+    data: Data,
+    target: float,
+    limit: int,
+) -> dict[str, dict[str, float]]:
+    """Run all entrants to the target, taking turns; seconds, generations and accuracy of each."""
+    start = initial_weights(seed)
+    running, clock = {}, dict.fromkeys(entrants, 0.0)
+    for name, (make, sigma, learning_rate) in entrants.items():
+        rehearsal = next(data.batches(seed))
+        running[name] = make(start, population, sigma, learning_rate)
+        for _ in range(3):
+            running[name].generation(*rehearsal)
+        running[name].restart(make, start, population, sigma, learning_rate)
+    torch.manual_seed(seed)
+    results: dict[str, dict[str, float]] = {}
+    for generation, batch in zip(range(1, limit + 1), data.batches(seed), strict=False):
+        for name in [name for name in entrants if name not in results]:
+            clock[name] += seconds(lambda name=name, batch=batch: running[name].generation(*batch))
+            if generation % CHECK_EVERY == 0 or generation == limit:
+                accuracy = data.accuracy(running[name].weights())
+                if accuracy >= target or generation == limit:
+                    results[name] = {"seconds": clock[name], "generations": generation, "accuracy": accuracy}
+        if len(results) == len(entrants):
+            break
+    return results
+
+
+def available() -> tuple[list[str], dict[str, str]]:
+    """Names of the contestants that can run here, and the reason for each that cannot."""
+    names, skipped = [], {}
+    for name, (make, sigma, learning_rate) in CONTESTANTS.items():
+        try:
+            make(initial_weights(0), 4, sigma, learning_rate)
+            names.append(name)
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+    return names, skipped
+
+
+def search_grid(names: list[str], population: int, data: Data, target: float, limit: int) -> dict[str, list[Any]]:
+    """Generations to the target for each sigma and learning rate; prints the best of each contestant."""
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for name, sigma, learning_rate in itertools.product(names, (0.05, 0.1, 0.2), (0.02, 0.05, 0.1)):
+        entrant = {name: (CONTESTANTS[name][0], sigma, learning_rate)}
+        runs = [race(entrant, seed, population, data, target, limit)[name]["generations"] for seed in range(3)]
+        found[name].append([statistics.median(runs), sigma, learning_rate])
+    show(
+        f"Generations to {target:.0%}",
+        ("contestant", "generations", "sigma", "learning rate"),
+        [(name, *map(str, point)) for name, points in found.items() for point in sorted(points)[:3]],
+    )
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, few repeats")
+    parser.add_argument("--grid", action="store_true", help="search sigma and learning rate instead")
+    parser.add_argument("--seeds", type=int, help="races to the target (default 3; quick 1)")
+    parser.add_argument("--population", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--target", type=float, default=0.95)
+    parser.add_argument("--limit", type=int, default=400, help="generations after which a race is given up")
+    parser.add_argument("--only", nargs="*", help="names of the contestants")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="(evotorch|evox|torch)")
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    data = Data(options.batch_size)
+    names, skipped = available()
+    names = [name for name in names if not options.only or name in options.only]
+    if options.grid:
+        points = search_grid(names, options.population, data, options.target, options.limit)
+        write(options.output, "digits_grid", target=options.target, points=points)
+        return
+    times = throughput(names, options.population, data, repeats=5 if options.quick else 30)
+    rate = rates(times, dict.fromkeys(names, options.population))
+    entrants = {name: CONTESTANTS[name] for name in names}
+    seeds = options.seeds or (1 if options.quick else 3)
+    races = [race(entrants, seed, options.population, data, options.target, options.limit) for seed in range(seeds)]
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(result[name][key] for result in races)
+
+    show(
+        f"Digits, population {options.population}, batches of {options.batch_size}; medians of {seeds} races",
+        ("contestant", "members/s", f"reached {options.target:.0%}", "generations", "seconds"),
+        [
+            (
+                name,
+                f"{rate[name]:,.0f}",
+                f"{sum(result[name]['accuracy'] >= options.target for result in races)} of {seeds}",
+                f"{median(name, 'generations'):,.0f}",
+                f"{median(name, 'seconds'):.2f}",
+            )
+            for name in names
+        ]
+        + [(f"{name}: {reason}", "", "", "", "") for name, reason in skipped.items()],
+    )
+    settings = {name: {"sigma": sigma, "learning_rate": rate} for name, (_, sigma, rate) in CONTESTANTS.items()}
+    write(
+        options.output,
+        "digits",
+        population=options.population,
+        batch_size=options.batch_size,
+        target=options.target,
+        settings=settings,
+        generation_seconds=times,
+        members_per_second=rate,
+        races=races,
+        skipped=skipped,
+    )
+
+
+if __name__ == "__main__":
+    main()
