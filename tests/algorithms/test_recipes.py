@@ -26,8 +26,46 @@ def one_step(name, seed=4, generation=2, **options):
     population = algorithm.ask(state)
     fitness = torch.tensor([fitness_of(member) for member in population.vectors().numpy()], dtype=torch.float64)
     directions = algorithm.population // (2 if algorithm.antithetic else 1)
-    noise = draw(NoiseKey(seed, generation), range(directions), 0, 0, DIMENSION, dtype=torch.float64).numpy()
+    key, double = NoiseKey(seed, generation), torch.float64
+    noise = draw(key, range(directions), 0, 0, DIMENSION, distribution=algorithm.noise, dtype=double).numpy()
     return algorithm.tell(state, population, fitness).center.numpy(), noise
+
+
+ROWS, COLUMNS = 5, 4
+MATRIX = numpy.linspace(-1, 1, ROWS * COLUMNS).reshape(ROWS, COLUMNS)
+
+
+def fitness_of_matrix(matrix):
+    return numpy.sin(matrix * numpy.arange(1, COLUMNS + 1)).sum() - (matrix @ matrix.T)[0].sum()
+
+
+def steps_of_a_matrix(name, steps, seed=4, first=2, **options):
+    """Where each step of some generations leads from ``MATRIX``, as inside a module, where there may be matrices."""
+    algorithm = get(name)(**options)
+    state, center, found = algorithm.init(seed=seed), torch.from_numpy(MATRIX), []
+    for _ in range(first):
+        state = algorithm.advance(state, [0.0])
+    for _ in range(steps):
+        population, sigma = algorithm.ask(state), algorithm.current_sigma(state)
+        signs = [sigma, -sigma] if algorithm.antithetic else [sigma]
+        members = [
+            member
+            for d in range(population.directions)
+            for member in population.perturbation.members(d, signs, 0, center)
+        ]
+        fitness = torch.tensor([fitness_of_matrix(member.numpy()) for member in members], dtype=torch.float64)
+        weights = algorithm.direction_weights(population, fitness, center.numel()).tolist()
+        estimate = population.perturbation.weighted_sum(weights, 0, center).view(ROWS, COLUMNS)
+        found.append((center + algorithm.current_learning_rate(state) * estimate).numpy())
+        state = algorithm.advance(state, weights)
+    return found
+
+
+def factor(generation, direction, first_row, last_row, rank, seed=4):
+    """Rows of A, followed by those of B, which come at the next offsets of the same address."""
+    start, stop = first_row * rank, last_row * rank
+    values = draw(NoiseKey(seed, generation), [direction], 0, start, stop, dtype=torch.float64)
+    return values.view(-1, rank).numpy()
 
 
 def close(actual, expected):
@@ -107,6 +145,74 @@ def test_ars(b):
     close(actual, START + step)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_eggroll(rank):
+    """Sarkar et al.: ``M + alpha / N sum_i f_i E_i``, ``E_i = A_i B_i^T / sqrt(r)``, in antithetic pairs."""
+    n, sigma, alpha = 128, 1e-3, 1e-3
+    (actual,) = steps_of_a_matrix("eggroll", 1, rank=rank)
+    a = [factor(2, k, 0, ROWS, rank) for k in range(n // 2)]
+    b = [factor(2, k, ROWS, ROWS + COLUMNS, rank) for k in range(n // 2)]
+    e = [sign * a[k] @ b[k].T / numpy.sqrt(rank) for k in range(n // 2) for sign in (1, -1)]
+    f = z_scores(numpy.array([fitness_of_matrix(MATRIX + sigma * e_i) for e_i in e]))
+    expected = MATRIX + alpha / n * sum(f_i * e_i for f_i, e_i in zip(f, e, strict=True))
+    numpy.testing.assert_allclose(actual - MATRIX, expected - MATRIX, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("beta", [None, 0.9])
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_lozo(pairs, beta):
+    """Chen et al.: ``theta - eta c U V^T / r``; LOZO-M: ``N = beta N + (1 - beta) c U``, ``theta - eta N V^T / r``.
+
+    V stays for two generations of the four, and the center is always the same here.
+    """
+    rank, epsilon, eta, first = 2, 1e-3, 1e-2, 6
+    steps = steps_of_a_matrix(
+        "lozo",
+        4,
+        first=first,
+        population=2 * pairs,
+        sigma=epsilon * rank**0.5,
+        learning_rate=eta,
+        basis_reuse=2,
+        momentum=beta,
+    )
+    for t, actual in enumerate(steps, start=first):
+        v = [factor(t // 2, k, ROWS, ROWS + COLUMNS, rank) for k in range(pairs)]
+        if t % 2 == 0:
+            momenta = [numpy.zeros((ROWS, rank))] * pairs
+        g = []
+        for k in range(pairs):
+            u = factor(t, k, 0, ROWS, rank)
+            losses = [-fitness_of_matrix(MATRIX + sign * epsilon * u @ v[k].T) for sign in (1, -1)]
+            g.append((losses[0] - losses[1]) / (2 * epsilon) * u)
+        if beta is not None:
+            momenta = g = [beta * m + (1 - beta) * g_k for m, g_k in zip(momenta, g, strict=True)]
+        step = -eta * sum(g[k] @ v[k].T / rank for k in range(pairs)) / pairs
+        numpy.testing.assert_allclose(actual - MATRIX, step, rtol=1e-8, atol=1e-13)
+
+
+def test_fzoo():
+    """Dang et al.: ``theta - eta / (N std(L)) sum_i (L_i - L_0) u_i``, the mean of L in the place of L_0."""
+    n, epsilon, eta = 8, 1e-4, 5e-5  # of the authors' example, and the recipe's
+    actual, u = one_step("fzoo")
+    assert set(u.flatten()) == {-1, 1}
+    losses = -numpy.array([fitness_of(START + epsilon * u_i) for u_i in u])
+    close(actual, START - eta / (n * (losses.std() + 1e-8)) * ((losses - losses.mean()) @ u))
+    paper, _ = one_step("fzoo", scaling="sigma", learning_rate=eta * epsilon)
+    close(paper, actual)
+
+
+@pytest.mark.parametrize("pairs", [1, 5])
+def test_sparse_mezo(pairs):
+    """Liu et al.: MeZO with ``m z`` for z; of these six weights -0.2 and 0.2, or all but -1 and 1, are small."""
+    epsilon, eta = 1e-3, 1e-2
+    for sparsity, m in ((0.7, [0, 0, 1, 1, 0, 0]), (0.4, [0, 1, 1, 1, 1, 0])):
+        actual, z = one_step("sparse_mezo", population=2 * pairs, learning_rate=eta, sparsity=sparsity)
+        z = z * m
+        c = [(fitness_of(START - epsilon * z_k) - fitness_of(START + epsilon * z_k)) / (2 * epsilon) for z_k in z]
+        close(actual, START - eta * (c @ z) / pairs)
+
+
 PUBLISHED = {  # what the papers give; see the head of each recipe's file
     "openai_es": {"antithetic": True, "shaping": "centered_ranks", "sigma": 0.02},
     "ea4llm": {
@@ -129,6 +235,18 @@ PUBLISHED = {  # what the papers give; see the head of each recipe's file
     },
     "mezo": {"population": 2, "sigma": 1e-3, "antithetic": True, "shaping": "raw", "scaling": "sigma"},
     "ars": {"antithetic": True, "shaping": "top_k", "scaling": "none"},
+    "eggroll": {
+        "population": 128,
+        "sigma": 1e-3,
+        "learning_rate": 1e-3,
+        "antithetic": True,
+        "shaping": "z_score",
+        "scaling": "none",
+        "rank": 1,
+    },
+    "lozo": {"population": 2, "sigma": 1e-3, "learning_rate": 1e-7, "rank": 2, "basis_reuse": 50, "momentum": 0},
+    "fzoo": {"population": 8, "sigma": 1e-4, "learning_rate": 5e-5, "antithetic": False, "noise": "rademacher"},
+    "sparse_mezo": {"population": 2, "sigma": 1e-3, "antithetic": True, "shaping": "raw", "sparsity": 0.8},
 }
 
 
@@ -137,7 +255,8 @@ def test_defaults_are_the_published_ones(name):
     algorithm = get(name)()
     assert {option: getattr(algorithm, option) for option in PUBLISHED[name]} == PUBLISHED[name]
     assert algorithm.weight_decay == 0
-    assert algorithm.noise == "gaussian"
+    if "noise" not in PUBLISHED[name]:
+        assert algorithm.noise == "gaussian"
 
 
 @pytest.mark.parametrize("name", available())

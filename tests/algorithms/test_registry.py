@@ -18,6 +18,14 @@ SETTINGS = {  # per algorithm: options for all functions, and the learning rate 
     "ars": ({}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.02}),
     "ea4llm": ({"sigma": 0.03}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.03}),
     "es_at_scale": ({"sigma": 0.03}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.03}),
+    "eggroll": ({"sigma": 0.03}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.03}),
+    "fzoo": ({"sigma": 0.03, "population": 30}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.03}),
+    "lozo": ({"population": 16}, {"sphere": 0.1, "ill_conditioned": 0.002, "rosenbrock": 0.0005}),
+    # 5 % of 8 weights are none: to reach these functions' optimum all of them must move.
+    "sparse_mezo": (
+        {"population": 16, "sparsity": 0.05},
+        {"sphere": 0.1, "ill_conditioned": 0.002, "rosenbrock": 0.0005},
+    ),
 }
 
 
