@@ -11,11 +11,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test bench bench-quick lint format clean
 
 help:
 	@echo "make demo     train a small network by evolution and watch it learn"
 	@echo "make test     lint, type-check, then run every test"
+	@echo "make bench    every benchmark that runs on a CPU: about half an hour; writes benchmarks/results"
+	@echo "make bench-quick  the same in three minutes, with fewer repeats; writes nothing"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff rewrite the code"
 	@echo "make clean    delete $(VENV) and everything that runs and tests leave behind"
@@ -44,6 +46,15 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
+bench: $(INSTALLED)
+	@for name in engine digits memory rounding evolution_vs_backprop; do \
+		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
+	done
+
+bench-quick: $(INSTALLED)
+	@for name in engine digits memory rounding; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

@@ -18,9 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import rich
 import torch
-from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "lightning", "transformers", "lightning-evo", "evotorch", "evox")
@@ -168,6 +166,12 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: the first column is a name, the others are numbers."""
+    try:
+        import rich
+        from rich.table import Table
+    except ImportError:  # on a machine with torch and little else
+        print("\n".join([title, *(" | ".join(row) for row in [headings, *rows])]))
+        return
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index else "left", overflow="fold")

@@ -35,16 +35,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.functional import cross_entropy  # noqa: E402
-
-from benchmarks import _peers  # noqa: E402
-from benchmarks._measure import Unavailable, interleaved, rates, seconds, show, write  # noqa: E402
-from examples.digits.digits import Digits  # noqa: E402
-from lightning_evo.evolution import Evolution  # noqa: E402
+from benchmarks import _peers
+from benchmarks._measure import Unavailable, interleaved, rates, seconds, show, write
+from examples.digits.digits import Digits
+from lightning_evo.evolution import Evolution
 
 CHECK_EVERY = 5
 
@@ -200,6 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="(evotorch|evox|torch)")
+    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
 
     data = Data(options.batch_size)

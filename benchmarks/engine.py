@@ -6,7 +6,8 @@ A GPT-2 of 23M parameters (6 layers, 512 wide, 8 heads, 8,192 tokens in the voca
 evaluation* is the mean cross-entropy of one batch: 4 or 16 sequences of 128 tokens. The limit, 100 %, is the same
 function under ``torch.inference_mode()`` with unperturbed weights. Every other row includes all that a generation
 needs: noise, forward passes, shaping and the update of the weights. A step of AdamW counts as one evaluation, so its
-share says how many forward passes a step costs.
+share says how many forward passes a step costs. ``N batches at once`` is the plain forward pass of a whole population's
+tokens in one call, the limit of what evaluating members together can reach.
 
 Rows take turns within one process, after warm-up rounds which also compile (``LIGHTNING_EVO_COMPILE=1``), so compiling
 is not part of any figure; a share is the ratio of two medians of one run. Each row has a model of its own.
@@ -22,15 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
+import torch
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from benchmarks._measure import interleaved, rates, show, write  # noqa: E402
-from benchmarks._models import DTYPES, Likelihood, gpt2, parameters, tokens  # noqa: E402
-from benchmarks._published import Backpropagation, ESAtScale, MeZO  # noqa: E402
-from lightning_evo.evolution import Evolution  # noqa: E402
+from benchmarks._measure import interleaved, rates, show, write
+from benchmarks._models import DTYPES, Likelihood, gpt2, parameters, tokens
+from benchmarks._published import Backpropagation, ESAtScale, MeZO
+from lightning_evo.evolution import Evolution
 
 LIMIT = "plain forward"
 
@@ -48,15 +47,19 @@ class Row:
     prepare: Callable[[nn.Module, Tensor], Callable[[], object]]
 
 
-def forward(model: nn.Module, batch: Tensor) -> Callable[[], object]:
-    """The limit: the fitness alone."""
-    fitness = Likelihood(model)
+def forward(members: int = 1) -> Row:
+    """The limit: the fitness alone, of one batch or of several in one call."""
 
-    @torch.inference_mode()
-    def run() -> None:
-        float(fitness(batch))
+    def prepare(model: nn.Module, batch: Tensor) -> Callable[[], object]:
+        fitness, together = Likelihood(model), batch.repeat(members, 1)
 
-    return run
+        @torch.inference_mode()
+        def run() -> None:
+            float(fitness(together))
+
+        return run
+
+    return Row(members, prepare)
 
 
 def evolve(algorithm: str, members: int, **options: Any) -> Row:
@@ -89,7 +92,8 @@ def published(method: type[MeZO | ESAtScale | Backpropagation], members: int) ->
 def rows(population: int) -> dict[str, Row]:
     """All rows; ``population`` is that of the rows with many members."""
     return {
-        LIMIT: Row(1, forward),
+        LIMIT: forward(),
+        f"{LIMIT}, {population} batches at once": forward(population),
         "ours, plain, mezo, 2 members": evolve("mezo", 2, evaluation="plain"),
         "ours, in forward, mezo, 2 members": evolve("mezo", 2, evaluation="in_forward"),
         f"ours, in forward, openai_es, {population} members": evolve("openai_es", population, evaluation="in_forward"),
@@ -103,7 +107,7 @@ def rows(population: int) -> dict[str, Row]:
 
 
 def measure(model: nn.Module, batch: Tensor, population: int, repeats: int, warmup: int) -> list[dict[str, Any]]:
-    """Time all rows, each on a copy of the model: seconds of each repeat, evaluations per second, share of the limit."""
+    """Time all rows, each on a copy of the model: seconds of each repeat, evaluations/s, share of the limit."""
     chosen = rows(population)
     calls = {name: row.prepare(copy.deepcopy(model), batch) for name, row in chosen.items()}
     times = interleaved(calls, repeats, warmup)
@@ -128,6 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="rounds that count (default 5; quick 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
+    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
     quick = options.quick or options.tiny
     repeats = options.repeats or (2 if quick else 5)

@@ -25,18 +25,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
+import torch
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from benchmarks._measure import peak, reset_peak, resident, show, write  # noqa: E402
-from benchmarks._models import DTYPES, gpt2, parameters, tokens  # noqa: E402
-from benchmarks._published import Backpropagation, MeZO  # noqa: E402
-from benchmarks.engine import LIMIT, Row, evolve, forward, published  # noqa: E402
+from benchmarks._measure import peak, reset_peak, resident, show, write
+from benchmarks._models import DTYPES, gpt2, parameters, tokens
+from benchmarks._published import Backpropagation, MeZO
+from benchmarks.engine import LIMIT, evolve, forward, published
 
 ROWS = {
-    LIMIT: Row(1, forward),
+    LIMIT: forward(),
     "ours, in forward, mezo, 2 members": evolve("mezo", 2, evaluation="in_forward"),
     "ours, batched, eggroll rank 1, 2 members": evolve("eggroll", 2, rank=1, evaluation="batched"),
     "MeZO's own loop": published(MeZO, 2),
@@ -83,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
+    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
     if options.row:
         print(json.dumps(measure(options.row, options.dtype or "fp32", options.size)))

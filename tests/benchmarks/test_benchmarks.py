@@ -1,0 +1,148 @@
+"""Every benchmark runs end to end in miniature, and what it writes is consistent."""
+
+import importlib.util
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from benchmarks import _peers, digits, engine, gpu, memory, rounding
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "0")  # a test of the code, not of its speed
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def needs_transformers():
+    pytest.importorskip("transformers")
+
+
+def test_engine(tmp_path):
+    needs_transformers()
+    engine.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "engine.json")])
+    (case,) = json.loads((tmp_path / "engine.json").read_text())["results"]
+    rows = {row["row"]: row for row in case["rows"]}
+    assert len(rows) == 9
+    assert rows[engine.LIMIT]["share_of_forward"] == 1
+    for row in rows.values():
+        (elapsed,) = row["seconds"]
+        assert row["evaluations_per_second"] == pytest.approx(row["members"] / elapsed)
+
+
+def test_memory_of_a_row():
+    needs_transformers()
+    result = memory.measure(engine.LIMIT, "bf16", "tiny")
+    assert result["weights"] == 2 * 60_288
+    assert result["peak"] > result["weights"]
+
+
+@pytest.mark.slow
+def test_memory_in_subprocesses(tmp_path):
+    needs_transformers()
+    memory.main(["--size", "tiny", "--quick", "--output", str(tmp_path / "memory.json")])
+    results = json.loads((tmp_path / "memory.json").read_text())["results"]
+    assert [row["row"] for row in results] == list(memory.ROWS)
+    assert results[0]["ratio"] == 1
+
+
+def test_rounding():
+    exact, stochastic, nearest = rounding.measure(generations=400)
+    assert exact["error"] == 0
+    assert exact["step_over_spacing"] < 0.05
+    # 256 weights: the root mean square of a standard normal deviates by 1 / sqrt(512) = 0.044; five deviations.
+    assert 0.78 < stochastic["error_over_expected"] < 1.22
+    assert abs(stochastic["progress"] - 1) < 5 * stochastic["progress_expected_deviation"]
+    assert nearest["progress"] == 0
+
+
+def test_gpu_in_miniature(tmp_path):
+    needs_transformers()
+    path = tmp_path / "gpu.json"
+    assert gpu.main(["--tiny", "--output", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert not record["skipped"]
+    assert len(record["results"]) == 8
+
+
+def test_gpu_skips_what_there_is_no_time_for(tmp_path):
+    needs_transformers()
+    path = tmp_path / "gpu.json"
+    assert gpu.main(["--minutes", "0", "--only", "memory 32B", "--output", str(path)]) == 0
+    record = json.loads(path.read_text())
+    assert record["results"] == {}
+    assert "0 s are left" in record["skipped"]["memory 32B"]
+
+
+def test_gpu_goes_on_after_a_section_that_breaks(tmp_path, monkeypatch):
+    def broken(machine):
+        raise KeyError("boom")
+
+    monkeypatch.setattr(gpu, "noise", broken)
+    monkeypatch.setattr(gpu, "adamw_calculated", lambda sizes: {"fine": True})
+    path = tmp_path / "gpu.json"
+    assert gpu.main(["--tiny", "--only", "noise", "AdamW calculated", "--output", str(path)]) == 1
+    record = json.loads(path.read_text())
+    assert record["skipped"] == {"noise": "failed: KeyError: 'boom'"}
+    assert record["results"] == {"AdamW calculated": {"fine": True}}
+
+
+@pytest.mark.parametrize(("size", "billions"), [("0.5B", 0.53), ("1.7B", 1.72), ("8B", 8.19), ("32B", 32.76)])
+def test_shapes_have_the_size_that_they_are_named_after(size, billions):
+    needs_transformers()
+    assert gpu.weight_bytes(size) / 2e9 == pytest.approx(billions, abs=0.01)
+
+
+# --- digits ---
+
+
+@pytest.fixture(scope="module")
+def data():
+    pytest.importorskip("sklearn")
+    return digits.Data(batch_size=64)
+
+
+def test_contestants_see_the_same_batches(data):
+    first, second = (next(data.batches(3)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], next(data.batches(4))[1])
+
+
+def test_our_contestant_learns(data):
+    entrants = {"ours": (digits.ours(), 0.1, 0.05)}
+    result = digits.race(entrants, seed=0, population=32, data=data, target=0.5, limit=60)["ours"]
+    assert result["accuracy"] >= 0.5
+    assert result["generations"] % digits.CHECK_EVERY == 0
+    assert result["seconds"] > 0
+
+
+def test_a_race_is_given_up_at_the_limit(data):
+    result = digits.race({"ours": (digits.ours(), 0.1, 1e-6)}, 0, 4, data, target=0.99, limit=3)["ours"]
+    assert result["generations"] == 3
+    assert result["accuracy"] < 0.99
+
+
+def test_peers_that_are_missing_are_named(monkeypatch):
+    for module in ("evotorch", "evox.algorithms", "evox.algorithms.so.es_variants.virtual_lora_es"):
+        monkeypatch.setitem(sys.modules, module, None)
+    names, skipped = digits.available()
+    assert names == ["ours, dense", "ours, rank 1"]
+    assert "EvoTorch is not installed" in skipped["EvoTorch, PGPE"]
+    assert "EvoX is not installed" in skipped["EvoX, OpenES"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "make"), [("evotorch", _peers.evotorch), ("evox", _peers.evox)])
+@pytest.mark.filterwarnings("default")  # of the peers
+def test_peers_learn(package, make, data):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    result = digits.race({"peer": (make, 0.1, 0.05)}, 0, 32, data, target=0.5, limit=80)["peer"]
+    assert result["accuracy"] >= 0.5
+    assert math.isfinite(result["seconds"])
