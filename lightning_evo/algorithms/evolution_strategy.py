@@ -80,11 +80,21 @@ class Population:
         """Members that share one noise direction: 2 or 1."""
         return 2 if self.antithetic else 1
 
+    def address(self, member: int) -> tuple[int, float]:
+        """A member's noise direction, and how far along it the member is: sigma or minus sigma."""
+        direction, second = divmod(member, self.per_direction)
+        return direction, -self.sigma if second else self.sigma
+
     @property
     def signs(self) -> Tensor:
         """The sign of each member's noise, float64 ``[members]``."""
         pair = [1.0, -1.0] if self.antithetic else [1.0]
         return torch.tensor(pair * self.directions, dtype=torch.float64)
+
+    def address(self, member: int) -> tuple[int, float]:
+        """The noise direction of a member, and its step along it: sigma or minus sigma."""
+        direction, second = divmod(member, self.per_direction)
+        return direction, -self.sigma if second else self.sigma
 
     def vectors(self) -> Tensor:
         """The members as vectors, ``[members, d]`` in the center's dtype.

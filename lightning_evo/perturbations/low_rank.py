@@ -78,7 +78,6 @@ class LowRank(Perturbation):
         self.distribution = distribution
         self.past = tuple(past)
         self._dense = Dense(key, distribution)
-        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         """See :meth:`Perturbation.noise`. Made of elementwise products, so the same bits on any device."""
@@ -104,9 +103,6 @@ class LowRank(Perturbation):
     ) -> tuple[Tensor, Tensor] | None:
         if not self._is_low_rank(center):
             return None
-        if parameter in self._kept:
-            a, b = self._kept[parameter]
-            return a[list(directions)], b[list(directions)]
         return self._a(self.key, directions, parameter, center, 0, len(center)), self._b(directions, parameter, center)
 
     def weighted_sum(
@@ -143,15 +139,6 @@ class LowRank(Perturbation):
                     total[lower - first : upper - first] += product[lower - begin : upper - begin]
         return total.view(-1)[start - first * columns : stop - first * columns]
 
-    def keep(self, directions: int, parameter: int, center: Tensor) -> None:
-        """See :meth:`Perturbation.keep`: of a matrix the factors are kept."""
-        if not self._is_low_rank(center):
-            self._dense.keep(directions, parameter, center)
-        elif parameter not in self._kept:
-            factors = self.factors(range(directions), parameter, center)
-            assert factors is not None
-            self._kept[parameter] = factors
-
     def _is_low_rank(self, center: Tensor) -> bool:
         if center.dim() < 2 or not center.numel():
             return False
@@ -180,17 +167,11 @@ class LowRank(Perturbation):
         self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int
     ) -> Tensor:
         """Rows of A, ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
-        kept = self._kept.get(parameter)
-        if kept is not None and key == self.key:
-            return kept[0][list(directions), first:last]
         values = self._draw(key, directions, parameter, center, first * self.rank, last * self.rank)
         return values.view(len(directions), -1, self.rank) * (1 / math.sqrt(self.rank))  # a GPU rounds `/` differently
 
     def _b(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         """B, ``[directions, columns, rank]``."""
-        kept = self._kept.get(parameter)
-        if kept is not None and max(directions) < len(kept[1]):
-            return kept[1][list(directions)]
         rows, columns = len(center), center.numel() // len(center)
         start, stop = rows * self.rank, (rows + columns) * self.rank
         return self._draw(self.basis_key, directions, parameter, center, start, stop).view(

@@ -56,6 +56,13 @@ class Scaled(Perturbation):
         scale = self._scale(parameter, center)
         return self.inner.members(direction, [step * scale for step in steps], parameter, center)
 
+    def members_of_rows(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+    ) -> list[Tensor] | None:
+        scale = self._scale(parameter, center)
+        scaled = [step * scale for step in steps]
+        return self.inner.members_of_rows(direction, scaled, parameter, center, first, last)
+
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
     ) -> tuple[Tensor, Tensor] | None:
@@ -67,9 +74,6 @@ class Scaled(Perturbation):
     ) -> Tensor:
         scale = self._scale(parameter, center)
         return self.inner.weighted_sum(weights, parameter, center, start, stop) * scale
-
-    def keep(self, directions: int, parameter: int, center: Tensor) -> None:  # noqa: D102
-        self.inner.keep(directions, parameter, center)
 
     def _scale(self, parameter: int, center: Tensor) -> float:
         if parameter not in self._scales:

@@ -76,9 +76,6 @@ class Sparse(Perturbation):
         mask = self._mask(parameter, center, part)
         return self.inner.weighted_sum(weights, parameter, center, start, stop) * mask
 
-    def keep(self, directions: int, parameter: int, center: Tensor) -> None:  # noqa: D102
-        self.inner.keep(directions, parameter, center)
-
     def _mask(self, parameter: int, center: Tensor, part: Tensor) -> Tensor:
         if parameter not in self._thresholds:
             self._thresholds[parameter] = _threshold(center.detach(), self.sparsity)

@@ -159,10 +159,14 @@ def test_members_are_center_plus_and_minus_sigma_times_noise():
     noise = population.perturbation.noise(range(4), 0, CENTER)
     expected = torch.stack([CENTER + sign * 0.1 * noise[k] for k in range(4) for sign in (1, -1)])
     assert torch.equal(population.vectors(), expected)
+    assert [population.address(member) for member in range(8)] == [
+        (k, sign * 0.1) for k in range(4) for sign in (1, -1)
+    ]
     alone = strategy(antithetic=False)
     population = alone.ask(alone.init(CENTER, seed=3))
     assert len(population) == 8
     torch.testing.assert_close(population.vectors(), CENTER + 0.1 * population.perturbation.noise(range(8), 0, CENTER))
+    assert [population.address(member) for member in range(8)] == [(k, 0.1) for k in range(8)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -312,6 +316,26 @@ def test_gradient_scaling_of_sparse_noise_gives_the_length_of_the_gradient_that_
         assert not step[10:].any()
         squares.append(step.square().sum())
     assert_mean(torch.stack(squares)[:, None], slope[:10].square().sum())
+
+
+@pytest.mark.parametrize("directions", [1, 8])
+def test_gradient_scaling_of_low_rank_noise(directions):
+    """For rank 1 ``E[<G, E>^2 |E|^2] = (m + 2) (n + 2) |G|^2``, for dense noise ``(m n + 2) |G|^2``.
+
+    So the root mean square length of the estimate is a little more than the gradient's; 1,000 seeds.
+    """
+    m, n = 4, 6
+    center = torch.zeros(m, n, dtype=torch.float64)
+    slope = torch.linspace(-1, 2, m * n, dtype=torch.float64).view(m, n)
+    subject = strategy(population=2 * directions, scaling="gradient", rank=1)
+    squares = []
+    for seed in range(1000):
+        population = subject.ask(subject.init(seed=seed))
+        along = (population.perturbation.noise(range(directions), 0, center) * slope).sum((1, 2))
+        weights = subject.direction_weights(population, torch.stack([along, -along], 1).flatten() * 0.1, m * n)
+        squares.append(population.perturbation.weighted_sum(weights.tolist(), 0, center).square().sum())
+    expected = ((m + 2) * (n + 2) + directions - 1) / (m * n + directions + 1) * slope.square().sum()
+    assert_mean(torch.stack(squares)[:, None], expected)
 
 
 # --- options --------------------------------------------------------------------------------------------------------

@@ -137,13 +137,10 @@ def test_the_estimate_of_a_linear_fitness_is_unbiased(rank):
 # --- the sum --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("rank", [1, 5])
 @pytest.mark.parametrize("name", CENTERS)
-def test_the_update_sums_the_noise_of_the_members(name, rank, keep):
+def test_the_update_sums_the_noise_of_the_members(name, rank):
     center, subject = CENTERS[name], perturbation(rank, basis_key=NoiseKey(5, 1))
-    if keep:
-        subject.keep(len(WEIGHTS), 7, center)
     total = subject.weighted_sum(WEIGHTS, 7, center)
     assert total.dtype == (torch.float64 if name == "float64" else torch.float32)
     noise = perturbation(rank, basis_key=NoiseKey(5, 1)).noise(range(6), 7, center).double()
@@ -183,28 +180,15 @@ def test_directions_of_weight_zero_are_not_even_drawn(monkeypatch):
     assert torch.equal(perturbation().weighted_sum([0.0] * 6, 7, center), torch.zeros(660))
 
 
-def test_factors_are_kept_once_per_generation(monkeypatch):
-    center, subject = CENTERS["matrix"], perturbation()
-    noise, total = subject.noise(range(6), 7, center), subject.weighted_sum(WEIGHTS, 7, center)
-    subject.keep(6, 7, center)
-    monkeypatch.setattr(low_rank, "draw", None)
-    subject.keep(6, 7, center)
-    assert torch.equal(subject.noise([3, 1], 7, center), noise[[3, 1]])
-    assert torch.equal(subject.weighted_sum(WEIGHTS, 7, center), total)
-
-
 # --- the past -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("shape", [(20, 33), (50,), (2, 40)])
-def test_the_past_comes_on_top(shape, keep):
+def test_the_past_comes_on_top(shape):
     """The sum of each past generation's own weighted sum, be the noise dense or of low rank."""
     center, basis_key = torch.zeros(shape, dtype=torch.float64), NoiseKey(5, 0)
     past = [(NoiseKey(5, 1), (0.3, 0.0, -0.7)), (NoiseKey(5, 2), (0.0, 2.0)), (NoiseKey(5, 3), (1.0, 1.0))]
     subject = perturbation(basis_key=basis_key, past=past)
-    if keep:
-        subject.keep(2, 7, center)
     expected = perturbation(basis_key=basis_key).weighted_sum([0.5, -0.25], 7, center)
     for key, weights in past:
         expected += LowRank(key, 2, basis_key).weighted_sum(weights, 7, center)

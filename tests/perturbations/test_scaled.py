@@ -61,15 +61,6 @@ def test_the_scale_is_that_of_the_first_use():
     assert torch.equal(torch.cat(parts), expected)
 
 
-def test_keep_reaches_the_inner_one(monkeypatch):
-    center = torch.randn(20, 33)
-    kept = []
-    inner = Dense(KEY)
-    monkeypatch.setattr(inner, "keep", lambda *arguments: kept.append(arguments))
-    Scaled(Sparse(inner, 0.5)).keep(3, 1, center)
-    assert kept == [(3, 1, center)]
-
-
 # --- composition ----------------------------------------------------------------------------------------------------
 
 

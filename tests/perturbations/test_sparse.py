@@ -42,12 +42,9 @@ def test_the_smallest_weights_are_chosen(name, sparsity):
         assert int(perturbed.sum()) == count
 
 
-@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("name", CENTERS)
-def test_noise_members_and_sum_are_those_of_the_inner_one_where_the_mask_is(name, keep):
+def test_noise_members_and_sum_are_those_of_the_inner_one_where_the_mask_is(name):
     center, inner, subject = CENTERS[name], Dense(KEY), perturbation()
-    if keep:
-        subject.keep(3, 1, center)
     chosen = subject.noise([0], 1, center)[0] != 0
     noise = subject.noise([2, 0], 1, center)
     assert torch.equal(noise, inner.noise([2, 0], 1, center) * chosen)
