@@ -88,7 +88,7 @@ def evotorch(start: Tensor, population: int, sigma: float, learning_rate: float)
 
 def evox(start: Tensor, population: int, sigma: float, learning_rate: float) -> Contestant:
     """OpenES in the standard workflow, compiled."""
-    _quiet_compiler()
+    _prepare_compiler()
     try:
         from evox.algorithms import OpenES
         from evox.core import Mutable, Problem, use_state, vmap
@@ -120,7 +120,7 @@ def evox(start: Tensor, population: int, sigma: float, learning_rate: float) -> 
 
 def evox_low_rank(start: Tensor, population: int, sigma: float, learning_rate: float) -> Contestant:
     """VirtualLoRAES with noise of rank 1, compiled."""
-    _quiet_compiler()
+    _prepare_compiler()
     try:
         from evox.algorithms.so.es_variants.virtual_lora_es import VirtualLoRAES
         from evox.problems.neuroevolution.virtual_lora_problem import VirtualLoRAProblem
@@ -139,7 +139,15 @@ def evox_low_rank(start: Tensor, population: int, sigma: float, learning_rate: f
         loader[0][0].copy_(images)  # in place: another tensor, or another iterator, would be compiled anew
         loader[0][1].copy_(digits)
 
-    return _evox(StdWorkflow(algorithm, problem), load)
+    # Without pairs of members, a raw loss is mostly its own mean.
+    return _evox(StdWorkflow(algorithm, problem, fitness_transform=CenteredRanks()), load)
+
+
+class CenteredRanks(nn.Module):
+    """Fitness to ranks from -1/2 to 1/2."""
+
+    def forward(self, fitness: Tensor) -> Tensor:
+        return fitness.argsort().argsort().to(fitness.dtype) / (len(fitness) - 1) - 0.5
 
 
 def _evox(workflow: nn.Module, load: Callable[[Tensor, Tensor], None]) -> Contestant:
@@ -159,7 +167,8 @@ def _evox(workflow: nn.Module, load: Callable[[Tensor, Tensor], None]) -> Contes
     return Contestant(generation, lambda: algorithm.center.detach().clone(), rewind)
 
 
-def _quiet_compiler() -> None:
-    logging.getLogger("torch._dynamo").setLevel(
-        logging.ERROR
-    )  # of VirtualLoRAES's read of sigma, which splits its graph
+def _prepare_compiler() -> None:
+    # Of VirtualLoRAES's read of sigma, which splits its graph.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    # Every workflow compiles the same line of EvoX anew; past the limit, 8, the later ones would silently not be.
+    torch._dynamo.config.recompile_limit = 256
