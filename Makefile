@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo     train a small network by evolution and watch it learn"
 	@echo "make test     lint, type-check, then run every test"
-	@echo "make bench    every benchmark that runs on a CPU: about half an hour; writes benchmarks/results"
+	@echo "make bench    every benchmark that runs on a CPU: about forty minutes; writes benchmarks/results"
 	@echo "make bench-quick  the same in three minutes, with fewer repeats; writes nothing"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff rewrite the code"

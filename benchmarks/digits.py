@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         points = search_grid(names, options.population, data, options.target, options.limit)
         write(options.output, "digits_grid", target=options.target, points=points)
         return
-    times = throughput(names, options.population, data, repeats=5 if options.quick else 30)
+    times = throughput(names, options.population, data, repeats=5 if options.quick else 20)
     rate = rates(times, dict.fromkeys(names, options.population))
     entrants = {name: CONTESTANTS[name] for name in names}
     seeds = options.seeds or (1 if options.quick else 3)

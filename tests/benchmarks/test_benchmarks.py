@@ -45,7 +45,7 @@ def test_memory_of_a_row():
 @pytest.mark.slow
 def test_memory_in_subprocesses(tmp_path):
     needs_transformers()
-    memory.main(["--size", "tiny", "--quick", "--output", str(tmp_path / "memory.json")])
+    memory.main(["--size", "tiny", "--dtype", "fp32", "--output", str(tmp_path / "memory.json")])
     results = json.loads((tmp_path / "memory.json").read_text())["results"]
     assert [row["row"] for row in results] == list(memory.ROWS)
     assert results[0]["ratio"] == 1
