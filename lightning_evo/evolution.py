@@ -10,14 +10,16 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
-from lightning_evo.evaluation import batches, plain
+from lightning_evo.evaluation import batches
+from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.isolation import Isolation, RandomState
 from lightning_evo.fitness import as_fitness
 from lightning_evo.noise import NoiseKey, Stream, draw
@@ -41,6 +43,9 @@ class Evolution:
         algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
         evolve: Which parameters evolve; see :class:`~lightning_evo.search_space.SearchSpace`.
         seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
+        evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
+            ``"auto"``, which chooses.
+        members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
         **options: Options of the algorithm; ``None`` means its own default.
 
     Raises:
@@ -64,6 +69,8 @@ class Evolution:
         *,
         evolve: Evolve = None,
         seed: int | None = None,
+        evaluation: EvaluationName = "auto",
+        members_per_forward: int | Literal["auto"] | None = None,
         **options: Any,
     ) -> None:
         if isinstance(algorithm, str):
@@ -84,6 +91,7 @@ class Evolution:
         self.learning_rate_was_given = options.get("learning_rate") is not None
         self.seed = seed
         self.state = algorithm.init(seed=seed or 0)
+        self.evaluation = Evaluation(evaluation, members_per_forward)
         self._evolve = evolve
         self._module: nn.Module | None = None
         self._resumed = False
@@ -109,6 +117,7 @@ class Evolution:
         if not self._resumed:
             self._forget_batches()  # of a fit that was broken off
             if module is not self._module:
+                self.evaluation.forget()
                 seed = self.seed if self.seed is not None else torch.initial_seed()
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
                 self.state = ESState(seed=seed & (1 << 64) - 1, sigma=sigma)
@@ -174,7 +183,8 @@ class Evolution:
         shared = batches.SharedBatch(batch)
         try:
             with Isolation(self._module, device) as isolation:
-                values = plain.evaluate(self.space, population, lambda: fitness(shared.for_member()), isolation)
+                run = partial(self._run, fitness, shared)
+                values = self.evaluation(self._module, self.space, population, run, isolation)
         finally:
             shared.restore()
         given = [as_fitness(value, source="fitness") for value in values if value is not None]
@@ -186,6 +196,10 @@ class Evolution:
         self._fitness_sum += fitnesses * weight
         self._weight += weight
         return True
+
+    @staticmethod
+    def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
+        return fitness(shared.for_member())
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.
@@ -206,7 +220,7 @@ class Evolution:
             learning_rate=self.algorithm.current_learning_rate(self.state),
         )
         self._report(update)
-        self.state = replace(self.state, generation=self.state.generation + 1)
+        self.state = self.algorithm.advance(self.state, update.weights)
         self._forget_batches()
         return update
 
@@ -286,6 +300,9 @@ class Evolution:
             "fitness_weight": self._weight,
             "random_state": RandomState(device).state_dict(),
         }
+        saved.update(self.evaluation.state_dict())
+        if self.state.momentum:
+            saved["momentum"] = self.state.momentum
         if self.state.sigma is not None:
             saved["sigma"] = self.state.sigma
         return saved
@@ -323,7 +340,11 @@ class Evolution:
                 stacklevel=2,
             )
             seed = self.seed & (1 << 64) - 1
-        self.state = replace(self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"))
+        momentum = tuple((int(generation), tuple(weights)) for generation, weights in saved.get("momentum", ()))
+        self.state = replace(
+            self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"), momentum=momentum
+        )
+        self.evaluation.load_state_dict(saved)
         self._forget_batches()
         if saved["fitness_weight"]:
             self._fitness_sum, self._weight = saved["fitness_sum"].cpu().clone(), saved["fitness_weight"]

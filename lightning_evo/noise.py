@@ -10,42 +10,57 @@ and a 64-bit key into four 32-bit words. The address is laid out as::
     key      = seed (64 bits)
     counter  = [block, parameter + 2^28 * stream, generation, member]     (4 x 32 bits)
 
-A *row* is 16 consecutive blocks. Its 4 x 16 words are read word-major, so that a compiled kernel writes each of the
-four words to neighbouring addresses: element ``64 * row + 16 * word + i`` of a parameter is word ``word`` of block
-``16 * row + i``. A Rademacher value needs one bit, not one word, so there a row holds 32 times as many elements.
+A *row* is 16 consecutive blocks. Its 4 x 16 words are read word-major, and a word's values (two normal ones, or 32 of
+one bit) follow each other in steps of 16, so that a compiled kernel writes whole vectors: element ``row_size * row +
+16 * (values * word + v) + i`` of a parameter is value ``v`` of word ``word`` of block ``16 * row + i``.
 
-**Bits to normal values.** The inverse of the normal distribution function is tabulated once (2049 knots, 64 to each
-halving of the tail probability) and interpolated linearly in integers, so that CPU, GPU, compiled and uncompiled code
-give the same bits. Values are multiples of 2^-20 in [-6.4, 6.4]. Against the exact normal distribution the largest
-error of the distribution function is below 4e-6, the variance is 1 to within 1e-7 and the kurtosis 3 to within 2e-5.
+**Bits to normal values.** A normal value takes 16 bits: one of sign, 15 that choose one of 32,768 equally likely
+slices of the half-normal distribution. The value is the mean of its slice, times a constant that makes the variance
+exactly 1, and a multiple of 2^-20. It comes out of a table, so that CPU, GPU, compiled and uncompiled code give the
+same bits. The largest value is 4.39; against the exact normal distribution the largest error of the distribution
+function is below 1e-5 and the kurtosis is 2.9998. More bits a value would cost more time than they are worth.
 
-The same operations are compiled with ``torch.compile`` once a process has drawn enough noise to repay the compiler
-(``LIGHTNING_EVO_COMPILE=0`` never, ``=1`` at once). The bits are the same, so the switch can't be seen in a result.
+On the CPU a C++ kernel gives the same bits many times faster (:mod:`lightning_evo.kernels`); on other devices the
+operations below are compiled with ``torch.compile``, once a process has drawn enough noise to repay the compiler.
+``LIGHTNING_EVO_COMPILE=0`` goes without both.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Literal, get_args
+from types import FunctionType
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Distribution", "NoiseKey", "Stream", "draw", "philox4x32"]
+from lightning_evo import kernels
+
+__all__ = [
+    "Distribution",
+    "Kernel",
+    "NoiseKey",
+    "Stream",
+    "address_of",
+    "draw",
+    "normal_table",
+    "philox4x32",
+    "row_size",
+    "rows",
+]
 
 Distribution = Literal["gaussian", "rademacher", "uniform"]
 """What a value looks like: N(0, 1); -1 or +1; or uniform in [0, 1) with 24 bits."""
 
 _MASK = 0xFFFFFFFF
 _BLOCKS = 16  # blocks in a row: the width of one AVX-512 register of words
-_CHUNK_ROWS = 1 << 14  # rows drawn at a time: 1M normal values, so temporaries stay in the cache
-_COMPILE_AFTER = 1 << 30  # words: about as long to draw uncompiled, on one core, as the compiler would run
+_CHUNK_ROWS = 1 << 13  # rows drawn at a time: 1M normal values, so temporaries stay in the cache
+_COMPILE_AFTER = 1 << 29  # elements: about as long to draw uncompiled, on one core, as the compiler would run
 
 
 class Stream:
@@ -116,120 +131,160 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: in
 
 # --- bits to values -------------------------------------------------------------------------------------------------
 
-_OCTAVES = 32  # the tail probability spans 2^-33 .. 2^-1
-_KNOTS = 64  # knots per octave
-_FRACTION = 17  # bits left of a float's 23-bit mantissa once 6 have chosen the knot
-_UNIT = 20  # values are multiples of 2^-20
+_SLICES = 1 << 15
+_UNIT = 20  # normal values are multiples of 2^-20
 
 
 @lru_cache(maxsize=1)
-def _knots() -> Tensor:
-    """Knots of |z| in units of 2^-20, int32 ``[2050]``, falling; the last is repeated for the right-hand neighbour."""
-    tail = [2.0 ** (i // _KNOTS - 33) * (1 + i % _KNOTS / _KNOTS) for i in range(_OCTAVES * _KNOTS + 1)]
-    z = [-NormalDist().inv_cdf(p) for p in tail]
-    # Between knots the density is constant, so E[z^2] is a finite sum. Chords lie above the convex curve; dividing by
-    # the root of E[z^2] makes the variance exactly one again.
-    second_moment = 2 * math.fsum(
-        (p1 - p0) * (z0 * z0 + z0 * z1 + z1 * z1) / 3 for p0, p1, z0, z1 in zip(tail, tail[1:], z, z[1:], strict=False)
-    )
-    units = [round(value / math.sqrt(second_moment) * (1 << _UNIT)) for value in z]
-    return torch.tensor([*units, units[-1]], dtype=torch.int32)
+def _half_normal() -> Tensor:
+    """Mean of each of the 32,768 slices of the half-normal distribution, float32 ``[32768]``, rising."""
+    normal = NormalDist()
+    edges = [normal.inv_cdf(0.5 + i / (2 * _SLICES)) for i in range(_SLICES)]
+    density = [*map(normal.pdf, edges), 0.0]
+    means = [2 * _SLICES * (left - right) for left, right in zip(density, density[1:], strict=False)]
+    variance = math.fsum(mean * mean for mean in means) / _SLICES
+    units = [round(mean / math.sqrt(variance) * (1 << _UNIT)) for mean in means]
+    return torch.tensor(units, dtype=torch.float32) * 2.0**-_UNIT
 
 
 @lru_cache(maxsize=16)
-def _knots_on(device: torch.device) -> Tensor:
-    return _knots().to(device)
+def normal_table(device: torch.device) -> Tensor:
+    """The table of normal values on a device."""
+    return _half_normal().to(device)
 
 
-def _gaussian(word: Tensor, knots: Tensor) -> Tensor:
-    """One N(0, 1) value for each word: 1 bit of sign, 31 bits of tail probability (2m + 1) / 2^33."""
-    # The bits of a float are its exponent and mantissa, that is, a piecewise linear logarithm: an index into knots
-    # that lie evenly within each octave. From here on everything is integer arithmetic, hence exact.
-    log2_tail = ((word & 0x7FFFFFFF) * 2 + 1).to(torch.float32).view(torch.int32) - (127 << 23)
-    knot, fraction = log2_tail >> _FRACTION, log2_tail & ((1 << _FRACTION) - 1)
-    above, below = knots[knot], knots[knot + 1]
-    magnitude = above - (((above - below) * fraction + (1 << _FRACTION - 1)) >> _FRACTION)
-    return torch.where(word > 0x7FFFFFFF, -magnitude, magnitude).to(torch.float32) * 2.0**-_UNIT
+def _halves(word: Tensor) -> Tensor:
+    """``[rows, 16]`` words to their lower and upper 16 bits, ``[rows, 2, 16]``."""
+    return torch.stack([word & 0xFFFF, word >> 16], dim=1)
 
 
-def _uniform(word: Tensor, knots: Tensor) -> Tensor:
+def _gaussian(word: Tensor, table: Tensor) -> Tensor:
+    """Two N(0, 1) values for each word: ``[rows, 2, 16]``."""
+    halves = _halves(word)
+    # `gather`, unlike indexing, does not look for negative indices.
+    magnitude = table.gather(0, (halves & 0x7FFF).flatten()).view(halves.shape)
+    return torch.where(halves > 0x7FFF, -magnitude, magnitude)
+
+
+def _uniform(word: Tensor, table: Tensor) -> Tensor:
     """One value in [0, 1) for each word, a multiple of 2^-24."""
     return (word >> 8).to(torch.float32) * 2.0**-24
 
 
-def _rademacher(word: Tensor, knots: Tensor) -> Tensor:
+def _rademacher(word: Tensor, table: Tensor) -> Tensor:
     """32 values of -1 or +1 for each word ``[rows, 16]``, least significant bit first: ``[rows, 32, 16]``."""
     bit = torch.arange(32, device=word.device)[:, None]
     return (((word[:, None, :] >> bit) & 1) * 2 - 1).to(torch.float32)
 
 
+def _uniform16(word: Tensor, table: Tensor) -> Tensor:
+    """Two values in [0, 1) for each word, multiples of 2^-16: ``[rows, 2, 16]``. Enough to round to 16 bits."""
+    return _halves(word).to(torch.float32) * 2.0**-16
+
+
 _VALUES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], int]] = {  # function, values per word
-    "gaussian": (_gaussian, 1),
+    "gaussian": (_gaussian, 2),
     "uniform": (_uniform, 1),
+    "uniform16": (_uniform16, 2),
     "rademacher": (_rademacher, 32),
 }
 
 
-def _rows(
-    name: str,
-    row: Tensor,
-    member: Tensor,
-    address: Tensor,
-    generation: Tensor,
-    key0: Tensor,
-    key1: Tensor,
-    knots: Tensor,
-) -> Tensor:
-    """Values of whole rows: int64 ``row`` and ``member`` of shape ``[rows]`` to float32 ``[rows, values per row]``."""
-    values, _ = _VALUES[name]
+def row_size(distribution: str) -> int:
+    """Elements in a row."""
+    return 4 * _BLOCKS * _VALUES[distribution][1]
+
+
+def rows(distribution: str, row: Tensor, member: Tensor, address: Tensor, table: Tensor) -> Tensor:
+    """Values of whole rows; to be fused, by :class:`Kernel`, with what becomes of them.
+
+    Args:
+        distribution: One of :data:`Distribution`, or ``"uniform16"``: uniform in [0, 1) with 16 bits.
+        row: Numbers of the rows, int64 ``[rows]``.
+        member: The member, int64 ``[]``, or each row's, ``[rows]``.
+        address: From :func:`address_of`, int64 ``[4]``.
+        table: From :func:`normal_table`.
+
+    Returns:
+        float32 ``[rows, row_size(distribution)]``.
+    """
+    values, _ = _VALUES[distribution]
     block = row[:, None] * _BLOCKS + torch.arange(_BLOCKS, device=row.device)
-    words = philox4x32((block, address, generation, member[:, None]), (key0, key1))
-    return torch.stack([values(word, knots) for word in words], dim=1).flatten(1)
+    parameter, generation, key0, key1 = address.unbind()
+    words = philox4x32((block, parameter, generation, member.reshape(-1, 1)), (key0, key1))
+    return torch.stack([values(word, table) for word in words], dim=1).flatten(1)
+
+
+def address_of(key: NoiseKey, parameter: int) -> list[int]:
+    """What all elements of a parameter share: four 32-bit words.
+
+    Raises:
+        ValueError: If ``parameter`` is not in [0, 2^28).
+    """
+    _check_range("parameter", parameter, 28)
+    return [parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK]
 
 
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
-class _Kernel:
-    """``_rows``, compiled as soon as that pays; the uncompiled function when there is no compiler."""
+class Kernel:
+    """A function of tensors that makes noise, compiled on other devices than the CPU as soon as that pays.
 
-    def __init__(self) -> None:
-        self.words = 0
-        self.compiled: Callable[..., Tensor] | None = None
-        self.failed = False
+    Args:
+        function: Tensor operations around :func:`rows`. Dimension 0 of its tensors may have any size but 1, for which
+            torch.compile would compile anew.
+    """
 
-    def __call__(self, name: str, *args: Tensor) -> Tensor:
-        self.words += args[0].numel() * 4 * _BLOCKS
-        if not self._wanted():
-            return _rows(name, *args)
-        if self.compiled is None:
-            self.compiled = torch.compile(_rows, dynamic=True)
-        row, member, *rest = args
-        count = row.numel()
-        if count == 1:  # torch.compile would specialise, and compile anew, for a single row
-            row, member = row.repeat(2), member.repeat(2)
+    drawn = 0  # elements drawn by this process, of all kernels
+    failed = False
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._compiled: dict[object, Callable[..., Any]] = {}
+
+    def __call__(self, elements: int, *args: Any) -> Any:
+        """Call the function with ``args``, which draw so many ``elements``."""
+        Kernel.drawn += elements
+        if not self._wanted(args):
+            return self._function(*args)
+        variant = tuple(map(_variant, args))
+        if variant not in self._compiled:
+            self._compiled[variant] = self._compile()
         try:
-            return self.compiled(name, row, member, *rest)[:count]
+            return self._compiled[variant](*args)
         except Exception as error:  # whatever a missing or broken compiler raises: the plain function gives the same
-            self.failed = True
+            Kernel.failed = True
             first_line = (str(error).strip().splitlines() or [""])[0]
             warnings.warn(
                 f"Noise will not be compiled and is slower ({type(error).__name__}: {first_line}). The results are "
-                "the same. Install a C++ compiler, or set LIGHTNING_EVO_COMPILE=0 to silence this.",
+                "the same. Set LIGHTNING_EVO_COMPILE=0 to silence this.",
                 stacklevel=2,
             )
-            return _rows(name, *args)
+            return self._function(*args)
 
-    def _wanted(self) -> bool:
-        setting = os.environ.get("LIGHTNING_EVO_COMPILE", "auto")
-        if setting not in ("0", "1", "auto"):
-            raise ValueError(f"LIGHTNING_EVO_COMPILE must be 0, 1 or auto, got {setting!r}.")
-        if self.failed or setting == "0" or torch.compiler.is_compiling():
+    def _compile(self) -> Callable[..., Any]:
+        # torch.compile gives up on a function that it had to compile eight times, and there may be more combinations of
+        # dtypes and distributions in a process. It tells functions apart by their code objects.
+        function: Any = self._function
+        copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        return torch.compile(copy, dynamic=True)
+
+    @staticmethod
+    def _wanted(args: tuple[Any, ...]) -> bool:
+        if Kernel.failed or Kernel.drawn < _COMPILE_AFTER or torch.compiler.is_compiling() or not kernels.wanted():
             return False
-        return setting == "1" or self.words > _COMPILE_AFTER
+        return any(isinstance(arg, Tensor) and arg.device.type != "cpu" for arg in args)
 
 
-_kernel = _Kernel()
+def _variant(argument: Any) -> object:
+    """What torch.compile compiles anew for."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.device, argument.dim()
+    return tuple(map(_variant, argument)) if isinstance(argument, list) else argument
+
+
+_kernel = Kernel(rows)
 
 
 # --- the one public function ----------------------------------------------------------------------------------------
@@ -273,13 +328,12 @@ def draw(
         >>> torch.equal(draw(key, [7], parameter=2, start=123, stop=456)[0], whole[1, 123:456])
         True
     """
-    if distribution not in _VALUES:
+    if distribution not in get_args(Distribution):
         raise ValueError(f"Unknown distribution {distribution!r}; choose one of {', '.join(get_args(Distribution))}.")
     if not dtype.is_floating_point:
         raise ValueError(f"Noise needs a floating dtype, got {dtype}.")
     if not 0 <= start <= stop <= 1 << 34:
         raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^34, got start={start}, stop={stop}.")
-    _check_range("parameter", parameter, 28)
     for member in (min(members), max(members)) if members else ():
         _check_range("member", member, 32)
 
@@ -287,22 +341,33 @@ def draw(
     out = torch.empty(len(members), stop - start, dtype=dtype, device=device)
     if out.numel() == 0:
         return out
-    words = [parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK]
-    address, generation, key0, key1 = torch.tensor(words, device=device).unbind()
-    per_row = 4 * _BLOCKS * _VALUES[distribution][1]
-    all_members = torch.tensor(members, device=device)
-    first, last = start // per_row, -(-stop // per_row)
+    size = row_size(distribution)
+    first, last = start // size, -(-stop // size)
     members_at_once = max(1, _CHUNK_ROWS // (last - first))
     for begin in range(first, last, _CHUNK_ROWS):
         end = min(begin + _CHUNK_ROWS, last)
-        lower, upper = max(start, begin * per_row), min(stop, end * per_row)
-        rows = torch.arange(begin, end, device=device)
+        lower, upper = max(start, begin * size), min(stop, end * size)
         for i in range(0, len(members), members_at_once):
-            chunk = all_members[i : i + members_at_once]
-            row = rows.repeat(len(chunk))
-            # A copy, not a view: torch.compile would tell them apart.
-            member_of_row = chunk.repeat_interleave(len(rows)).clone()
-            values = _kernel(distribution, row, member_of_row, address, generation, key0, key1, _knots_on(device))
-            values = values.view(len(chunk), -1)[:, lower - begin * per_row : upper - begin * per_row]
+            chunk = members[i : i + members_at_once]
+            values = _draw_rows(key, chunk, parameter, begin, end, distribution, device)
+            values = values[:, lower - begin * size : upper - begin * size]
             out[i : i + len(chunk), lower - start : upper - start] = values
     return out
+
+
+def _draw_rows(
+    key: NoiseKey, members: Sequence[int], parameter: int, begin: int, end: int, distribution: str, device: torch.device
+) -> Tensor:
+    """Rows ``begin <= row < end`` for several members: float32 ``[len(members), elements]``."""
+    address, table, size = address_of(key, parameter), normal_table(device), row_size(distribution)
+    library = kernels.native(table)
+    if library:
+        out = torch.empty(len(members), end - begin, size)
+        library.draw(distribution, address, table, begin, members, out)
+        return out.flatten(1)
+    row = torch.arange(begin, end, device=device).repeat(len(members))
+    member = torch.tensor(members, device=device).repeat_interleave(end - begin)
+    if len(row) == 1:
+        row, member = row.repeat(2), member.repeat(2)
+    values = _kernel(len(row) * size, distribution, row, member, torch.tensor(address, device=device), table)
+    return values[: len(members) * (end - begin)].view(len(members), -1)  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,27 @@ class EvolvingParameter:
     index: int
     padding_row: int | None = None
 
-    def without_padding(self, values: Tensor) -> Tensor:
-        """``values`` of the parameter's shape, set to zero in the padding row."""
+    def keep_padding(self, member: Tensor, center: Tensor) -> Tensor:
+        """``member``, with the padding row of ``center``; both of the parameter's shape."""
         if self.padding_row is not None:
+            member[self.padding_row] = center[self.padding_row]
+        return member
+
+    def without_padding(self, values: Tensor, start: int = 0) -> Tensor:
+        """``values``, set to zero in the padding row.
+
+        Args:
+            values: Of the parameter's shape; or flat, the elements from ``start`` on.
+            start: Flat offset of the first of them.
+        """
+        if self.padding_row is None:
+            return values
+        if values.shape == self.tensor.shape:
             values[self.padding_row] = 0
+        else:
+            width = self.tensor[0].numel()
+            first = self.padding_row * width - start
+            values[max(0, first) : max(0, first + width)] = 0
         return values
 
 
@@ -72,7 +90,9 @@ class SearchSpace(Sequence[EvolvingParameter]):
     ) -> None:
         allowed = None if among is None else {id(parameter) for parameter in among}
         candidates = []
+        self._aliases: dict[int, list[Tensor]] = {}
         for index, aliases in enumerate(_distinct_parameters(module)):
+            self._aliases[index] = [tensor for _, tensor in aliases]
             names = [name for name, _ in aliases]
             for _, tensor in aliases:
                 if tensor.requires_grad and tensor.is_floating_point() and (allowed is None or id(tensor) in allowed):
@@ -92,6 +112,16 @@ class SearchSpace(Sequence[EvolvingParameter]):
     def numel(self) -> int:
         """Number of evolving elements."""
         return sum(parameter.tensor.numel() for parameter in self)
+
+    def subset(self, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
+        """A search space of some of these parameters."""
+        smaller = copy.copy(self)
+        smaller._parameters = tuple(parameters)
+        return smaller
+
+    def by_identity(self) -> dict[int, EvolvingParameter]:
+        """The evolving parameters by the ``id`` of every tensor of the module that stands for them."""
+        return {id(tensor): parameter for parameter in self for tensor in self._aliases[parameter.index]}
 
     def __len__(self) -> int:
         return len(self._parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Population
-from lightning_evo.noise import Stream, draw
-from lightning_evo.rounding import stochastic_round
+from lightning_evo.rounding import move
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["Clipping", "Update", "group_learning_rates"]
+
+_PIECE = 1 << 20  # elements of a tensor that move at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,16 @@ class Update:
 
     def estimate(self, parameter: EvolvingParameter) -> Tensor:
         """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
+        return self._estimate(parameter, 0, parameter.tensor.numel()).view(parameter.tensor.shape)
+
+    def _estimate(self, parameter: EvolvingParameter, start: int, stop: int) -> Tensor:
+        """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector."""
         center = parameter.tensor.detach()
-        total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center)
-        parameter.without_padding(total)
-        return total - center.to(total.dtype) * self.weight_decay if self.weight_decay else total
+        total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center, start, stop)
+        parameter.without_padding(total, start)
+        if self.weight_decay:
+            total -= center.reshape(-1)[start:stop].to(total.dtype) * self.weight_decay
+        return total
 
     @torch.no_grad()
     def add_to_gradients(self, scale: float = 1.0) -> float:
@@ -79,7 +86,7 @@ class Update:
     def apply(
         self, learning_rates: Callable[[nn.Parameter], float] | None = None, clipping: Clipping | None = None
     ) -> float:
-        """``theta <- theta + learning_rate * g`` tensor by tensor.
+        """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
         bfloat16 and float16 weights are rounded stochastically, so that no update is lost.
 
@@ -94,26 +101,28 @@ class Update:
             learning_rates = lambda parameter: self.learning_rate  # noqa: E731
         coefficient = 1.0
         if clipping and clipping.by == "norm":
-            norm = _norm([torch.linalg.vector_norm(self.estimate(parameter)) for parameter in self.space])
-            coefficient = min(1.0, clipping.limit / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+            norms = [torch.linalg.vector_norm(piece) for p in self.space for _, piece in self._pieces(p)]
+            coefficient = min(1.0, clipping.limit / (_norm(norms) + 1e-6))  # as torch.nn.utils.clip_grad_norm_
         norms = []
+        key = replace(self.population.perturbation.key, generation=self.population.generation)
         for parameter in self.space:
-            estimate = self.estimate(parameter)
-            norms.append(torch.linalg.vector_norm(estimate))
-            if clipping and clipping.by == "value":
-                estimate = estimate.clamp(-clipping.limit, clipping.limit)
-            step = estimate * (learning_rates(parameter.tensor) * coefficient)
-            self._move(parameter, step)
+            learning_rate = learning_rates(parameter.tensor)
+            center = parameter.tensor.detach()
+            flat = center.reshape(-1)  # a copy, if the tensor is not contiguous
+            for start, piece in self._pieces(parameter):
+                norms.append(torch.linalg.vector_norm(piece))
+                if clipping and clipping.by == "value":
+                    piece = piece.clamp(-clipping.limit, clipping.limit)
+                step = piece * (learning_rate * coefficient)
+                move(flat[start : start + len(step)], step, key, parameter.index, start)
+            if not center.is_contiguous():
+                center.copy_(flat.view(center.shape))
         return _norm(norms)
 
-    def _move(self, parameter: EvolvingParameter, step: Tensor) -> None:
-        center = parameter.tensor.detach()
-        moved = center.to(step.dtype) + step
-        if center.dtype in (torch.bfloat16, torch.float16):
-            key = replace(self.population.perturbation.key, stream=Stream.ROUNDING)
-            uniform = draw(key, [0], parameter.index, 0, center.numel(), distribution="uniform", device=center.device)
-            moved = stochastic_round(moved, center.dtype, uniform.view(center.shape))
-        parameter.tensor.copy_(torch.where(step == 0, center, moved))  # `where` keeps the sign of a negative zero
+    def _pieces(self, parameter: EvolvingParameter) -> Iterator[tuple[int, Tensor]]:
+        """The estimate of one parameter, piece by piece, each with its offset."""
+        for start in range(0, parameter.tensor.numel(), _PIECE):
+            yield start, self._estimate(parameter, start, min(start + _PIECE, parameter.tensor.numel()))
 
 
 def _norm(norms: list[Tensor]) -> float:

@@ -80,11 +80,6 @@ class Population:
         """Members that share one noise direction: 2 or 1."""
         return 2 if self.antithetic else 1
 
-    def address(self, member: int) -> tuple[int, float]:
-        """A member's noise direction, and how far along it the member is: sigma or minus sigma."""
-        direction, second = divmod(member, self.per_direction)
-        return direction, -self.sigma if second else self.sigma
-
     @property
     def signs(self) -> Tensor:
         """The sign of each member's noise, float64 ``[members]``."""

@@ -78,6 +78,12 @@ class Perturbation(ABC):
         wide = center.to(noise.dtype)
         return [(wide + noise * step).to(center.dtype) for step in steps]
 
+    def members_of_rows(
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+    ) -> list[Tensor] | None:
+        """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that can't be."""
+        return None
+
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
         """The noise as a product of two thin matrices, where it is one.
 
@@ -88,9 +94,6 @@ class Perturbation(ABC):
             float64), with ``noise = (A @ B.T).view(shape)``; ``None`` if the tensor's noise is dense.
         """
         return None
-
-    def keep(self, directions: int, parameter: int, center: Tensor) -> None:  # noqa: B027
-        """Draw a tensor's noise in all ``directions`` once and hold on to it: members and update will both want it."""
 
 
 def noise_dtype(tensor: Tensor) -> torch.dtype:

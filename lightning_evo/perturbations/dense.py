@@ -9,15 +9,17 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_evo import kernels
 from lightning_evo._messages import did_you_mean
-from lightning_evo.noise import Distribution, NoiseKey, draw
+from lightning_evo.noise import Distribution, Kernel, NoiseKey, address_of, draw, normal_table, row_size, rows
+from lightning_evo.perturbations._base import Perturbation, noise_dtype
 
-__all__ = ["Dense", "noise_dtype"]
+__all__ = ["Dense"]
 
-_CHUNK = 1 << 22  # elements of one tensor that are summed at a time: 16 MB of float32
+_CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
 
 
-class Dense:
+class Dense(Perturbation):
     """One generation's noise: independent, with mean 0 and variance 1, for every element of every tensor.
 
     The noise of a tensor is addressed by the flat, row-major offset of its elements, whatever its memory format.
@@ -32,82 +34,121 @@ class Dense:
     Example:
         >>> weight = torch.zeros(2, 3)
         >>> perturbation = Dense(NoiseKey(seed=0, generation=0))
-        >>> noise = perturbation.noise([0, 1], parameter=0, like=weight)
+        >>> noise = perturbation.noise([0, 1], parameter=0, center=weight)
         >>> noise.shape
         torch.Size([2, 2, 3])
-        >>> total = perturbation.weighted_sum([0.5, -2.0], parameter=0, like=weight)
-        >>> torch.equal(total, 0.5 * noise[0] + -2.0 * noise[1])
+        >>> total = perturbation.weighted_sum([0.5, -2.0], parameter=0, center=weight)
+        >>> torch.equal(total, (0.5 * noise[0] + -2.0 * noise[1]).flatten())
         True
     """
 
     def __init__(self, key: NoiseKey, distribution: Distribution = "gaussian") -> None:
+        super().__init__(key)
         known = get_args(Distribution)
         if distribution not in known:
             raise ValueError(
                 f"Unknown noise {distribution!r}.{did_you_mean(str(distribution), known)} "
                 f"Choose one of {', '.join(known)}."
             )
-        self.key = key
         self.distribution = distribution
-        self._kept: dict[int, Tensor] = {}
 
-    def noise(self, directions: Sequence[int], parameter: int, like: Tensor) -> Tensor:
-        """Noise for one tensor in several directions.
+    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
+        return self._flat(directions, parameter, center, 0, center.numel()).view(len(directions), *center.shape)
 
-        Args:
-            directions: Numbers of the directions.
-            parameter: Index of the tensor.
-            like: A tensor of the shape, device and dtype wanted.
+    def members(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
+    ) -> list[Tensor]:
+        flat = center.detach().reshape(-1)
+        return [vector.view(center.shape) for vector in self._members(direction, steps, parameter, flat, 0)]
 
-        Returns:
-            ``[len(directions), *like.shape]`` in float32, or float64 for a float64 tensor.
-        """
-        return self._flat(directions, parameter, like, 0, like.numel()).view(len(directions), *like.shape)
+    def members_of_rows(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+    ) -> list[Tensor] | None:
+        part, width = center.detach()[first:last], center[0].numel()
+        vectors = self._members(direction, steps, parameter, part.reshape(-1), first * width)
+        return [vector.view(part.shape) for vector in vectors]
 
-    def weighted_sum(self, weights: Sequence[float], parameter: int, like: Tensor) -> Tensor:
-        """``sum_d weights[d] eps_d`` over directions 0, 1, …, of the very noise that :meth:`noise` gives.
+    def _members(
+        self, direction: int, steps: Sequence[float], parameter: int, part: Tensor, start: int
+    ) -> list[Tensor]:
+        """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
+        outs = [torch.empty_like(part) for _ in steps]
+        fused = self._fused(start, part.numel())
+        if fused:
+            self._write_members(direction, steps, parameter, part[:fused], start, [out[:fused] for out in outs])
+        if fused < part.numel():
+            noise = self._flat([direction], parameter, part, start + fused, start + part.numel())[0]
+            center = part[fused:].to(noise.dtype)
+            for out, step in zip(outs, steps, strict=True):
+                out[fused:] = center + noise * step
+        return outs
 
-        Terms are added one by one in this order, element by element, so the result does not depend on chunk sizes.
-        Directions of weight zero cost nothing.
-
-        Args:
-            weights: One for each direction.
-            parameter: Index of the tensor.
-            like: A tensor of the shape, device and dtype wanted.
-
-        Returns:
-            ``like.shape`` in float32, or float64 for a float64 tensor.
-        """
+    def weighted_sum(  # noqa: D102
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        stop = center.numel() if stop is None else stop
+        total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
-        total = torch.zeros(like.numel(), dtype=noise_dtype(like), device=like.device)
-        for start in range(0, total.numel(), _CHUNK):
-            part = total[start : start + _CHUNK]
-            at_once = max(1, _CHUNK // part.numel())
-            for i in range(0, len(chosen), at_once):
-                noise = self._flat(chosen[i : i + at_once], parameter, like, start, start + part.numel())
-                for direction, values in zip(chosen[i : i + at_once], noise, strict=True):
-                    part += values * weights[direction]
-        return total.view(like.shape)
+        for begin in range(start, stop, _CHUNK):
+            part = total[begin - start : begin - start + _CHUNK]
+            fused = self._fused(begin, part.numel())
+            if fused:
+                self._add_noise(chosen, [weights[d] for d in chosen], parameter, part[:fused], begin)
+            if fused < part.numel():
+                at_once = max(1, _CHUNK // (part.numel() - fused))
+                for i in range(0, len(chosen), at_once):
+                    group = chosen[i : i + at_once]
+                    noise = self._flat(group, parameter, center, begin + fused, begin + part.numel())
+                    for direction, values in zip(group, noise, strict=True):
+                        part[fused:] += values * weights[direction]
+        return total
 
-    def keep(self, directions: int, parameter: int, like: Tensor) -> None:
-        """Draw a tensor's noise in all ``directions`` once and hold on to it.
+    # --- whole rows, fused with what becomes of them ---
 
-        For small models, where the noise of a whole generation fits into memory: every member and the update want it.
-        """
-        if parameter not in self._kept:
-            self._kept[parameter] = self._draw(range(directions), parameter, like, 0, like.numel())
+    def _fused(self, start: int, elements: int) -> int:
+        """How many leading elements of a range are whole rows that are worth a kernel of their own."""
+        size = row_size(self.distribution)
+        whole = elements // size * size
+        return whole if start % size == 0 and whole >= 2 * size else 0
 
-    def _flat(self, directions: Sequence[int], parameter: int, like: Tensor, start: int, stop: int) -> Tensor:
-        kept = self._kept.get(parameter)
-        if kept is None:
-            return self._draw(directions, parameter, like, start, stop)
-        if len(directions) == 1:  # of one member: a slice is much faster than a list of indices
-            return kept[directions[0] : directions[0] + 1, start:stop]
-        if directions == range(len(kept)):
-            return kept[:, start:stop]
-        return kept[list(directions), start:stop]
+    def _write_members(
+        self,
+        direction: int,
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        start: int,
+        outs: Sequence[Tensor],
+    ) -> None:
+        """``outs[i] = center + steps[i] * eps``, of vectors of whole rows: noise is made once for all members."""
+        size, address, table = row_size(self.distribution), address_of(self.key, parameter), normal_table(center.device)
+        center, outs = center.view(-1, size), [out.view(-1, size) for out in outs]
+        library = kernels.native(table, center)
+        if library:
+            library.members(self.distribution, address, table, start // size, direction, center, outs, steps)
+        else:
+            words = torch.tensor([start // size, direction, *address], device=center.device)
+            scales = torch.tensor(steps, dtype=noise_dtype(center), device=center.device)
+            _write_members(center.numel(), self.distribution, words, table, scales, center, outs)
 
-    def _draw(self, directions: Sequence[int], parameter: int, like: Tensor, start: int, stop: int) -> Tensor:
+    def _add_noise(
+        self, directions: Sequence[int], weights: Sequence[float], parameter: int, total: Tensor, start: int
+    ) -> None:
+        """``total += sum_d weights[d] eps_d``, of a vector of whole rows."""
+        size, address, table = row_size(self.distribution), address_of(self.key, parameter), normal_table(total.device)
+        total = total.view(-1, size)
+        library = kernels.native(table, total)
+        if library:
+            library.add_noise(self.distribution, address, table, start // size, directions, weights, total)
+            return
+        for direction, weight in zip(directions, weights, strict=True):
+            words = torch.tensor([start // size, direction, *address], device=total.device)
+            coefficient = torch.tensor(weight, dtype=total.dtype, device=total.device)
+            _add_noise(total.numel(), self.distribution, words, table, coefficient, total)
+
+    # --- any elements ---
+
+    def _flat(self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int) -> Tensor:
         values = draw(
             self.key,
             directions,
@@ -115,12 +156,33 @@ class Dense:
             start,
             stop,
             distribution=self.distribution,
-            dtype=noise_dtype(like),
-            device=like.device,
+            dtype=noise_dtype(center),
+            device=center.device,
         )
-        return (values - 0.5) * math.sqrt(12) if self.distribution == "uniform" else values
+        return _standardised(self.distribution, values)
 
 
-def noise_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which noise meets a tensor: float64 for float64, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _standardised(distribution: str, values: Tensor) -> Tensor:
+    """Mean 0 and variance 1."""
+    return (values - 0.5) * math.sqrt(12) if distribution == "uniform" else values
+
+
+def _noise_rows(count: int, distribution: str, words: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+    first, member = words[0], words[1]
+    numbers = first + torch.arange(count, device=words.device)
+    return _standardised(distribution, rows(distribution, numbers, member, words[2:], table).to(dtype))
+
+
+@Kernel
+def _write_members(
+    distribution: str, words: Tensor, table: Tensor, scales: Tensor, center: Tensor, outs: list[Tensor]
+) -> None:
+    noise = _noise_rows(len(center), distribution, words, table, scales.dtype)
+    wide = center.to(scales.dtype)
+    for out, scale in zip(outs, scales.unbind(), strict=True):
+        out.copy_(wide + noise * scale)
+
+
+@Kernel
+def _add_noise(distribution: str, words: Tensor, table: Tensor, weight: Tensor, total: Tensor) -> None:
+    total += _noise_rows(len(total), distribution, words, table, total.dtype) * weight

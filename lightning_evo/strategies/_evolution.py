@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
+from lightning_evo.evaluation.choice import EvaluationName
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.noise import Distribution
@@ -70,6 +71,10 @@ class EvoStrategyMixin(Strategy):
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
             plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state.
+        evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
+            ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
+            chooses. Each gives what the plain loop gives, or is replaced with a warning.
+        members_per_forward: With ``evaluation="batched"``: how many members run at once; ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, else a random one; checkpoints keep it.
         accelerator: Set by the Trainer.
         checkpoint_io: A checkpoint plugin.
@@ -103,6 +108,8 @@ class EvoStrategyMixin(Strategy):
         momentum: float | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
         update: Literal["optimizer", "in_place"] = "optimizer",
+        evaluation: EvaluationName = "auto",
+        members_per_forward: int | Literal["auto"] | None = None,
         seed: int | None = None,
         accelerator: Any = None,
         checkpoint_io: Any = None,
@@ -116,6 +123,8 @@ class EvoStrategyMixin(Strategy):
             algorithm,
             evolve=evolve,
             seed=seed,
+            evaluation=evaluation,
+            members_per_forward=members_per_forward,
             population=population,
             sigma=sigma,
             learning_rate=learning_rate,
@@ -140,6 +149,7 @@ class EvoStrategyMixin(Strategy):
         self._learnt_something = False
         self._seconds = 0.0
         self._evaluations = 0
+        self._summary = ""
 
     @property
     def sigma(self) -> float:
@@ -264,6 +274,9 @@ class EvoStrategyMixin(Strategy):
         if self.evolution.evaluate(fitness, batch):
             self._evaluations += len(self.evolution.population)
         self._seconds += time.perf_counter() - start
+        if self.evolution.evaluation.summary != self._summary:
+            self._summary = self.evolution.evaluation.summary
+            rank_zero_info(self._summary)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module = self._user_module

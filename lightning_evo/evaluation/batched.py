@@ -1,0 +1,151 @@
+"""Many members in one forward: ``torch.func.vmap`` over the unchanged code.
+
+With low-rank noise all members share every large matrix product; with dense noise a layer's weights are a stack, which
+suits small models. Random numbers, of dropout say, are the same for all members, as in the plain loop. What ``vmap``
+can't do (data-dependent control flow, ``.item()``, writes of members into shared tensors) raises, and the caller falls
+back to another evaluation.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation import _functorch
+from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.evaluation.perturbed import Perturbed
+from lightning_evo.search_space import SearchSpace
+
+__all__ = ["Batched"]
+
+_BUDGET = 1 << 28  # bytes that the members of one forward may need on a CPU: more of them would not run faster
+_LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
+
+
+class Batched:
+    """Evaluates members in groups, one forward for each.
+
+    Args:
+        members_per_forward: Size of a group; ``"auto"`` chooses by the memory that the first two members need and the
+            memory that is free, a power of two. Where memory runs out it is halved.
+
+    Attributes:
+        members_per_forward: The size in use, or ``"auto"`` before it is chosen.
+        seen: Indices of the parameters that the last forward asked for.
+    """
+
+    name = "batched"
+
+    def __init__(self, members_per_forward: int | Literal["auto"] = "auto") -> None:
+        self.members_per_forward = members_per_forward
+        self.seen: set[int] = set()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+        members: Iterable[int] | None = None,
+    ) -> list[Any]:
+        """The fitness of members; see :func:`lightning_evo.evaluation.plain.evaluate`.
+
+        Raises:
+            Exception: Whatever ``vmap`` raises on code that it can't transform.
+        """
+        numbers = list(range(len(population)) if members is None else members)
+        pair = population.per_direction
+        values: list[Any] = []
+        while len(values) < len(numbers):
+            if self.members_per_forward == "auto":
+                size = pair
+            else:
+                size = max(pair, self.members_per_forward // pair * pair)
+            group = numbers[len(values) : len(values) + size]
+            try:
+                found, perturbed = self._forward(space, population, fitness, isolation, group)
+            except RuntimeError as error:
+                if size <= pair or not _is_out_of_memory(error):
+                    raise
+                self.members_per_forward = size // 2
+                warnings.warn(
+                    f"{size} members in one forward need more memory than there is. Going on with "
+                    f"{self.members_per_forward}.",
+                    stacklevel=2,
+                )
+                continue
+            values += found
+            if self.members_per_forward == "auto":
+                self.members_per_forward = _choose_size(space, population, perturbed)
+        return values
+
+    def _forward(
+        self,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+        members: list[int],
+    ) -> tuple[list[Any], Perturbed]:
+        modes: list[Perturbed] = []
+        declined = False
+
+        def run(number: Tensor) -> Tensor:
+            nonlocal declined
+            with Perturbed(space, population, members, _functorch.level_of(number)) as perturbed:
+                modes.append(perturbed)
+                value = fitness()
+            declined = value is None
+            return torch.zeros_like(number) if value is None else value
+
+        torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
+        isolation.start_member()
+        numbers = torch.tensor(members, dtype=torch.float32, device=space[0].tensor.device)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                fitnesses = torch.func.vmap(run, randomness="same")(numbers)
+        finally:
+            torch.clear_autocast_cache()
+        self.seen = modes[0].seen
+        return [None] * len(members) if declined else list(fitnesses.unbind()), modes[0]
+
+
+def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -> int:
+    """Members per forward that fit into memory, by what the first ones needed."""
+    center = space[0].tensor
+    noise = sum(_noise_size(space, first))
+    needed = (first.largest * _LIVE + noise) * max(4, center.element_size())
+    fitting = _free_memory(center.device) // 2 // max(1, needed)
+    size = population.per_direction
+    while size * 2 <= min(fitting, len(population)):
+        size *= 2
+    return max(size, len(population)) if fitting >= len(population) else size
+
+
+def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
+    """Elements of one member's noise, of each tensor."""
+    for parameter in space:
+        factors = first.factors(parameter)
+        yield parameter.tensor.numel() if factors is None else sum(factor[0].numel() for factor in factors)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not everywhere
+        return 2 * _BUDGET
+    return min(2 * _BUDGET, free)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,106 @@
+"""The first generation's proof that a fast evaluation gives what the plain loop gives.
+
+A member is evaluated both ways, and the center too: what the two ways differ by must be small beside what the
+perturbation changed. The member is farther from the center than real ones, so that the change stands out from rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lightning_evo._messages import preview
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation import plain
+from lightning_evo.evaluation.batched import Batched
+from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.fitness import as_fitness
+from lightning_evo.search_space import EvolvingParameter, SearchSpace
+
+__all__ = ["find_mismatch"]
+
+
+def find_mismatch(
+    evaluation: InForward | Batched,
+    space: SearchSpace,
+    population: Population,
+    fitness: Callable[[], Any],
+    isolation: Isolation,
+) -> str | None:
+    """Why a fast evaluation can't be trusted with this module.
+
+    Args:
+        evaluation: It has run without an error.
+        space: The evolving parameters.
+        population: The members.
+        fitness: Runs the user's code.
+        isolation: Entered by the caller.
+
+    Returns:
+        The reason, naming parameters; ``None`` if it can be trusted.
+    """
+    device = space[0].tensor.device
+    eps = max(torch.finfo(_precision(parameter, device)).eps for parameter in space)
+    # Far enough away for the change to stand out from rounding.
+    population = replace(population, sigma=max(population.sigma, 0.3 * _root_mean_square(space)))
+    first = list(range(population.per_direction))
+    isolation.start_member()
+    with torch.no_grad():
+        center = _number(fitness())
+
+    def by_plain_loop(some: SearchSpace) -> float:
+        return _number(plain.evaluate(some, population, fitness, isolation, first[:1])[0])
+
+    def agrees(some: SearchSpace) -> bool:
+        reference, found = by_plain_loop(some), _number(evaluation(some, population, fitness, isolation, first)[0])
+        if not math.isfinite(reference) or not math.isfinite(found):
+            return repr(reference) == repr(found)
+        share = 0.01 if eps < 1e-4 else 0.25
+        return abs(found - reference) <= share * abs(reference - center) + 16 * eps * max(abs(reference), abs(center))
+
+    evaluation(space, population, fitness, isolation, first)
+    unseen = [parameter for parameter in space if parameter.index not in evaluation.seen]
+    if unseen and repr(by_plain_loop(space.subset(unseen))) != repr(center):
+        return f"{_names(unseen)} is read where no call of a PyTorch function from Python shows it"
+    if agrees(space):
+        return None
+    return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
+
+
+def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:
+    """The parameters to blame, by halving; all of them if no half is to blame alone."""
+    suspects = list(space)
+    while len(suspects) > 1:
+        half = len(suspects) // 2
+        for part in (suspects[:half], suspects[half:]):
+            if not agrees(space.subset(part)):
+                suspects = part
+                break
+        else:
+            break
+    return suspects
+
+
+def _names(parameters: list[EvolvingParameter]) -> str:
+    return preview([parameter.name for parameter in parameters])
+
+
+def _precision(parameter: EvolvingParameter, device: torch.device) -> torch.dtype:
+    """The dtype that a parameter is computed with."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return parameter.tensor.dtype
+
+
+def _root_mean_square(space: SearchSpace) -> float:
+    squares = sum(float(parameter.tensor.detach().float().square().sum()) for parameter in space)
+    return math.sqrt(squares / space.numel)
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(as_fitness(value, source="fitness"))

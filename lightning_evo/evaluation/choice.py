@@ -1,0 +1,210 @@
+"""Which evaluation is used: chosen by the model and its noise, proven against the plain loop, replaced where it fails.
+
+The rule of ``"auto"``:
+
+* With low-rank noise members share their matrix products: ``batched``.
+* Dense noise of a small network of linear layers: ``batched``, too.
+* Any other model: ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
+  dense noise these two give the same bits, so nothing but speed depends on what was faster.
+
+Modules that are compiled or scripted hide their weights and are run by the plain loop.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from lightning_evo._messages import did_you_mean
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation import plain
+from lightning_evo.evaluation.batched import Batched
+from lightning_evo.evaluation.check import find_mismatch
+from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.search_space import SearchSpace
+
+__all__ = ["Evaluation", "EvaluationName"]
+
+EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
+
+_SMALL = 1 << 18  # evolving elements up to which stacks of weights pay
+_LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
+
+
+class Evaluation:
+    """Runs a population through the user's code in the best way that gives what the plain loop gives.
+
+    Args:
+        name: ``"auto"``, or the way to use as long as it works.
+        members_per_forward: For ``"batched"``: members that run at once, or ``"auto"``.
+
+    Raises:
+        ValueError: If the name is unknown, or ``members_per_forward`` is neither ``"auto"`` nor a whole number >= 1, or
+            is given without being used.
+    """
+
+    def __init__(self, name: EvaluationName = "auto", members_per_forward: int | Literal["auto"] | None = None) -> None:
+        if name not in get_args(EvaluationName):
+            raise ValueError(
+                f"Unknown evaluation {name!r}.{did_you_mean(str(name), get_args(EvaluationName))} "
+                f"Choose one of {', '.join(get_args(EvaluationName))}."
+            )
+        size: object = members_per_forward
+        if size is not None and size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"members_per_forward must be 'auto' or a whole number >= 1, got {size!r}.")
+        if size is not None and name in ("plain", "in_forward"):
+            raise ValueError(f"members_per_forward has no effect with evaluation={name!r}, which runs one at a time.")
+        self.name = name
+        self.summary = ""
+        """The choice and its reasons in one line; empty before the first generation."""
+        self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
+        self._ways: list[InForward | Batched | None] | None = None  # best first; None is the plain loop
+        self._proven = False
+        self._evolving: list[int] = []
+
+    def __call__(
+        self,
+        module: nn.Module,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+    ) -> list[Any]:
+        """The fitness of every member.
+
+        Args:
+            module: The user's module.
+            space: Its evolving parameters.
+            population: The members.
+            fitness: Runs the user's code and gives its fitness.
+            isolation: Entered by the caller.
+
+        Returns:
+            What ``fitness`` gave for each member, in the population's order.
+        """
+        if self._ways is None:
+            self._ways = self._candidates(module, space, population)
+        evolving = [parameter.index for parameter in space]
+        if evolving != self._evolving:  # frozen or unfrozen since
+            self._evolving, self._proven = evolving, False
+        failures: list[str] = []
+        while True:
+            way = self._ways[0]
+            if way is None:
+                values = plain.evaluate(space, population, fitness, isolation)
+                break
+            try:
+                reason = None if self._proven else find_mismatch(way, space, population, fitness, isolation)
+                if reason is None:
+                    values = way(space, population, fitness, isolation)
+                    break
+            except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
+                first_line = (str(error).strip().splitlines() or [""])[0]
+                reason = f"{type(error).__name__}: {first_line:.200}"
+            failures.append(f"{way.name} is not possible: {reason}")
+            self._ways, self._proven = self._ways[1:], False
+        if not self._proven:
+            self._proven = True
+            if isinstance(way, InForward) and self.name == "auto" and space.numel < _LARGE:
+                self._ways = [self._faster(way, space, population, fitness, isolation)]
+            self._announce(failures)
+        return values
+
+    def forget(self) -> None:
+        """Choose anew: the module is another one."""
+        self._ways, self._proven = None, False
+
+    def _candidates(
+        self, module: nn.Module, space: SearchSpace, population: Population
+    ) -> list[InForward | Batched | None]:
+        hidden = [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
+        if hidden:
+            if self.name not in ("auto", "plain"):
+                warnings.warn(
+                    f"evaluation={self.name!r} can't see into compiled and scripted modules ({hidden[0]}); the plain "
+                    "loop is used. Compile after training, or leave evaluation out.",
+                    stacklevel=2,
+                )
+            return [None]
+        ways: dict[str, list[InForward | Batched | None]] = {
+            "plain": [None],
+            "in_forward": [InForward(), None],
+            "batched": [Batched(self._size), InForward(), None],
+        }
+        if self.name != "auto":
+            return ways[self.name]
+        return ways[
+            "batched" if self._size != "auto" or _profits_from_batching(module, space, population) else "in_forward"
+        ]
+
+    def _faster(
+        self,
+        way: InForward,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+    ) -> InForward | None:
+        seconds: dict[InForward | None, list[float]] = {way: [], None: []}
+        for _ in range(3):
+            for candidate, times in seconds.items():
+                start = time.perf_counter()
+                (candidate or plain.evaluate)(space, population, fitness, isolation, [0])
+                if space[0].tensor.is_cuda:
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+        return way if min(seconds[way]) <= min(seconds[None]) else None
+
+    def _announce(self, failures: list[str]) -> None:
+        assert self._ways is not None
+        way = self._ways[0]
+        self.summary = f"evaluation: {'plain' if way is None else way.name}"
+        if isinstance(way, Batched):
+            self.summary += f", {way.members_per_forward} members per forward"
+        self.summary = "; ".join([self.summary, *failures])
+        if failures and self.name != "auto":
+            warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=4)
+
+    # --- checkpoints ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """The choice, so that a resumed run rounds as the first one did; empty before it is made."""
+        if not self._proven or self._ways is None:
+            return {}
+        way = self._ways[0]
+        state: dict[str, Any] = {"evaluation": "plain" if way is None else way.name}
+        if isinstance(way, Batched):
+            state["members_per_forward"] = way.members_per_forward
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the choice over, where it was left open here."""
+        name = state.get("evaluation")
+        size = state.get("members_per_forward", "auto") if self._size == "auto" else self._size
+        if name is None or self.name not in ("auto", name):
+            return
+        ways: list[InForward | Batched | None] = [None]
+        if name in ("in_forward", "batched"):
+            ways.insert(0, InForward())
+        if name == "batched":
+            ways.insert(0, Batched(size))
+        self._ways, self._proven = ways, False
+
+
+def _hides_its_weights(module: nn.Module) -> bool:
+    compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+    return compiled or isinstance(module, torch.jit.ScriptModule)
+
+
+def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
+    largest = max(space, key=lambda parameter: parameter.tensor.numel())
+    if population.perturbation.factors([0], largest.index, largest.tensor.detach()) is not None:
+        return True
+    slow = (nn.modules.conv._ConvNd, nn.RNNBase)  # stacks of their weights run no faster than one after the other
+    return space.numel <= _SMALL and not any(isinstance(part, slow) for part in module.modules())

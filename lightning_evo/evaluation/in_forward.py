@@ -1,0 +1,53 @@
+"""One member at a time, without touching the weights: each is perturbed in a scratch tensor where it is used.
+
+The extra memory is that of the largest tensor's noise, or less: huge matrices are made block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.evaluation.perturbed import Perturbed
+from lightning_evo.search_space import SearchSpace
+
+__all__ = ["InForward"]
+
+
+class InForward:
+    """Evaluates members one by one.
+
+    Attributes:
+        seen: Indices of the parameters that the last member's forward asked for.
+    """
+
+    name = "in_forward"
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+        members: Iterable[int] | None = None,
+    ) -> list[Any]:
+        """The fitness of members; see :func:`lightning_evo.evaluation.plain.evaluate`."""
+        values = []
+        try:
+            for number in range(len(population)) if members is None else members:
+                torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
+                isolation.start_member()
+                with Perturbed(space, population, [number]) as perturbed:
+                    values.append(fitness())
+                self.seen = perturbed.seen
+        finally:
+            torch.clear_autocast_cache()
+        return values

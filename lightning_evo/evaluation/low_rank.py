@@ -1,0 +1,156 @@
+"""Layers whose weight's noise is a product of two thin matrices, without ever making it.
+
+With noise ``A B^T`` (sigma included), ``x (W + A B^T)^T = x W^T + (x B) A^T`` (Sarkar et al. 2025, arXiv:2511.16652):
+one matrix product that all members share, and two thin ones for each. A dense bias of the member's joins the second of
+them as one more column. Tensors named ``x`` may have a batch dimension of members or be the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evo.evaluation import _functorch
+from lightning_evo.search_space import EvolvingParameter
+
+if TYPE_CHECKING:
+    from lightning_evo.evaluation.perturbed import Perturbed
+
+__all__ = ["convolution", "embedding", "linear"]
+
+
+def linear(
+    mode: Perturbed,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    parameter: EvolvingParameter,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """``x W^T + bias``, with ``transposed`` ``x W + bias``, for each member.
+
+    Args:
+        mode: The members.
+        x: ``[..., inputs]``.
+        weight: The center, ``[outputs, inputs]``; with ``transposed`` ``[inputs, outputs]``.
+        bias: ``[outputs]``, evolving or not, or ``None``.
+        parameter: The weight.
+        transposed: Which.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    thin_in, thin_out = (of_rows, of_columns) if transposed else (of_columns, of_rows)
+    matrix = weight.detach().t() if transposed else weight.detach()
+    member_bias = mode.find(bias) is not None
+    inputs = _batch(mode, x)
+    with _functorch.outside():
+        # The center's product, of all members at once: [members or 1, rows, outputs].
+        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+        shared = functional.linear(flat, matrix, None if member_bias else bias)
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = shared.dtype
+            hidden = flat.to(dtype) @ thin_in.to(dtype)  # [members, rows, rank]
+            thin_out = thin_out.to(dtype).mT
+            if member_bias:
+                values = _dense(mode, bias).to(dtype)
+                hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2)
+                thin_out = torch.cat([thin_out, values[:, None]], dim=1)
+            result = _add_product(shared, hidden, thin_out)
+        result = result.view(len(result), *inputs.shape[1:-1], -1)
+    return _unbatch(mode, result)
+
+
+def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
+    """Rows of the members' embeddings.
+
+    Args:
+        mode: The members.
+        ids: ``[...]``, int64.
+        weight: The center, ``[entries, width]``.
+        parameter: The weight.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    numbers = _batch(mode, ids)
+    with _functorch.outside():
+        flat = numbers.flatten(1)
+        shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
+        index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
+        with torch.autocast(weight.device.type, enabled=False):
+            hidden = of_rows.gather(1, index).to(shared.dtype)
+            result = _add_product(shared, hidden, of_columns.to(shared.dtype).mT)
+        result = result.view(len(result), *numbers.shape[1:], -1)
+    return _unbatch(mode, result)
+
+
+def convolution(
+    mode: Perturbed,
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    parameter: EvolvingParameter,
+    geometry: tuple[Any, Any, Any],
+) -> Tensor:
+    """A convolution without groups.
+
+    Args:
+        mode: The members.
+        function: ``conv1d``, ``conv2d`` or ``conv3d``.
+        x: ``[samples, inputs, *space]``.
+        weight: The center, ``[outputs, inputs, *kernel]``.
+        bias: ``[outputs]``, evolving or not, or ``None``.
+        parameter: The weight.
+        geometry: Stride, padding and dilation.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    member_bias = mode.find(bias) is not None
+    inputs = _batch(mode, x)
+    with _functorch.outside():
+        shared = function(inputs.flatten(0, 1), weight.detach(), None if member_bias else bias, *geometry)
+        dtype, members = shared.dtype, len(of_rows)
+        with torch.autocast(x.device.type, enabled=False):
+            filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(
+                dtype
+            )  # [members, rank, inputs, *kernel]
+            inputs = inputs.to(dtype).expand(members, *inputs.shape[1:])
+            hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
+            hidden = hidden.flatten(3)  # [members, samples, rank, positions]
+            change = of_rows.to(dtype)[:, None] @ hidden
+            if member_bias:
+                change += _dense(mode, bias).to(dtype)[:, None, :, None]
+        result = shared.view(-1, x.shape[0], *shared.shape[1:]) + change.view(*change.shape[:3], *shared.shape[2:])
+    return _unbatch(mode, result)
+
+
+def _factors(mode: Perturbed, parameter: EvolvingParameter) -> tuple[Tensor, Tensor]:
+    factors = mode.factors(parameter)
+    assert factors is not None
+    return factors
+
+
+def _dense(mode: Perturbed, vector: Tensor | None) -> Tensor:
+    """An evolving vector's values, ``[members, *shape]``."""
+    parameter = mode.find(vector)
+    assert parameter is not None
+    return mode.stack(parameter) if mode.level is not None else mode.tensor(parameter)[None]
+
+
+def _batch(mode: Perturbed, x: Tensor) -> Tensor:
+    """``x`` with a dimension of members in front, of size 1 if it is the same for all."""
+    batched = None if mode.level is None else _functorch.batch_first(x, mode.level)
+    return x[None] if batched is None else batched
+
+
+def _unbatch(mode: Perturbed, result: Tensor) -> Tensor:
+    return result[0] if mode.level is None else _functorch.wrap(result, mode.level)
+
+
+def _add_product(shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``shared + left @ right``; in place, if ``shared`` has the members already."""
+    if len(shared) == len(left):
+        return shared.baddbmm_(left, right)
+    return torch.baddbmm(shared.expand(len(left), *shared.shape[1:]), left, right)

@@ -1,0 +1,354 @@
+"""Members without touching a weight: torch functions that are given an evolving parameter see a member's instead.
+
+A :class:`Perturbed` is a ``TorchFunctionMode``: every call of a torch function from Python passes through it, with its
+arguments. Where an evolving parameter is among them, ``center + sigma * noise`` is made in a scratch tensor for the
+duration of the call. So it does not matter which module owns a parameter or who reads it: tied heads,
+``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What never comes by, because it
+is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is what the first
+generation's check is for (:mod:`lightning_evo.evaluation.check`).
+
+Noise of low rank is not even made: ``x (W + A B^T)^T = x W^T + (x B) A^T`` (:mod:`lightning_evo.evaluation.low_rank`).
+
+Several members run at once under ``torch.func.vmap``: then what a parameter is replaced with has a batch dimension of
+members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation import _functorch, low_rank
+from lightning_evo.search_space import EvolvingParameter, SearchSpace
+
+__all__ = ["Perturbed"]
+
+_HUGE = 1 << 22  # elements of a matrix above which a linear layer or an embedding is computed block by block of rows
+_CACHED = 1 << 22  # elements that are kept for later calls in the same forward: recurrent networks read weights often
+
+Rule = Callable[..., Any]
+"""A function's own way with a perturbed parameter: takes the mode, then the function's arguments; may return
+``NotImplemented``."""
+
+
+class Perturbed(TorchFunctionMode):
+    """While it is active, evolving parameters are those of some members.
+
+    Args:
+        space: The evolving parameters, which hold the center.
+        population: All members.
+        members: Numbers of the members to be: one, or inside ``vmap`` consecutive ones that leave no pair apart.
+        level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
+
+    Attributes:
+        seen: Indices of the parameters that were asked for.
+        largest: Elements of the largest tensor, of one member, that a torch function has given.
+
+    Example:
+        >>> from lightning_evo.algorithms import get
+        >>> model = torch.nn.Linear(3, 2)
+        >>> algorithm = get("openai_es")(population=4, sigma=0.1)
+        >>> population = algorithm.ask(algorithm.init(seed=0))
+        >>> with torch.no_grad(), Perturbed(SearchSpace(model), population, [2]):
+        ...     perturbed = model(torch.ones(3))
+        >>> torch.equal(perturbed, model(torch.ones(3)))
+        False
+    """
+
+    def __init__(
+        self, space: SearchSpace, population: Population, members: Sequence[int], level: int | None = None
+    ) -> None:
+        super().__init__()
+        if level is None and len(members) != 1:
+            raise ValueError(f"Without vmap there is one member at a time, not {len(members)}.")
+        self.population = population
+        self.members = members
+        self.level = level
+        self.seen: set[int] = set()
+        self.largest = 0
+        self._space = space.by_identity()
+        self._cache: dict[int, Tensor] = {}
+        self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._room = _CACHED
+        directions, steps = zip(*map(population.address, members), strict=True)
+        self.directions: list[int] = list(directions)
+        self.steps: list[float] = list(steps)
+
+    # --- what a parameter is replaced with ---
+
+    def find(self, argument: object) -> EvolvingParameter | None:
+        """The evolving parameter that an argument is."""
+        parameter = self._space.get(id(argument))
+        if parameter is not None:
+            self.seen.add(parameter.index)
+        return parameter
+
+    def replace(self, argument: Tensor | None) -> Tensor | None:
+        """The members' values, if the argument is an evolving parameter; else the argument."""
+        parameter = self.find(argument)
+        return argument if parameter is None else self.tensor(parameter)
+
+    def tensor(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
+        if parameter.index in self._cache:
+            return self._cache[parameter.index]
+        with _functorch.outside():
+            values = self.stack(parameter) if self.level is not None else self._member(parameter)
+        if self.level is not None:
+            values = _functorch.wrap(values, self.level)
+        size = parameter.tensor.numel() * len(self.members)
+        if size <= self._room:
+            self._room -= size
+            self._cache[parameter.index] = values
+        return values
+
+    def _member(self, parameter: EvolvingParameter) -> Tensor:
+        center = parameter.tensor.detach()
+        (member,) = self.population.perturbation.members(self.directions[0], self.steps, parameter.index, center)
+        return parameter.keep_padding(member, center)
+
+    def stack(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter, ``[members, *shape]``."""
+        center, per_direction = parameter.tensor.detach(), self.population.per_direction
+        directions = self.directions[::per_direction]
+        noise = self.population.perturbation.noise(directions, parameter.index, center)
+        steps = torch.tensor(self.steps, dtype=noise.dtype, device=noise.device)
+        steps = steps.view(len(directions), per_direction, *[1] * center.dim())
+        values = (center.to(noise.dtype) + noise.unsqueeze(1) * steps).to(center.dtype).flatten(0, 1)
+        if parameter.padding_row is not None:
+            values[:, parameter.padding_row] = center[parameter.padding_row]
+        return values
+
+    def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
+        """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
+        if parameter.index not in self._factors:
+            per_direction = self.population.per_direction if self.level is not None else 1
+            center = parameter.tensor.detach()
+            found = self.population.perturbation.factors(self.directions[::per_direction], parameter.index, center)
+            if found is not None:
+                a, b = (factor.repeat_interleave(per_direction, 0) for factor in found)
+                a = a * torch.tensor(self.steps, dtype=a.dtype, device=a.device)[:, None, None]
+                if parameter.padding_row is not None:
+                    a[:, parameter.padding_row] = 0
+                found = a, b
+            self._factors[parameter.index] = found
+        return self._factors[parameter.index]
+
+    # --- calls ---
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A call of a torch function."""
+        kwargs = kwargs or {}
+        if function in _HARMLESS:
+            return function(*args, **kwargs)
+        result = self._call(function, args, kwargs)
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+    def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if self._concerned(args) or self._concerned(kwargs.values()):
+            rule = _RULES.get(function)
+            result = NotImplemented if rule is None else rule(self, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            args = [self._replace(argument) for argument in args]
+            kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
+        if self.level is not None and function in _WITHOUT_BUFFERS:
+            args, kwargs = _WITHOUT_BUFFERS[function](*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _concerned(self, arguments: Any) -> bool:
+        """Whether an evolving parameter is among the arguments."""
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                if id(argument) in self._space:
+                    return True
+            elif isinstance(argument, list | tuple) and self._concerned(argument):
+                return True
+        return False
+
+    def _replace(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.replace(argument)
+        if isinstance(argument, list | tuple):
+            replaced = [self._replace(part) for part in argument]
+            return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
+        return argument
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, bias, parameter)
+    if mode.level is not None or weight.numel() <= _HUGE:
+        return NotImplemented
+    bias = mode.replace(bias)
+    outputs = []
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        outputs.append(functional.linear(x, rows, None if bias is None else bias[first:last]))
+    return torch.cat(outputs, dim=-1) if outputs else NotImplemented
+
+
+def _embedding(
+    mode: Perturbed,
+    ids: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or max_norm is not None:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.embedding(mode, ids, weight, parameter)
+    if mode.level is not None or weight.numel() <= _HUGE:
+        return NotImplemented
+    output = None
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        if output is None:
+            output = rows.new_empty(*ids.shape, *weight.shape[1:])
+        here = (ids >= first) & (ids < last)
+        output[here] = rows[ids[here] - first]
+    return NotImplemented if output is None else output
+
+
+def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
+    """A huge matrix's rows, some at a time, with their numbers; nothing if the perturbation can't."""
+    center, perturbation = parameter.tensor.detach(), mode.population.perturbation
+    at_once = max(1, _HUGE // center[0].numel())
+    for first in range(0, len(center), at_once):
+        last = min(first + at_once, len(center))
+        found = perturbation.members_of_rows(mode.directions[0], mode.steps, parameter.index, center, first, last)
+        if found is None:
+            return
+        padding = parameter.padding_row
+        if padding is not None and first <= padding < last:
+            found[0][padding - first] = center[padding]
+        yield found[0], first, last
+
+
+def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor, **kwargs: Any) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or kwargs or not mode.factors(parameter):
+        return NotImplemented
+    return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
+
+
+def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or weight.dim() != 2 or x.dim() < 2 or not mode.factors(parameter):
+        return NotImplemented
+    return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
+
+
+def _convolution(function: Callable[..., Tensor]) -> Rule:
+    def rule(
+        mode: Perturbed,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        parameter = mode.find(weight)
+        if parameter is None or groups != 1 or x.dim() != weight.dim() or not mode.factors(parameter):
+            return NotImplemented
+        return low_rank.convolution(mode, function, x, weight, bias, parameter, (stride, padding, dilation))
+
+    return rule
+
+
+_RULES: dict[Callable[..., Any], Rule] = {
+    functional.linear: _linear,
+    functional.embedding: _embedding,
+    torch.addmm: _addmm,
+    torch.mm: _matmul,
+    torch.matmul: _matmul,
+    Tensor.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    functional.conv1d: _convolution(functional.conv1d),
+    functional.conv2d: _convolution(functional.conv2d),
+    functional.conv3d: _convolution(functional.conv3d),
+}
+
+
+def _batch_norm_without_buffers(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """While training, members' statistics are forgotten, and ``vmap`` can't write them into a shared buffer."""
+    if training:
+        running_mean = running_var = None
+    return (x, running_mean, running_var, weight, bias, training, *args), kwargs
+
+
+def _instance_norm_without_buffers(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if use_input_stats:
+        running_mean = running_var = None
+    return (x, running_mean, running_var, weight, bias, use_input_stats, *args), kwargs
+
+
+_WITHOUT_BUFFERS: dict[Callable[..., Any], Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    functional.batch_norm: _batch_norm_without_buffers,
+    functional.instance_norm: _instance_norm_without_buffers,
+}
+
+# They tell what kind of tensor a parameter is, and a member's is of the same kind.
+_HARMLESS: frozenset[Any] = frozenset(
+    vars(torch._C.TensorBase)[name].__get__
+    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_leaf", "layout", "is_meta", "grad")
+) | {
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+    Tensor.element_size,
+    Tensor.get_device,
+    Tensor.__len__,
+    Tensor.__hash__,
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+}

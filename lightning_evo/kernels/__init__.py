@@ -1,0 +1,227 @@
+"""The CPU's noise kernels: ``noise.cpp``, built with the machine's C++ compiler when they are first wanted.
+
+They give, bit for bit, what the plain tensor operations in :mod:`lightning_evo.noise`, :mod:`lightning_evo.rounding`
+and :mod:`lightning_evo.perturbations.dense` give, only many times faster. The library is kept in
+``$XDG_CACHE_HOME/lightning_evo`` (``~/.cache/lightning_evo``) and built anew, in two seconds, when the source, the
+compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` goes without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["Library", "native", "wanted"]
+
+_SOURCE = Path(__file__).with_name("noise.cpp")
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
+_DISTRIBUTIONS = {"gaussian": 0, "uniform": 1, "rademacher": 2}
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ELEMENTS_PER_THREAD = 1 << 14  # below, starting a thread costs more than it saves
+
+
+def wanted() -> bool:
+    """Whether kernels may be compiled.
+
+    Raises:
+        ValueError: If ``LIGHTNING_EVO_COMPILE`` is neither 0 nor 1.
+    """
+    setting = os.environ.get("LIGHTNING_EVO_COMPILE", "1")
+    if setting not in ("0", "1"):
+        raise ValueError(f"LIGHTNING_EVO_COMPILE must be 0 or 1, got {setting!r}.")
+    return setting == "1"
+
+
+def native(*tensors: Tensor) -> Library | None:
+    """The kernels, if they can work on all of these tensors: contiguous, on the CPU and of 32 or 16 bits."""
+    if not wanted() or any(t.device.type != "cpu" or t.dtype not in _DTYPES or not t.is_contiguous() for t in tensors):
+        return None
+    return _library()
+
+
+@lru_cache(maxsize=1)
+def _library() -> Library | None:
+    try:
+        return Library(_build())
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        first_line = (reason.strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"The noise kernels could not be built, so noise is many times slower ({first_line}). The results are the "
+            "same. Install a C++ compiler (g++ or clang++; $CXX names another), or set LIGHTNING_EVO_COMPILE=0 to "
+            "silence this.",
+            stacklevel=4,
+        )
+        return None
+
+
+def _build() -> Path:
+    """Compile, unless that was done before."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler was found")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    identity = "\0".join([_SOURCE.read_text(), version, _processor(), *_FLAGS, torch.__version__])
+    name = f"noise-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    for folder in _folders():
+        library = folder / name
+        if library.exists():
+            return library
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle, unfinished = tempfile.mkstemp(suffix=".so", dir=folder)
+        except OSError:
+            continue
+        os.close(handle)
+        try:
+            command = [compiler, *_FLAGS, str(_SOURCE), "-o", unfinished, *_openmp()]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            os.replace(unfinished, library)  # at once: other processes build the same
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+        return library
+    raise OSError("no folder to keep them in could be written to")
+
+
+def _folders() -> Iterator[Path]:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    yield Path(cache) / "lightning_evo"
+    yield Path(tempfile.mkdtemp(prefix="lightning_evo-"))
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on; the cache may be on a disk that several machines share."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    except OSError:
+        return platform.platform() + platform.processor()
+
+
+def _openmp() -> list[str]:
+    """PyTorch's own OpenMP library where it brings one: two of them in a process would fight over the cores."""
+    return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
+
+
+class Library:
+    """The functions of ``noise.cpp``.
+
+    Args:
+        path: The shared library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        functions = ctypes.CDLL(str(path))
+        pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        signatures = {
+            "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
+            "members": (
+                *(integer, integer, pointer, pointer, whole, whole, whole, pointer, pointer, pointer, integer, integer),
+            ),
+            "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
+            "move": (integer, pointer, whole, whole, pointer, pointer, integer),
+        }
+        for name, arguments in signatures.items():
+            function = getattr(functions, f"lightning_evo_{name}")
+            function.argtypes, function.restype = arguments, None
+            setattr(self, f"_{name}", function)
+
+    def draw(
+        self, distribution: str, address: Sequence[int], table: Tensor, first: int, members: Sequence[int], out: Tensor
+    ) -> None:
+        """Write the values of rows ``first``, ``first + 1``, … to ``out [members, rows, row size]``, float32."""
+        numbers = (ctypes.c_int64 * len(members))(*members)
+        self._draw(  # type: ignore[attr-defined]
+            _DISTRIBUTIONS[distribution],
+            _words(address),
+            table.data_ptr(),
+            first,
+            out.shape[1],
+            numbers,
+            len(members),
+            out.data_ptr(),
+            _threads(out.numel()),
+        )
+
+    def members(
+        self,
+        distribution: str,
+        address: Sequence[int],
+        table: Tensor,
+        first: int,
+        direction: int,
+        center: Tensor,
+        outs: Sequence[Tensor],
+        steps: Sequence[float],
+    ) -> None:
+        """``outs[i] = center + steps[i] * eps``, of tensors ``[rows, row size]``."""
+        self._members(  # type: ignore[attr-defined]
+            _DISTRIBUTIONS[distribution],
+            _DTYPES[center.dtype],
+            _words(address),
+            table.data_ptr(),
+            first,
+            center.shape[0],
+            direction,
+            center.data_ptr(),
+            (ctypes.c_void_p * len(outs))(*[out.data_ptr() for out in outs]),
+            (ctypes.c_float * len(steps))(*steps),
+            len(outs),
+            _threads(center.numel()),
+        )
+
+    def add_noise(
+        self,
+        distribution: str,
+        address: Sequence[int],
+        table: Tensor,
+        first: int,
+        directions: Sequence[int],
+        weights: Sequence[float],
+        total: Tensor,
+    ) -> None:
+        """``total += sum_d weights[d] eps_d``, one by one, of a float32 tensor ``[rows, row size]``."""
+        self._sum(  # type: ignore[attr-defined]
+            _DISTRIBUTIONS[distribution],
+            _words(address),
+            table.data_ptr(),
+            first,
+            total.shape[0],
+            (ctypes.c_int64 * len(directions))(*directions),
+            (ctypes.c_float * len(weights))(*weights),
+            len(weights),
+            total.data_ptr(),
+            _threads(total.numel() * len(weights)),
+        )
+
+    def move(self, address: Sequence[int], first: int, center: Tensor, step: Tensor) -> None:
+        """``center += step``, rounded stochastically; of vectors, ``step`` in float32."""
+        self._move(  # type: ignore[attr-defined]
+            _DTYPES[center.dtype],
+            _words(address),
+            first,
+            center.numel(),
+            center.data_ptr(),
+            step.data_ptr(),
+            _threads(center.numel()),
+        )
+
+
+def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * len(address))(*address)
+
+
+def _threads(elements: int) -> int:
+    return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))

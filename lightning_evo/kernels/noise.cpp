@@ -1,0 +1,295 @@
+// The operations of noise.py, rounding.py and perturbations/dense.py, fused for CPUs: noise is made in registers where
+// it is used and is never written to memory. Bit for bit what the plain tensor operations give (tests compare them), so
+// compile without contraction of multiply and add. The layout of rows is described at the head of noise.py.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kBlocks = 16;  // blocks of four words in a row
+
+struct Address {  // of all elements of one tensor in one generation
+  uint32_t parameter, generation, key0, key1;
+};
+
+enum Distribution { kGaussian, kUniform, kRademacher };
+
+// Elements in a row.
+constexpr int row_size(int distribution) {
+  return 4 * kBlocks * (distribution == kGaussian ? 2 : distribution == kUniform ? 1 : 32);
+}
+
+// 64-bit lanes of which only the lower halves count: a product of two such lanes needs no unpacking.
+#if defined(__AVX512F__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef uint64_t Lanes __attribute__((vector_size(8 * kLanes)));
+
+// The whole product of the lower halves.
+inline Lanes multiply(Lanes a, Lanes b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Lanes>(_mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Lanes>(_mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu);
+#endif
+}
+
+// Philox4x32-10 for 16 consecutive blocks.
+inline void philox(const Address& address, uint64_t row, uint32_t member, uint32_t words[4][kBlocks]) {
+  constexpr int kVectors = kBlocks / kLanes;
+  const Lanes zero = {};
+  const Lanes multiplier0 = zero + 0xD2511F53u, multiplier1 = zero + 0xCD9E8D57u;
+  Lanes x0[kVectors], x1[kVectors], x2[kVectors], x3[kVectors];
+  for (int v = 0; v < kVectors; v++) {
+    for (int i = 0; i < kLanes; i++) x0[v][i] = row * kBlocks + v * kLanes + i;
+    x1[v] = zero + address.parameter;
+    x2[v] = zero + address.generation;
+    x3[v] = zero + member;
+  }
+  uint32_t key0 = address.key0, key1 = address.key1;
+  for (int round = 0; round < 10; round++) {
+    for (int v = 0; v < kVectors; v++) {
+      const Lanes product0 = multiply(x0[v], multiplier0), product1 = multiply(x2[v], multiplier1);
+      x0[v] = (product1 >> 32) ^ x1[v] ^ (zero + key0);
+      x1[v] = product1;
+      x2[v] = (product0 >> 32) ^ x3[v] ^ (zero + key1);
+      x3[v] = product0;
+    }
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  for (int v = 0; v < kVectors; v++)
+    for (int i = 0; i < kLanes; i++) {
+      words[0][v * kLanes + i] = static_cast<uint32_t>(x0[v][i]);
+      words[1][v * kLanes + i] = static_cast<uint32_t>(x1[v][i]);
+      words[2][v * kLanes + i] = static_cast<uint32_t>(x2[v][i]);
+      words[3][v * kLanes + i] = static_cast<uint32_t>(x3[v][i]);
+    }
+}
+
+// 16 words to 32 normal values: the lower halves of the words, then the upper ones. 15 bits look up, the 16th is the sign.
+inline void look_up(const uint32_t* words, const float* table, float* values) {
+#if defined(__AVX512F__)
+  const __m512i word = _mm512_loadu_si512(words), index = _mm512_set1_epi32(0x7FFF);
+  const __m512i low = _mm512_i32gather_epi32(_mm512_and_si512(word, index), table, 4);
+  const __m512i high = _mm512_i32gather_epi32(_mm512_and_si512(_mm512_srli_epi32(word, 16), index), table, 4);
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+  _mm512_storeu_si512(values, _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi32(word, 16), sign)));
+  _mm512_storeu_si512(values + kBlocks, _mm512_or_si512(high, _mm512_and_si512(word, sign)));
+#else
+  for (int i = 0; i < kBlocks; i++) {
+    uint32_t low, high;
+    std::memcpy(&low, &table[words[i] & 0x7FFF], 4);
+    std::memcpy(&high, &table[(words[i] >> 16) & 0x7FFF], 4);
+    low |= (words[i] & 0x8000u) << 16;
+    high |= words[i] & 0x80000000u;
+    std::memcpy(&values[i], &low, 4);
+    std::memcpy(&values[kBlocks + i], &high, 4);
+  }
+#endif
+}
+
+// One row of values.
+template <int distribution>
+inline void make_row(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
+  alignas(64) uint32_t words[4][kBlocks];
+  philox(address, row, member, words);
+  for (int w = 0; w < 4; w++) {
+    if (distribution == kGaussian) {
+      look_up(words[w], table, values + 32 * w);
+    } else if (distribution == kUniform) {
+      for (int i = 0; i < kBlocks; i++) values[16 * w + i] = static_cast<float>(words[w][i] >> 8) * 0x1p-24f;
+    } else {
+      for (int bit = 0; bit < 32; bit++)
+        for (int i = 0; i < kBlocks; i++)
+          values[512 * w + 16 * bit + i] = static_cast<float>(static_cast<int32_t>((words[w][i] >> bit) & 1) * 2 - 1);
+    }
+  }
+}
+
+// The same with mean 0 and variance 1.
+template <int distribution>
+inline void make_noise(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
+  make_row<distribution>(address, row, member, table, values);
+  if (distribution == kUniform)
+    for (int i = 0; i < row_size(kUniform); i++) values[i] = (values[i] - 0.5f) * 3.46410161513775458705f;
+}
+
+struct Float32 {
+  using Storage = float;
+  static float load(float value) { return value; }
+  static float store(float value) { return value; }
+};
+
+struct BFloat16 {
+  using Storage = uint16_t;
+  static float load(uint16_t value) {
+    const uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+  }
+  static uint16_t store(float value) {  // to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint16_t rounded = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    return value != value ? 0x7FC0 : rounded;
+  }
+};
+
+struct Float16 {
+  using Storage = _Float16;
+  static float load(_Float16 value) { return static_cast<float>(value); }
+  static _Float16 store(float value) { return static_cast<_Float16>(value); }
+};
+
+template <int distribution, class Type>
+void members(const Address& address, const float* table, int64_t first, int64_t count, uint32_t direction,
+             const void* center, void* const* outs, const float* steps, int members, int threads) {
+  constexpr int size = row_size(distribution);
+  using Storage = typename Type::Storage;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
+  for (int64_t row = 0; row < count; row++) {
+    alignas(64) float values[size];
+    make_noise<distribution>(address, first + row, direction, table, values);
+    const Storage* from = static_cast<const Storage*>(center) + row * size;
+    for (int m = 0; m < members; m++) {
+      Storage* to = static_cast<Storage*>(outs[m]) + row * size;
+      const float step = steps[m];
+      for (int i = 0; i < size; i++) {
+        const float product = values[i] * step;
+        to[i] = Type::store(Type::load(from[i]) + product);
+      }
+    }
+  }
+}
+
+template <int distribution>
+void sum(const Address& address, const float* table, int64_t first, int64_t count, const int64_t* directions,
+         const float* weights, int64_t number, float* total, int threads) {
+  constexpr int size = row_size(distribution);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
+  for (int64_t row = 0; row < count; row++) {
+    alignas(64) float values[size];
+    float* to = total + row * size;
+    for (int64_t d = 0; d < number; d++) {  // one by one, in this order
+      make_noise<distribution>(address, first + row, static_cast<uint32_t>(directions[d]), table, values);
+      for (int i = 0; i < size; i++) {
+        const float product = values[i] * weights[d];
+        to[i] = to[i] + product;
+      }
+    }
+  }
+}
+
+template <int distribution>
+void draw(const Address& address, const float* table, int64_t first, int64_t count, const int64_t* directions,
+          int64_t number, float* out, int threads) {
+  constexpr int size = row_size(distribution);
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 64) if (threads > 1)
+  for (int64_t d = 0; d < number; d++)
+    for (int64_t row = 0; row < count; row++)
+      make_row<distribution>(address, first + row, static_cast<uint32_t>(directions[d]), table,
+                             out + (d * count + row) * size);
+}
+
+// Rounds to one of the two neighbours, to the nearer one with the higher probability; see rounding.py. `uniform` is a
+// multiple of 2^-16 in [0, 1).
+inline float round_away(float value, float uniform, int dropped) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7F800000u) == 0x7F800000u) return value;
+  bits = (bits + static_cast<uint32_t>(uniform * (1u << dropped))) & ~((1u << dropped) - 1);
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline float round_to(BFloat16, float value, float uniform) { return round_away(value, uniform, 16); }
+
+inline float round_to(Float16, float value, float uniform) {
+  if (!(std::fabs(value) < 0x1p-14f)) return round_away(value, uniform, 13);
+  // Below 2^-14 float16 is a fixed grid of step 2^-24, not a shorter mantissa.
+  const float steps = value * 0x1p24f, whole = std::trunc(steps);
+  const float away = uniform < std::fabs(steps - whole) ? 1.0f : 0.0f;
+  return (whole + std::copysign(away, steps)) * 0x1p-24f;
+}
+
+template <class Type>
+void move(const Address& address, int64_t first, int64_t elements, void* center, const float* step, int threads) {
+  constexpr int size = 8 * kBlocks;  // two values a word
+  using Storage = typename Type::Storage;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
+  for (int64_t row = 0; row < (elements + size - 1) / size; row++) {
+    alignas(64) uint32_t words[4][kBlocks];
+    philox(address, first + row, 0, words);
+    Storage* to = static_cast<Storage*>(center) + row * size;
+    const float* by = step + row * size;
+    const int count = elements - row * size < size ? static_cast<int>(elements - row * size) : size;
+    for (int i = 0; i < count; i++) {
+      if (by[i] == 0) continue;  // a center that is not to move keeps its sign of zero
+      const uint32_t word = words[i / 32][i % 16];
+      const float uniform = static_cast<float>(i % 32 < 16 ? word & 0xFFFF : word >> 16) * 0x1p-16f;
+      to[i] = Type::store(round_to(Type(), Type::load(to[i]) + by[i], uniform));
+    }
+  }
+}
+
+template <class Function>
+void with_distribution(int distribution, Function function) {
+  if (distribution == kGaussian) function(std::integral_constant<int, kGaussian>());
+  if (distribution == kUniform) function(std::integral_constant<int, kUniform>());
+  if (distribution == kRademacher) function(std::integral_constant<int, kRademacher>());
+}
+
+}  // namespace
+
+// What Python calls. `first` is the number of the first row; `count` is a number of rows; dtypes are 0 for float32, 1
+// for bfloat16, 2 for float16. Whatever is not float32 holds whole rows of its tensor, in row-major order.
+extern "C" {
+
+void lightning_evo_draw(int distribution, const Address* address, const float* table, int64_t first, int64_t count,
+                        const int64_t* directions, int64_t number, float* out, int threads) {
+  with_distribution(distribution, [&](auto d) {
+    draw<decltype(d)::value>(*address, table, first, count, directions, number, out, threads);
+  });
+}
+
+void lightning_evo_members(int distribution, int dtype, const Address* address, const float* table, int64_t first,
+                           int64_t count, int64_t direction, const void* center, void* const* outs, const float* steps,
+                           int number, int threads) {
+  with_distribution(distribution, [&](auto d) {
+    const auto run = [&](auto type) {
+      members<decltype(d)::value, decltype(type)>(*address, table, first, count, static_cast<uint32_t>(direction),
+                                                  center, outs, steps, number, threads);
+    };
+    if (dtype == 0) run(Float32());
+    if (dtype == 1) run(BFloat16());
+    if (dtype == 2) run(Float16());
+  });
+}
+
+void lightning_evo_sum(int distribution, const Address* address, const float* table, int64_t first, int64_t count,
+                       const int64_t* directions, const float* weights, int64_t number, float* total, int threads) {
+  with_distribution(distribution, [&](auto d) {
+    sum<decltype(d)::value>(*address, table, first, count, directions, weights, number, total, threads);
+  });
+}
+
+void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_t elements, void* center,
+                        const float* step, int threads) {
+  if (dtype == 1) move<BFloat16>(*address, first, elements, center, step, threads);
+  if (dtype == 2) move<Float16>(*address, first, elements, center, step, threads);
+}
+
+}  // extern "C"
