@@ -79,7 +79,7 @@ def ours(algorithm: str = "openai_es", **options: Any) -> _peers.Make:
 
 
 CONTESTANTS: dict[str, tuple[_peers.Make, float, float]] = {  # how to make it, sigma, learning rate
-    "ours, dense": (ours(), 0.1, 0.05),
+    "ours, dense": (ours(), 0.05, 0.02),
     "ours, rank 1": (ours("eggroll", rank=1), 0.1, 0.05),
     "EvoTorch, PGPE": (_peers.evotorch, 0.1, 0.05),
     "EvoX, OpenES": (_peers.evox, 0.1, 0.05),

@@ -62,21 +62,32 @@ def forward(members: int = 1) -> Row:
     return Row(members, prepare)
 
 
-def evolve(algorithm: str, members: int, **options: Any) -> Row:
-    """A generation of ours with an in-place update."""
+class Generation:
+    """A generation of ours with an in-place update, as a call."""
 
-    def prepare(model: nn.Module, batch: Tensor) -> Callable[[], object]:
+    def __init__(self, evolution: Evolution, model: nn.Module, batch: Tensor) -> None:
+        self.evolution, self.fitness, self.batch = evolution, Likelihood(model), batch
+
+    def __call__(self) -> None:
+        """Evaluate, learn, update."""
+        self.evolution.evaluate(self.fitness, self.batch)
+        self.evolution.conclude().apply()
+
+
+def evolve(algorithm: str, members: int, **options: Any) -> Row:
+    """Generations of ours."""
+
+    def prepare(model: nn.Module, batch: Tensor) -> Generation:
         evolution = Evolution(algorithm, population=members, seed=0, **options)
         evolution.setup(model)
-        fitness = Likelihood(model)
-
-        def run() -> None:
-            evolution.evaluate(fitness, batch)
-            evolution.conclude().apply()
-
-        return run
+        return Generation(evolution, model, batch)
 
     return Row(members, prepare)
+
+
+def how(call: Callable[[], object]) -> str:
+    """How a call of ours evaluated its members, and whether what was asked for was possible; empty for the others."""
+    return call.evolution.evaluation.summary if isinstance(call, Generation) else ""
 
 
 def published(method: type[MeZO | ESAtScale | Backpropagation], members: int) -> Row:
@@ -119,6 +130,7 @@ def measure(model: nn.Module, batch: Tensor, population: int, repeats: int, warm
             "seconds": times[name],
             "evaluations_per_second": rate[name],
             "share_of_forward": rate[name] / rate[LIMIT],
+            "how": how(calls[name]),
         }
         for name, row in chosen.items()
     ]

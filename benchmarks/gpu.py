@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from benchmarks._measure import Unavailable, interleaved, peak, rates, reset_peak, seconds, show, write
 from benchmarks._models import parameters, qwen3, tokens
 from benchmarks._published import Backpropagation, ESAtScale, MeZO
-from benchmarks.engine import LIMIT, Row, evolve, forward, published
+from benchmarks.engine import LIMIT, Row, evolve, forward, how, published
 from lightning_evo.noise import NoiseKey, draw
 
 # Layers, width, heads, key-value heads, width of the feed-forward part. 32B is the published Qwen3-32B.
@@ -149,6 +149,7 @@ def throughput(machine: Machine, size: str, wanted_seconds: float, repeats: int)
         "seconds": times,
         "evaluations_per_second": rate,
         "share_of_forward": share,
+        "how": {name: how(call) for name, call in calls.items()},
         "skipped": skipped,
     }
 
@@ -162,13 +163,16 @@ def memory(machine: Machine, size: str, wanted_seconds: float) -> dict[str, Any]
         for name, row in (
             (LIMIT, forward()),
             ("ours, in forward, mezo, 2 members", evolve("mezo", 2, evaluation="in_forward")),
-            ("ours, batched, eggroll rank 1, 2 members", evolve("eggroll", 2, rank=1, evaluation="batched")),
+            (
+                "ours, batched, eggroll rank 1, 2 members",
+                evolve("eggroll", 2, rank=1, shaping="raw", evaluation="batched"),
+            ),
         ):
             call = row.prepare(model, batch)
             call()  # compiles, and makes what stays
             reset_peak()
             elapsed = seconds(call)
-            result[name] = {"peak": peak(), "seconds": elapsed}
+            result[name] = {"peak": peak(), "seconds": elapsed, "how": how(call)}
             result[name]["of_forward"] = result[name]["peak"] / result[LIMIT]["peak"]
     show(
         f"{size}: weights {weights / 2**30:.1f} GiB",

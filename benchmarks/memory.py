@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from benchmarks._measure import peak, reset_peak, resident, show, write
 from benchmarks._models import DTYPES, gpt2, parameters, tokens
 from benchmarks._published import Backpropagation, MeZO
-from benchmarks.engine import LIMIT, evolve, forward, published
+from benchmarks.engine import LIMIT, evolve, forward, how, published
 
 ROWS = {
     LIMIT: forward(),
     "ours, in forward, mezo, 2 members": evolve("mezo", 2, evaluation="in_forward"),
-    "ours, batched, eggroll rank 1, 2 members": evolve("eggroll", 2, rank=1, evaluation="batched"),
+    "ours, batched, eggroll rank 1, 2 members": evolve("eggroll", 2, rank=1, shaping="raw", evaluation="batched"),
     "MeZO's own loop": published(MeZO, 2),
     "backpropagation, AdamW": published(Backpropagation, 1),
 }
@@ -60,7 +60,15 @@ def measure(name: str, dtype: str, size: str = "gpt2") -> dict[str, Any]:
     was_reset = reset_peak()
     run()
     weights = parameters(model) * DTYPES[dtype].itemsize
-    return {"row": name, "dtype": dtype, "peak": peak(), "before": before, "weights": weights, "reset": was_reset}
+    return {
+        "row": name,
+        "dtype": dtype,
+        "peak": peak(),
+        "before": before,
+        "weights": weights,
+        "reset": was_reset,
+        "how": how(run),
+    }
 
 
 def in_subprocess(name: str, dtype: str, size: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def test_engine(tmp_path):
     for row in rows.values():
         (elapsed,) = row["seconds"]
         assert row["evaluations_per_second"] == pytest.approx(row["members"] / elapsed)
+        for way, words in (("plain", "ours, plain"), ("in_forward", "ours, in forward"), ("batched", "ours, batched")):
+            if row["row"].startswith(words):  # no row may show another evaluation than the one that it names
+                assert row["how"].startswith(f"evaluation: {way}")
 
 
 def test_memory_of_a_row():
