@@ -45,8 +45,8 @@ from examples.digits.digits import Digits
 from lightning_evo.evolution import Evolution
 
 CHECK_EVERY = 5
-SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.4)
-LEARNING_RATES = (0.01, 0.02, 0.05, 0.1)
+SIGMAS = (0.02, 0.05, 0.1, 0.2)
+LEARNING_RATES = (0.02, 0.05, 0.1)
 
 
 def network() -> nn.Sequential:

@@ -104,17 +104,23 @@ class Update:
             norms = [torch.linalg.vector_norm(piece) for p in self.space for _, piece in self._pieces(p)]
             coefficient = min(1.0, clipping.limit / (_norm(norms) + 1e-6))  # as torch.nn.utils.clip_grad_norm_
         norms = []
-        key = replace(self.population.perturbation.key, generation=self.population.generation)
+        perturbation, by = self.population.perturbation, clipping and clipping.by
+        key = replace(perturbation.key, generation=self.population.generation)
         for parameter in self.space:
-            learning_rate = learning_rates(parameter.tensor)
+            coefficient_here = learning_rates(parameter.tensor) * coefficient
             center = parameter.tensor.detach()
+            norm = None
+            if center.is_contiguous() and not self.weight_decay and parameter.padding_row is None and by != "value":
+                norm = perturbation.move(self.weights, parameter.index, center, coefficient_here, key)
+            if norm is not None:
+                norms.append(torch.tensor(norm))
+                continue
             flat = center.reshape(-1)  # a copy, if the tensor is not contiguous
             for start, piece in self._pieces(parameter):
                 norms.append(torch.linalg.vector_norm(piece))
-                if clipping and clipping.by == "value":
+                if clipping and by == "value":
                     piece = piece.clamp(-clipping.limit, clipping.limit)
-                step = piece * (learning_rate * coefficient)
-                move(flat[start : start + len(step)], step, key, parameter.index, start)
+                move(flat[start : start + len(piece)], piece * coefficient_here, key, parameter.index, start)
             if not center.is_contiguous():
                 center.copy_(flat.view(center.shape))
         return _norm(norms)

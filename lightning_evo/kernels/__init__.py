@@ -122,6 +122,9 @@ class Library:
         path: The shared library.
     """
 
+    UNIT = 2048
+    """Elements that are whole rows of every distribution."""
+
     def __init__(self, path: Path) -> None:
         functions = ctypes.CDLL(str(path))
         pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -132,10 +135,14 @@ class Library:
             ),
             "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
             "move": (integer, pointer, whole, whole, pointer, pointer, integer),
+            "update": (
+                *(integer, integer, pointer, pointer, pointer, whole, pointer, pointer, whole),
+                *(ctypes.c_float, pointer, integer),
+            ),
         }
         for name, arguments in signatures.items():
             function = getattr(functions, f"lightning_evo_{name}")
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, ctypes.c_double if name == "update" else None
             setattr(self, f"_{name}", function)
 
     def draw(
@@ -216,6 +223,47 @@ class Library:
             center.data_ptr(),
             step.data_ptr(),
             _threads(center.numel()),
+        )
+
+    def update(
+        self,
+        distribution: str,
+        noise: Sequence[int],
+        rounding: Sequence[int],
+        table: Tensor,
+        directions: Sequence[int],
+        weights: Sequence[float],
+        coefficient: float,
+        center: Tensor,
+    ) -> float:
+        """``center += coefficient * sum_d weights[d] eps_d`` from offset 0 on, rounded stochastically.
+
+        Args:
+            distribution: Of the noise.
+            noise: Its address.
+            rounding: Address of the rounding's random numbers.
+            table: The normal distribution.
+            directions: Numbers of the directions.
+            weights: One for each.
+            coefficient: The learning rate.
+            center: A vector of a multiple of :attr:`UNIT` elements.
+
+        Returns:
+            The squared norm of the sum.
+        """
+        return self._update(  # type: ignore[attr-defined, no-any-return]
+            _DISTRIBUTIONS[distribution],
+            _DTYPES[center.dtype],
+            _words(noise),
+            _words(rounding),
+            table.data_ptr(),
+            center.numel() // self.UNIT,
+            (ctypes.c_int64 * len(directions))(*directions),
+            (ctypes.c_float * len(weights))(*weights),
+            len(weights),
+            coefficient,
+            center.data_ptr(),
+            _threads(center.numel() * len(weights)),
         )
 
 

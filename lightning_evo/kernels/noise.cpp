@@ -209,40 +209,95 @@ void draw(const Address& address, const float* table, int64_t first, int64_t cou
 inline float round_away(float value, float uniform, int dropped) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  if ((bits & 0x7F800000u) == 0x7F800000u) return value;
-  bits = (bits + static_cast<uint32_t>(uniform * (1u << dropped))) & ~((1u << dropped) - 1);
-  std::memcpy(&value, &bits, 4);
+  const uint32_t up = static_cast<uint32_t>(static_cast<int32_t>(uniform * static_cast<float>(1 << dropped)));
+  const uint32_t rounded = (bits + up) & ~((1u << dropped) - 1);
+  const uint32_t result = (bits & 0x7F800000u) == 0x7F800000u ? bits : rounded;
+  std::memcpy(&value, &result, 4);
   return value;
 }
 
 inline float round_to(BFloat16, float value, float uniform) { return round_away(value, uniform, 16); }
 
 inline float round_to(Float16, float value, float uniform) {
-  if (!(std::fabs(value) < 0x1p-14f)) return round_away(value, uniform, 13);
   // Below 2^-14 float16 is a fixed grid of step 2^-24, not a shorter mantissa.
   const float steps = value * 0x1p24f, whole = std::trunc(steps);
   const float away = uniform < std::fabs(steps - whole) ? 1.0f : 0.0f;
-  return (whole + std::copysign(away, steps)) * 0x1p-24f;
+  const float subnormal = (whole + std::copysign(away, steps)) * 0x1p-24f;
+  return std::fabs(value) < 0x1p-14f ? subnormal : round_away(value, uniform, 13);
+}
+
+inline float round_to(Float32, float value, float) { return value; }
+
+constexpr int kRoundingRow = 8 * kBlocks;     // elements that one row of words rounds: two values a word
+constexpr int kUnit = row_size(kRademacher);  // elements that are whole rows of every kind
+
+// center += step for up to 128 elements, rounded where there is something to round.
+template <class Type>
+inline void move_row(const Address& address, uint64_t row, typename Type::Storage* center, const float* step, int count) {
+  if (std::is_same<Type, Float32>::value) {
+    for (int i = 0; i < count; i++) {
+      const float from = Type::load(center[i]), to = from + step[i];
+      center[i] = Type::store(step[i] == 0 ? from : to);  // a center that is not to move keeps its sign of zero
+    }
+    return;
+  }
+  alignas(64) uint32_t words[4][kBlocks];
+  alignas(64) float uniform[kRoundingRow];
+  philox(address, row, 0, words);
+  for (int w = 0; w < 4; w++)
+    for (int i = 0; i < kBlocks; i++) {
+      uniform[32 * w + i] = static_cast<float>(words[w][i] & 0xFFFF) * 0x1p-16f;
+      uniform[32 * w + kBlocks + i] = static_cast<float>(words[w][i] >> 16) * 0x1p-16f;
+    }
+  for (int i = 0; i < count; i++) {
+    const float from = Type::load(center[i]);
+    const auto moved = Type::store(round_to(Type(), from + step[i], uniform[i]));
+    center[i] = step[i] == 0 ? center[i] : moved;
+  }
 }
 
 template <class Type>
 void move(const Address& address, int64_t first, int64_t elements, void* center, const float* step, int threads) {
-  constexpr int size = 8 * kBlocks;  // two values a word
-  using Storage = typename Type::Storage;
+  typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
-  for (int64_t row = 0; row < (elements + size - 1) / size; row++) {
-    alignas(64) uint32_t words[4][kBlocks];
-    philox(address, first + row, 0, words);
-    Storage* to = static_cast<Storage*>(center) + row * size;
-    const float* by = step + row * size;
-    const int count = elements - row * size < size ? static_cast<int>(elements - row * size) : size;
-    for (int i = 0; i < count; i++) {
-      if (by[i] == 0) continue;  // a center that is not to move keeps its sign of zero
-      const uint32_t word = words[i / 32][i % 16];
-      const float uniform = static_cast<float>(i % 32 < 16 ? word & 0xFFFF : word >> 16) * 0x1p-16f;
-      to[i] = Type::store(round_to(Type(), Type::load(to[i]) + by[i], uniform));
+  for (int64_t row = 0; row < (elements + kRoundingRow - 1) / kRoundingRow; row++) {
+    const int64_t start = row * kRoundingRow, left = elements - start;
+    const int count = left < kRoundingRow ? static_cast<int>(left) : kRoundingRow;
+    move_row<Type>(address, first + row, to + start, step + start, count);
+  }
+}
+
+// center += coefficient * sum_d weight_d eps_d in one pass. Returns the squared norm of the sum.
+template <int distribution, class Type>
+double update(const Address& noise, const Address& rounding, const float* table, int64_t units,
+              const int64_t* directions, const float* weights, int64_t number, float coefficient, void* center,
+              int threads) {
+  constexpr int size = row_size(distribution);
+  typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
+  double squares = 0;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 8) reduction(+ : squares) if (threads > 1)
+  for (int64_t unit = 0; unit < units; unit++) {
+    alignas(64) float total[kUnit] = {}, values[size];
+    for (int64_t d = 0; d < number; d++)
+      for (int r = 0; r < kUnit / size; r++) {
+        make_noise<distribution>(noise, unit * (kUnit / size) + r, static_cast<uint32_t>(directions[d]), table, values);
+        for (int i = 0; i < size; i++) {
+          const float product = values[i] * weights[d];
+          total[r * size + i] = total[r * size + i] + product;
+        }
+      }
+    for (int r = 0; r < kUnit / kRoundingRow; r++) {
+      float* sum = total + r * kRoundingRow;
+      float square = 0;
+#pragma omp simd reduction(+ : square)
+      for (int i = 0; i < kRoundingRow; i++) square += sum[i] * sum[i];
+      squares += square;
+      for (int i = 0; i < kRoundingRow; i++) sum[i] = sum[i] * coefficient;
+      const int64_t row = unit * (kUnit / kRoundingRow) + r;
+      move_row<Type>(rounding, row, to + row * kRoundingRow, sum, kRoundingRow);
     }
   }
+  return squares;
 }
 
 template <class Function>
@@ -290,6 +345,22 @@ void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_
                         const float* step, int threads) {
   if (dtype == 1) move<BFloat16>(*address, first, elements, center, step, threads);
   if (dtype == 2) move<Float16>(*address, first, elements, center, step, threads);
+}
+
+double lightning_evo_update(int distribution, int dtype, const Address* noise, const Address* rounding,
+                            const float* table, int64_t units, const int64_t* directions, const float* weights,
+                            int64_t number, float coefficient, void* center, int threads) {
+  double squares = 0;
+  with_distribution(distribution, [&](auto d) {
+    const auto run = [&](auto type) {
+      squares = update<decltype(d)::value, decltype(type)>(*noise, *rounding, table, units, directions, weights, number,
+                                                           coefficient, center, threads);
+    };
+    if (dtype == 0) run(Float32());
+    if (dtype == 1) run(BFloat16());
+    if (dtype == 2) run(Float16());
+  });
+  return squares;
 }
 
 }  // extern "C"

@@ -62,6 +62,25 @@ class Perturbation(ABC):
             ``[stop - start]`` in float32, or float64 for a float64 tensor.
         """
 
+    def move(
+        self, weights: Sequence[float], parameter: int, center: Tensor, coefficient: float, rounding: NoiseKey
+    ) -> float | None:
+        """``center += coefficient * weighted_sum`` in place and in one pass, where there is such a pass.
+
+        It gives, bit for bit, what :meth:`weighted_sum` and :func:`lightning_evo.rounding.move` give.
+
+        Args:
+            weights: One for each direction.
+            parameter: Index of the tensor.
+            center: The tensor.
+            coefficient: The learning rate.
+            rounding: Seed and generation of the rounding's random numbers.
+
+        Returns:
+            The norm of the sum; ``None`` if nothing was done, because there is no such pass.
+        """
+        return None
+
     def members(self, direction: int, steps: Sequence[float], parameter: int, center: Tensor) -> list[Tensor]:
         """``center + step * eps`` for each step: one tensor of some members.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo._messages import did_you_mean
-from lightning_evo.noise import Distribution, Kernel, NoiseKey, address_of, draw, normal_table, row_size, rows
+from lightning_evo.noise import Distribution, Kernel, NoiseKey, Stream, address_of, draw, normal_table, row_size, rows
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.rounding import move
 
 __all__ = ["Dense"]
 
@@ -102,6 +104,32 @@ class Dense(Perturbation):
                     for direction, values in zip(group, noise, strict=True):
                         part[fused:] += values * weights[direction]
         return total
+
+    def move(  # noqa: D102
+        self, weights: Sequence[float], parameter: int, center: Tensor, coefficient: float, rounding: NoiseKey
+    ) -> float | None:
+        table = normal_table(center.device)
+        library = kernels.native(table, center)
+        if library is None:
+            return None
+        flat = center.view(-1)
+        fused = len(flat) // library.UNIT * library.UNIT
+        rest = self.weighted_sum(weights, parameter, center, fused)
+        squares = float(rest.square().sum())
+        if fused:
+            chosen = [direction for direction, weight in enumerate(weights) if weight]
+            squares += library.update(
+                self.distribution,
+                address_of(self.key, parameter),
+                address_of(replace(rounding, stream=Stream.ROUNDING), parameter),
+                table,
+                chosen,
+                [weights[direction] for direction in chosen],
+                coefficient,
+                flat[:fused],
+            )
+        move(flat[fused:], rest * coefficient, rounding, parameter, fused)
+        return math.sqrt(squares)
 
     # --- whole rows, fused with what becomes of them ---
 
