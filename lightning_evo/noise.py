@@ -47,6 +47,7 @@ __all__ = [
     "NoiseKey",
     "Stream",
     "address_of",
+    "check_offsets",
     "draw",
     "normal_table",
     "philox4x32",
@@ -225,6 +226,12 @@ def address_of(key: NoiseKey, parameter: int) -> list[int]:
     return [parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK]
 
 
+def check_offsets(start: int, stop: int) -> None:
+    """Raise a ValueError unless all blocks of a range of elements have numbers of 32 bits."""
+    if not 0 <= start <= stop <= 1 << 34:
+        raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^34, got start={start}, stop={stop}.")
+
+
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
@@ -332,8 +339,7 @@ def draw(
         raise ValueError(f"Unknown distribution {distribution!r}; choose one of {', '.join(get_args(Distribution))}.")
     if not dtype.is_floating_point:
         raise ValueError(f"Noise needs a floating dtype, got {dtype}.")
-    if not 0 <= start <= stop <= 1 << 34:
-        raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^34, got start={start}, stop={stop}.")
+    check_offsets(start, stop)
     for member in (min(members), max(members)) if members else ():
         _check_range("member", member, 32)
 

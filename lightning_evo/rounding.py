@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo import kernels
-from lightning_evo.noise import Kernel, NoiseKey, Stream, address_of, normal_table, row_size, rows
+from lightning_evo.noise import Kernel, NoiseKey, Stream, address_of, check_offsets, normal_table, row_size, rows
 
 __all__ = ["move", "stochastic_round"]
 
@@ -25,6 +25,9 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         parameter: Index of the tensor.
         start: The flat offset of the first element in the tensor, a multiple of 128.
 
+    Raises:
+        ValueError: If ``step`` does not fit ``center``, or ``start`` is not a multiple of 128.
+
     Example:
         >>> center = torch.ones(100_000, dtype=torch.bfloat16)
         >>> for generation in range(100):
@@ -32,15 +35,21 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         >>> bool((center.double().mean() - 1 - 100 * 2**-14).abs() < 2e-4)  # plain rounding would have stayed at 1
         True
     """
-    if center.dtype not in (torch.bfloat16, torch.float16):
-        # `where` keeps the sign of a negative zero.
-        center.copy_(torch.where(step == 0, center, center + step))
-        return
-    key = replace(key, stream=Stream.ROUNDING)
-    size, address = row_size("uniform16"), address_of(key, parameter)
+    size, address = row_size("uniform16"), address_of(replace(key, stream=Stream.ROUNDING), parameter)
+    check_offsets(start, start + len(center))
+    dtype = torch.float64 if center.dtype == torch.float64 else torch.float32
+    if start % size or step.shape != center.shape or step.dtype != dtype:
+        raise ValueError(
+            f"move needs a step of {dtype} for each element and a start that is a multiple of {size}, got "
+            f"{tuple(step.shape)} of {step.dtype} for {tuple(center.shape)}, and start={start}."
+        )
     library = kernels.native(center, step)
     if library:
         library.move(address, start // size, center, step)
+        return
+    if center.dtype not in (torch.bfloat16, torch.float16):
+        # `where` keeps the sign of a negative zero.
+        center.copy_(torch.where(step == 0, center, center + step))
         return
     count = max(2, -(-len(center) // size))  # one row alone would be compiled for itself
     words = torch.tensor([start // size, *address], device=center.device)

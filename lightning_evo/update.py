@@ -57,11 +57,11 @@ class Update:
 
     def estimate(self, parameter: EvolvingParameter) -> Tensor:
         """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
-        return self._estimate(parameter, 0, parameter.tensor.numel()).view(parameter.tensor.shape)
-
-    def _estimate(self, parameter: EvolvingParameter, start: int, stop: int) -> Tensor:
-        """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector."""
         center = parameter.tensor.detach()
+        return self._estimate(parameter, center, 0, center.numel()).view(center.shape)
+
+    def _estimate(self, parameter: EvolvingParameter, center: Tensor, start: int, stop: int) -> Tensor:
+        """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector."""
         total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center, start, stop)
         parameter.without_padding(total, start)
         if self.weight_decay:
@@ -88,7 +88,8 @@ class Update:
     ) -> float:
         """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
-        bfloat16 and float16 weights are rounded stochastically, so that no update is lost.
+        (Of a tensor that is not contiguous a contiguous copy is made.) bfloat16 and float16 weights are rounded
+        stochastically, so that no update is lost.
 
         Args:
             learning_rates: The learning rate of each parameter; ``None`` takes the algorithm's own for all.
@@ -101,34 +102,43 @@ class Update:
             learning_rates = lambda parameter: self.learning_rate  # noqa: E731
         coefficient = 1.0
         if clipping and clipping.by == "norm":
-            norms = [torch.linalg.vector_norm(piece) for p in self.space for _, piece in self._pieces(p)]
+            norms = [
+                torch.linalg.vector_norm(piece)
+                for parameter in self.space
+                for _, piece in self._pieces(parameter, parameter.tensor.detach().contiguous())
+            ]
             coefficient = min(1.0, clipping.limit / (_norm(norms) + 1e-6))  # as torch.nn.utils.clip_grad_norm_
         norms = []
         perturbation, by = self.population.perturbation, clipping and clipping.by
         key = replace(perturbation.key, generation=self.population.generation)
         for parameter in self.space:
             coefficient_here = learning_rates(parameter.tensor) * coefficient
-            center = parameter.tensor.detach()
+            center = parameter.tensor.detach().contiguous()  # the tensor itself, if it is contiguous
             norm = None
-            if center.is_contiguous() and not self.weight_decay and parameter.padding_row is None and by != "value":
+            if (
+                parameter.tensor.is_contiguous()
+                and not self.weight_decay
+                and parameter.padding_row is None
+                and by != "value"
+            ):
                 norm = perturbation.move(self.weights, parameter.index, center, coefficient_here, key)
             if norm is not None:
                 norms.append(torch.tensor(norm))
                 continue
-            flat = center.reshape(-1)  # a copy, if the tensor is not contiguous
-            for start, piece in self._pieces(parameter):
+            flat = center.view(-1)
+            for start, piece in self._pieces(parameter, center):
                 norms.append(torch.linalg.vector_norm(piece))
                 if clipping and by == "value":
                     piece = piece.clamp(-clipping.limit, clipping.limit)
                 move(flat[start : start + len(piece)], piece * coefficient_here, key, parameter.index, start)
-            if not center.is_contiguous():
-                center.copy_(flat.view(center.shape))
+            if not parameter.tensor.is_contiguous():
+                parameter.tensor.copy_(center)
         return _norm(norms)
 
-    def _pieces(self, parameter: EvolvingParameter) -> Iterator[tuple[int, Tensor]]:
+    def _pieces(self, parameter: EvolvingParameter, center: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The estimate of one parameter, piece by piece, each with its offset."""
-        for start in range(0, parameter.tensor.numel(), _PIECE):
-            yield start, self._estimate(parameter, start, min(start + _PIECE, parameter.tensor.numel()))
+        for start in range(0, center.numel(), _PIECE):
+            yield start, self._estimate(parameter, center, start, min(start + _PIECE, center.numel()))
 
 
 def _norm(norms: list[Tensor]) -> float:

@@ -12,11 +12,13 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,18 +47,22 @@ def wanted() -> bool:
 
 
 def native(*tensors: Tensor) -> Library | None:
-    """The kernels, if they can work on all of these tensors: contiguous, on the CPU and of 32 or 16 bits."""
-    if not wanted() or any(t.device.type != "cpu" or t.dtype not in _DTYPES or not t.is_contiguous() for t in tensors):
+    """The kernels, if they can work on all of these tensors: plain, contiguous, on the CPU and of 32 or 16 bits."""
+    if not wanted() or torch.compiler.is_compiling() or not all(map(_suits, tensors)):
         return None
     return _library()
+
+
+def _suits(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype in _DTYPES and tensor.is_contiguous()
 
 
 @lru_cache(maxsize=1)
 def _library() -> Library | None:
     try:
-        return Library(_build())
+        return _load()
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        reason = str(getattr(error, "stderr", None) or error)
         first_line = (reason.strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
             f"The noise kernels could not be built, so noise is many times slower ({first_line}). The results are the "
@@ -67,38 +73,65 @@ def _library() -> Library | None:
         return None
 
 
-def _build() -> Path:
-    """Compile, unless that was done before."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+def _load() -> Library:
+    """The library from the cache; compiled first, unless that was done before."""
+    compiler = shlex.split(os.environ.get("CXX", "")) or [*filter(None, map(shutil.which, ("g++", "clang++")))][:1]
+    if not compiler:
         raise OSError("no C++ compiler was found")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    identity = "\0".join([_SOURCE.read_text(), version, _processor(), *_FLAGS, torch.__version__])
+    identity = "\0".join(
+        [_SOURCE.read_text(), _run([*compiler, "--version"]), _processor(), *_FLAGS, torch.__version__]
+    )
     name = f"noise-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    failures = []
     for folder in _folders():
-        library = folder / name
-        if library.exists():
-            return library
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, unfinished = tempfile.mkstemp(suffix=".so", dir=folder)
-        except OSError:
-            continue
-        os.close(handle)
-        try:
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", unfinished, *_openmp()]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-            os.replace(unfinished, library)  # at once: other processes build the same
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
-        return library
-    raise OSError("no folder to keep them in could be written to")
+            if not (folder / name).exists():
+                _build(compiler, folder / name)
+            return Library(folder / name)
+        except OSError as error:  # a folder that can't be written to, or holds nothing that may be executed
+            failures.append(error)
+    raise failures[-1]
 
 
 def _folders() -> Iterator[Path]:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    yield Path(cache) / "lightning_evo"
-    yield Path(tempfile.mkdtemp(prefix="lightning_evo-"))
+    with suppress(RuntimeError):  # there is no home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_evo"
+    with tempfile.TemporaryDirectory(prefix="lightning_evo-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)  # what was loaded from it stays
+
+
+def _build(compiler: Sequence[str], library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    os.close(handle)
+    failures: list[Exception] = []
+    try:
+        for unknown in ([], ["-fopenmp"], ["-fopenmp", "-march=native"]):  # to Apple's clang, or without its library
+            flags = [flag for flag in _FLAGS if flag not in unknown]
+            openmp = [] if "-fopenmp" in unknown else _openmp()
+            try:
+                _run([*compiler, *flags, str(_SOURCE), "-o", unfinished, *openmp])
+                Library(Path(unfinished))
+                os.replace(unfinished, library)  # at once: other processes build the same
+                return
+            except (OSError, subprocess.CalledProcessError) as error:
+                failures.append(error)
+        raise failures[0]
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout
 
 
 def _processor() -> str:

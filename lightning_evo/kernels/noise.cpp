@@ -148,10 +148,51 @@ struct BFloat16 {
   }
 };
 
+#if defined(__ARM_FP16_FORMAT_IEEE)
+typedef __fp16 Half;
+#elif defined(__FLT16_MAX__)
+typedef _Float16 Half;
+#else  // g++ before 12, for one
+class Half {
+ public:
+  explicit Half(float value) {  // to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t magnitude = bits & 0x7FFFFFFFu;
+    float small;  // in units of 2^-24: the sum has no bits for less
+    std::memcpy(&small, &magnitude, 4);
+    small += 0.5f;
+    uint32_t subnormal;
+    std::memcpy(&subnormal, &small, 4);
+    subnormal -= 0x3F000000u;
+    uint32_t rounded = (magnitude - 0x38000000u + 0xFFFu + ((magnitude >> 13) & 1)) >> 13;
+    if (magnitude < 0x38800000u) rounded = subnormal;
+    if (magnitude >= 0x47800000u) rounded = magnitude > 0x7F800000u ? 0x7E00 : 0x7C00;
+    bits_ = static_cast<uint16_t>(rounded | bits >> 31 << 15);
+  }
+  operator float() const {
+    // Half's exponent in float's place is 112 too small: a multiplication mends that, for subnormal numbers, too.
+    const uint32_t bits = (bits_ & 0x7FFFu) << 13;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    value *= 0x1p112f;
+    uint32_t result;
+    std::memcpy(&result, &value, 4);
+    if (bits >= 0x0F800000u) result |= 0x7F800000u;
+    result |= static_cast<uint32_t>(bits_ & 0x8000u) << 16;
+    std::memcpy(&value, &result, 4);
+    return value;
+  }
+
+ private:
+  uint16_t bits_;
+};
+#endif
+
 struct Float16 {
-  using Storage = _Float16;
-  static float load(_Float16 value) { return static_cast<float>(value); }
-  static _Float16 store(float value) { return static_cast<_Float16>(value); }
+  using Storage = Half;
+  static float load(Half value) { return static_cast<float>(value); }
+  static Half store(float value) { return static_cast<Half>(value); }
 };
 
 template <int distribution, class Type>
@@ -343,6 +384,7 @@ void lightning_evo_sum(int distribution, const Address* address, const float* ta
 
 void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_t elements, void* center,
                         const float* step, int threads) {
+  if (dtype == 0) move<Float32>(*address, first, elements, center, step, threads);
   if (dtype == 1) move<BFloat16>(*address, first, elements, center, step, threads);
   if (dtype == 2) move<Float16>(*address, first, elements, center, step, threads);
 }

@@ -12,13 +12,25 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo._messages import did_you_mean
-from lightning_evo.noise import Distribution, Kernel, NoiseKey, Stream, address_of, draw, normal_table, row_size, rows
+from lightning_evo.noise import (
+    Distribution,
+    Kernel,
+    NoiseKey,
+    Stream,
+    address_of,
+    check_offsets,
+    draw,
+    normal_table,
+    row_size,
+    rows,
+)
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.rounding import move
 
 __all__ = ["Dense"]
 
 _CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
+_AT_ONCE = 1 << 22  # elements that plain tensor operations perturb at a time: they need 40 bytes for each
 
 
 class Dense(Perturbation):
@@ -74,6 +86,7 @@ class Dense(Perturbation):
         self, direction: int, steps: Sequence[float], parameter: int, part: Tensor, start: int
     ) -> list[Tensor]:
         """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
+        check_offsets(start, start + part.numel())
         outs = [torch.empty_like(part) for _ in steps]
         fused = self._fused(start, part.numel())
         if fused:
@@ -89,6 +102,7 @@ class Dense(Perturbation):
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
         stop = center.numel() if stop is None else stop
+        check_offsets(start, stop)
         total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
         for begin in range(start, stop, _CHUNK):
@@ -154,10 +168,13 @@ class Dense(Perturbation):
         library = kernels.native(table, center)
         if library:
             library.members(self.distribution, address, table, start // size, direction, center, outs, steps)
-        else:
-            words = torch.tensor([start // size, direction, *address], device=center.device)
-            scales = torch.tensor(steps, dtype=noise_dtype(center), device=center.device)
-            _write_members(center.numel(), self.distribution, words, table, scales, center, outs)
+            return
+        words = torch.tensor([start // size, direction, *address], device=center.device)
+        scales = torch.tensor(steps, dtype=noise_dtype(center), device=center.device)
+        pieces = -(-center.numel() // _AT_ONCE)
+        for part, *parts in zip(*(tensor.tensor_split(pieces) for tensor in (center, *outs)), strict=True):
+            _write_members(part.numel(), self.distribution, words, table, scales, part, parts)
+            words[0] += len(part)
 
     def _add_noise(
         self, directions: Sequence[int], weights: Sequence[float], parameter: int, total: Tensor, start: int
