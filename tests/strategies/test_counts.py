@@ -92,7 +92,7 @@ def test_dropout_masks_are_the_same_for_all_members_and_as_with_backpropagation(
         return list(masks)
 
     expected = run("auto")
-    actual = run(EvoStrategy(population=6))
+    actual = run(EvoStrategy(population=6, evaluation="plain"))
     assert len(actual) == 3 * (6 + 1)
     for step in range(3):
         for evaluation in range(7):  # six members and the center
