@@ -93,14 +93,15 @@ class Evaluation:
         evolving = [parameter.index for parameter in space]
         if evolving != self._evolving:  # frozen or unfrozen since
             self._evolving, self._proven = evolving, False
+        ways, proven = self._ways, self._proven  # as they stay, should the plain loop raise, too
         failures: list[str] = []
         while True:
-            way = self._ways[0]
+            way = ways[0]
             if way is None:
                 values = plain.evaluate(space, population, fitness, isolation)
                 break
             try:
-                reason = None if self._proven else find_mismatch(way, space, population, fitness, isolation)
+                reason = None if proven else find_mismatch(way, space, population, fitness, isolation)
                 if reason is None:
                     values = way(space, population, fitness, isolation)
                     break
@@ -108,11 +109,11 @@ class Evaluation:
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 reason = f"{type(error).__name__}: {first_line:.200}"
             failures.append(f"{way.name} is not possible: {reason}")
-            self._ways, self._proven = self._ways[1:], False
-        if not self._proven:
-            self._proven = True
+            ways, proven = ways[1:], False
+        if not proven:
             if isinstance(way, InForward) and self.name == "auto" and space.numel < _LARGE:
-                self._ways = [self._faster(way, space, population, fitness, isolation)]
+                ways = [self._faster(way, space, population, fitness, isolation)]
+            self._ways, self._proven = ways, True
             self._announce(failures)
         return values
 

@@ -182,8 +182,8 @@ def test_failed_and_tied_members():
     with pytest.warns(UserWarning, match="members that should be compared have the same fitness"):
         assert run(lambda w: w * 0) is False
 
+    calls = itertools.count()
     with pytest.warns(UserWarning, match="of 4 members is NaN or infinite; they rank worst"):
-        calls = itertools.count()
         assert run(lambda w: torch.tensor(torch.inf) if next(calls) == 0 else w, "plain") is True
 
 
