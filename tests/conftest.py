@@ -3,14 +3,26 @@
 import logging
 import os
 import random
+import warnings
 from collections.abc import Iterator
 
 import numpy
 import pytest
 import torch
 
-# Compiling noise changes no value, only when the compiler runs: not in the middle of whichever test draws the most.
-os.environ.setdefault("LIGHTNING_EVO_COMPILE", "0")
+from lightning_evo import kernels
+
+if kernels.wanted():
+    # Built now, not in the middle of whichever test draws noise first. Where they can't be, tests go without: the
+    # warning would fail every one of them.
+    with warnings.catch_warnings(record=True) as failures:
+        warnings.simplefilter("always")
+        built = kernels.native()
+    os.environ["LIGHTNING_EVO_COMPILE"] = "1" if built else "0"
+
+
+def pytest_report_header() -> str:
+    return "noise kernels: " + ("yes" if kernels.wanted() else "no, only plain tensor operations")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -40,3 +52,11 @@ def quiet_logging() -> None:
     # For every test anew: Lightning sets its loggers to INFO when it is imported, which a test may be the first to do.
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(params=["0", "1"], ids=["plain", "kernels"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the plain tensor operations and, where they could be built, by the kernels."""
+    if request.param == "1" and not kernels.wanted():
+        pytest.skip("needs the noise kernels")
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", request.param)

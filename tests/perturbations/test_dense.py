@@ -31,15 +31,13 @@ def perturbation(distribution="gaussian", generation=0):
     return Dense(NoiseKey(seed=5, generation=generation), distribution)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("like", LIKE)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_the_update_sums_the_noise_of_the_members(distribution, like, keep):
+def test_the_update_sums_the_noise_of_the_members(distribution, like):
     like, subject = LIKE[like], perturbation(distribution)
-    if keep:
-        subject.keep(len(WEIGHTS), 7, like)
     total = subject.weighted_sum(WEIGHTS, 7, like)
-    assert total.shape == like.shape
+    assert total.shape == (like.numel(),)
     assert total.dtype == (torch.float64 if like.dtype == torch.float64 else torch.float32)
     expected = torch.zeros(like.shape, dtype=total.dtype)
     for direction, weight in enumerate(WEIGHTS):
@@ -47,7 +45,55 @@ def test_the_update_sums_the_noise_of_the_members(distribution, like, keep):
         assert values.shape == (1, *like.shape)
         assert values.dtype == total.dtype
         expected += values[0] * weight
-    assert torch.equal(total, expected)
+    assert torch.equal(total, expected.reshape(-1))
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_members_are_the_center_plus_steps_of_the_noise(distribution, like):
+    subject, center = perturbation(distribution), LIKE[like] + torch.randn(LIKE[like].shape).to(LIKE[like].dtype)
+    steps = [0.1, -0.1, 3e-5]
+    noise = subject.noise([4], 7, center)[0]
+    members = subject.members(4, steps, 7, center)
+    assert len(members) == 3
+    for member, step in zip(members, steps, strict=True):
+        assert member.shape == center.shape
+        assert member.dtype == center.dtype
+        assert torch.equal(member, (center.to(noise.dtype) + noise * step).to(center.dtype))
+        assert member.numel() == 0 or not torch.equal(member, center) or step == 3e-5
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize(("first", "last"), [(0, 60), (0, 1), (16, 48), (7, 60), (59, 60), (32, 33)])
+def test_some_rows_of_a_member(distribution, dtype, first, last):
+    """Also where they begin in the middle of a row of noise."""
+    center = torch.randn(60, 8, 16).to(dtype)
+    whole = perturbation(distribution).members(3, [0.5, -0.5], 7, center)
+    some = perturbation(distribution).members_of_rows(3, [0.5, -0.5], 7, center, first, last)
+    for part, member in zip(some, whole, strict=True):
+        assert torch.equal(part, member[first:last])
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_any_part_of_the_sum(distribution, dtype):
+    like = torch.zeros(5000, dtype=dtype)
+    whole = perturbation(distribution).weighted_sum(WEIGHTS, 7, like)
+    for start, stop in [(0, 5000), (0, 0), (128, 4096), (100, 3000), (2048, None), (4999, None), (2049, 4097)]:
+        part = perturbation(distribution).weighted_sum(WEIGHTS, 7, like, start, stop)
+        assert torch.equal(part, whole[start:stop]), (start, stop)
+
+
+def test_tensors_that_have_more_elements_than_there_are_numbers():
+    like = torch.empty((1 << 34) + 1, device="meta")
+    with pytest.raises(ValueError, match="stop=17179869185"):
+        perturbation().members(0, [1.0], 0, like)
+    with pytest.raises(ValueError, match="stop=17179869185"):
+        perturbation().weighted_sum([1.0], 0, like)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
@@ -67,47 +113,29 @@ def test_float64_noise_is_the_same_noise(distribution):
     assert torch.equal(double, single.double())
 
 
-def test_kept_noise_is_the_noise_that_would_be_drawn():
-    like, kept, drawn = LIKE["matrix"], perturbation(), perturbation()
-    kept.keep(6, 7, like)
-    for directions in ([0], [5], [3, 1], range(6), [0, 1, 2, 3, 4, 5]):
-        assert torch.equal(kept.noise(directions, 7, like), drawn.noise(directions, 7, like))
-    assert torch.equal(kept.noise([2], 8, like), drawn.noise([2], 8, like))  # of another tensor none was kept
-
-
-def test_noise_is_kept_once_per_generation(monkeypatch):
-    """Each batch of an accumulation window asks for it anew."""
-    like, subject = LIKE["matrix"], perturbation()
-    expected = subject.weighted_sum(WEIGHTS, 7, like)
-    subject.keep(6, 7, like)
-    monkeypatch.setattr(dense, "draw", None)
-    subject.keep(6, 7, like)
-    assert torch.equal(subject.weighted_sum(WEIGHTS, 7, like), expected)
-
-
-@pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 5000])
-def test_chunk_sizes_do_not_change_a_bit(chunk, keep, monkeypatch):
-    like = LIKE["matrix"]
-    expected = perturbation().weighted_sum(WEIGHTS, 7, like)
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("chunk", [7, 64, 256, 1000, 5000])
+def test_chunk_sizes_do_not_change_a_bit(chunk, monkeypatch):
+    center = torch.randn(3000)
+    expected = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members(3, [0.5, -0.5], 7, center)
     monkeypatch.setattr(dense, "_CHUNK", chunk)
-    subject = perturbation()
-    if keep:
-        subject.keep(6, 7, like)
-    assert torch.equal(subject.weighted_sum(WEIGHTS, 7, like), expected)
+    monkeypatch.setattr(dense, "_AT_ONCE", chunk)
+    found = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members(3, [0.5, -0.5], 7, center)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_directions_of_weight_zero_are_not_even_drawn(keep, monkeypatch):
-    like, subject, asked = LIKE["vector"], perturbation(), []
-    original = subject._flat
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("elements", [33, 2000])
+def test_directions_of_weight_zero_are_not_even_drawn(elements, monkeypatch):
+    like, subject, asked = torch.zeros(elements), perturbation(), []
+    flat, fused = subject._flat, subject._add_noise
+    monkeypatch.setattr(subject, "_flat", lambda directions, *rest: asked.append(directions) or flat(directions, *rest))
     monkeypatch.setattr(
-        subject, "_flat", lambda directions, *rest: asked.extend(directions) or original(directions, *rest)
+        subject, "_add_noise", lambda directions, *rest: asked.append(directions) or fused(directions, *rest)
     )
-    if keep:
-        subject.keep(6, 7, like)
     subject.weighted_sum(WEIGHTS, 7, like)
-    assert asked == [0, 2, 3, 4, 5]
+    assert asked
+    assert all(directions == [0, 2, 3, 4, 5] for directions in asked)
     assert torch.equal(subject.weighted_sum([0.0] * 6, 7, like), like)
 
 
