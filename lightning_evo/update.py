@@ -143,7 +143,7 @@ class Update:
 
 def _norm(norms: list[Tensor]) -> float:
     """The norm of all tensors together, from the norm of each; the one moment an update waits for the device."""
-    return float(torch.linalg.vector_norm(torch.stack(norms).cpu().double()))
+    return float(torch.linalg.vector_norm(torch.stack(norms).cpu().double())) if norms else 0.0
 
 
 def group_learning_rates(*optimizers: torch.optim.Optimizer) -> Callable[[nn.Parameter], float] | None:
