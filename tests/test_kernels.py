@@ -254,7 +254,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 def script(path, text):
-    path.write_text("#!/bin/sh\n" + text)
+    path.write_text("#!/bin/sh\n" + text, encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
@@ -294,7 +294,7 @@ def test_a_compiler_that_is_not_there(fresh, plain, monkeypatch):
 
 def test_a_compiler_that_fails(fresh, plain, monkeypatch, tmp_path):
     text = (
-        '[ "$1" = --version ] && echo 1.0 && exit\necho "$0: no \xfcber-header" | head -c 99 >&2\necho more >&2\nexit 1'
+        '[ "$1" = --version ] && echo 1.0 && exit\necho "$0: no \xfcber-header" >&2\necho more >&2\nexit 1'
     )
     monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
     assert_warns_once_and_draws_the_same(plain, r".*: no über-header")
