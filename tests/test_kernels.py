@@ -293,9 +293,7 @@ def test_a_compiler_that_is_not_there(fresh, plain, monkeypatch):
 
 
 def test_a_compiler_that_fails(fresh, plain, monkeypatch, tmp_path):
-    text = (
-        '[ "$1" = --version ] && echo 1.0 && exit\necho "$0: no \xfcber-header" >&2\necho more >&2\nexit 1'
-    )
+    text = '[ "$1" = --version ] && echo 1.0 && exit\necho "$0: no über-header" >&2\necho more >&2\nexit 1'
     monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
     assert_warns_once_and_draws_the_same(plain, r".*: no über-header")
     assert list(fresh.iterdir()) == []  # nothing unfinished is left
