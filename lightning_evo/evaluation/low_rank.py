@@ -8,6 +8,7 @@ them as one more column. Tensors named ``x`` may have a batch dimension of membe
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,22 +46,21 @@ def linear(
     of_rows, of_columns = _factors(mode, parameter)
     thin_in, thin_out = (of_rows, of_columns) if transposed else (of_columns, of_rows)
     matrix = weight.detach().t() if transposed else weight.detach()
-    member_bias = mode.find(bias) is not None
     inputs = _batch(mode, x)
-    with _functorch.outside():
+    with _outside(mode):
+        values = _member_bias(mode, bias)
         # The center's product, of all members at once: [members or 1, rows, outputs].
-        flat = inputs.reshape(len(inputs), -1, inputs.shape[-1])
-        shared = functional.linear(flat, matrix, None if member_bias else bias)
+        flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
+        shared = functional.linear(flat, matrix, bias if values is None else None)
         with torch.autocast(x.device.type, enabled=False):
             dtype = shared.dtype
             hidden = flat.to(dtype) @ thin_in.to(dtype)  # [members, rows, rank]
             thin_out = thin_out.to(dtype).mT
-            if member_bias:
-                values = _dense(mode, bias).to(dtype)
+            if values is not None:
                 hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2)
-                thin_out = torch.cat([thin_out, values[:, None]], dim=1)
+                thin_out = torch.cat([thin_out, values.to(dtype)[:, None]], dim=1)
             result = _add_product(shared, hidden, thin_out)
-        result = result.view(len(result), *inputs.shape[1:-1], -1)
+        result = result.view(len(result), *inputs.shape[1:-1], result.shape[-1])
     return _unbatch(mode, result)
 
 
@@ -75,14 +75,14 @@ def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingP
     """
     of_rows, of_columns = _factors(mode, parameter)
     numbers = _batch(mode, ids)
-    with _functorch.outside():
+    with _outside(mode):
         flat = numbers.flatten(1)
         shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
         index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
         with torch.autocast(weight.device.type, enabled=False):
             hidden = of_rows.gather(1, index).to(shared.dtype)
             result = _add_product(shared, hidden, of_columns.to(shared.dtype).mT)
-        result = result.view(len(result), *numbers.shape[1:], -1)
+        result = result.view(len(result), *numbers.shape[1:], result.shape[-1])
     return _unbatch(mode, result)
 
 
@@ -107,10 +107,11 @@ def convolution(
         geometry: Stride, padding and dilation.
     """
     of_rows, of_columns = _factors(mode, parameter)
-    member_bias = mode.find(bias) is not None
     inputs = _batch(mode, x)
-    with _functorch.outside():
-        shared = function(inputs.flatten(0, 1), weight.detach(), None if member_bias else bias, *geometry)
+    with _outside(mode):
+        values = _member_bias(mode, bias)
+        shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
+        shared = shared.unflatten(0, inputs.shape[:2])
         dtype, members = shared.dtype, len(of_rows)
         with torch.autocast(x.device.type, enabled=False):
             filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(
@@ -120,9 +121,9 @@ def convolution(
             hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
             hidden = hidden.flatten(3)  # [members, samples, rank, positions]
             change = of_rows.to(dtype)[:, None] @ hidden
-            if member_bias:
-                change += _dense(mode, bias).to(dtype)[:, None, :, None]
-        result = shared.view(-1, x.shape[0], *shared.shape[1:]) + change.view(*change.shape[:3], *shared.shape[2:])
+            if values is not None:
+                change += values.to(dtype)[:, None, :, None]
+        result = shared + change.view(*change.shape[:3], *shared.shape[3:])
     return _unbatch(mode, result)
 
 
@@ -132,15 +133,22 @@ def _factors(mode: Perturbed, parameter: EvolvingParameter) -> tuple[Tensor, Ten
     return factors
 
 
-def _dense(mode: Perturbed, vector: Tensor | None) -> Tensor:
-    """An evolving vector's values, ``[members, *shape]``."""
-    parameter = mode.find(vector)
-    assert parameter is not None
-    return mode.stack(parameter) if mode.level is not None else mode.tensor(parameter)[None]
+def _outside(mode: Perturbed) -> AbstractContextManager[object]:
+    return nullcontext() if mode.level is None else _functorch.outside()
+
+
+def _member_bias(mode: Perturbed, bias: Tensor | None) -> Tensor | None:
+    """A bias in which members differ, ``[members, *shape]``; ``None`` if there is none, or one for all."""
+    parameter = mode.find(bias)
+    if parameter is not None:
+        return mode.stack(parameter) if mode.level is not None else mode.tensor(parameter)[None]
+    return None if bias is None or mode.level is None else _functorch.batch_first(bias, mode.level)
 
 
 def _batch(mode: Perturbed, x: Tensor) -> Tensor:
-    """``x`` with a dimension of members in front, of size 1 if it is the same for all."""
+    """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
+    parameter = mode.find(x)
+    x = x if parameter is None else mode.tensor(parameter)
     batched = None if mode.level is None else _functorch.batch_first(x, mode.level)
     return x[None] if batched is None else batched
 

@@ -111,6 +111,8 @@ class Perturbed(TorchFunctionMode):
     def _member(self, parameter: EvolvingParameter) -> Tensor:
         center = parameter.tensor.detach()
         (member,) = self.population.perturbation.members(self.directions[0], self.steps, parameter.index, center)
+        if not center.is_contiguous():  # channels_last, say: operations choose their layout, and dropout its order, by it
+            member = torch.empty_like(center).copy_(member)
         return parameter.keep_padding(member, center)
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
@@ -160,7 +162,7 @@ class Perturbed(TorchFunctionMode):
 
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._concerned(args) or self._concerned(kwargs.values()):
-            rule = _RULES.get(function)
+            rule = _RULES.get(function) if kwargs.keys() <= _KEYWORDS else None
             result = NotImplemented if rule is None else rule(self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -200,10 +202,10 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
         return low_rank.linear(mode, x, weight, bias, parameter)
     if mode.level is not None or weight.numel() <= _HUGE:
         return NotImplemented
-    bias = mode.replace(bias)
+    inputs, bias = mode.replace(x), mode.replace(bias)
     outputs = []
     for rows, first, last in _blocks_of_rows(mode, parameter):
-        outputs.append(functional.linear(x, rows, None if bias is None else bias[first:last]))
+        outputs.append(functional.linear(inputs, rows, None if bias is None else bias[first:last]))
     return torch.cat(outputs, dim=-1) if outputs else NotImplemented
 
 
@@ -247,9 +249,9 @@ def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[t
         yield found[0], first, last
 
 
-def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor, **kwargs: Any) -> Any:
+def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
     parameter = mode.find(weight)
-    if parameter is None or kwargs or not mode.factors(parameter):
+    if parameter is None or bias.dim() != 1 or not mode.factors(parameter):
         return NotImplemented
     return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
 
@@ -293,6 +295,9 @@ _RULES: dict[Callable[..., Any], Rule] = {
     functional.conv2d: _convolution(functional.conv2d),
     functional.conv3d: _convolution(functional.conv3d),
 }
+_KEYWORDS = frozenset(
+    ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_idx", "max_norm", "norm_type", "sparse")
+)  # other arguments are given by position, or a call follows no rule
 
 
 def _batch_norm_without_buffers(
