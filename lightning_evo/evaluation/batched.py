@@ -74,7 +74,7 @@ class Batched:
             except RuntimeError as error:
                 if size <= pair or not _is_out_of_memory(error):
                     raise
-                self.members_per_forward = size // 2
+                self.members_per_forward = size // 2 // pair * pair
                 warnings.warn(
                     f"{size} members in one forward need more memory than there is. Going on with "
                     f"{self.members_per_forward}.",
