@@ -344,11 +344,14 @@ def draw(
         _check_range("member", member, 32)
 
     device = torch.device(device)
+    size = row_size(distribution)
+    first, last = start // size, -(-stop // size)
+    if len(members) * (stop - start) and dtype == torch.float32 and kernels.native(normal_table(device)):
+        values = _draw_rows(key, members, parameter, first, last, distribution, device)
+        return values[:, start - first * size : stop - first * size]
     out = torch.empty(len(members), stop - start, dtype=dtype, device=device)
     if out.numel() == 0:
         return out
-    size = row_size(distribution)
-    first, last = start // size, -(-stop // size)
     members_at_once = max(1, _CHUNK_ROWS // (last - first))
     for begin in range(first, last, _CHUNK_ROWS):
         end = min(begin + _CHUNK_ROWS, last)

@@ -24,7 +24,7 @@ from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Batched"]
 
-_BUDGET = 1 << 28  # bytes that the members of one forward may need on a CPU: more of them would not run faster
+_BUDGET = 1 << 25  # bytes for the members of one forward on a CPU: more would leave its cache and run slower
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 
 
@@ -123,11 +123,11 @@ def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -
     center = space[0].tensor
     noise = sum(_noise_size(space, first))
     needed = (first.largest * _LIVE + noise) * max(4, center.element_size())
-    fitting = _free_memory(center.device) // 2 // max(1, needed)
+    fitting = _memory(center.device) // max(1, needed)
     size = population.per_direction
     while size * 2 <= min(fitting, len(population)):
         size *= 2
-    return max(size, len(population)) if fitting >= len(population) else size
+    return len(population) if fitting >= len(population) else size
 
 
 def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
@@ -137,14 +137,14 @@ def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
         yield parameter.tensor.numel() if factors is None else sum(factor[0].numel() for factor in factors)
 
 
-def _free_memory(device: torch.device) -> int:
+def _memory(device: torch.device) -> int:
+    """Bytes that the members of one forward may take."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(_BUDGET, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     except (ValueError, OSError):  # not everywhere
-        return 2 * _BUDGET
-    return min(2 * _BUDGET, free)
+        return _BUDGET
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

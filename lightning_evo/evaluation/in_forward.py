@@ -41,11 +41,15 @@ class InForward:
     ) -> list[Any]:
         """The fitness of members; see :func:`lightning_evo.evaluation.plain.evaluate`."""
         values = []
+        direction = -1
+        shared: dict[Any, Any] = {}  # what the members of one direction have in common
         try:
             for number in range(len(population)) if members is None else members:
+                if population.address(number)[0] != direction:
+                    direction, shared = population.address(number)[0], {}
                 torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
                 isolation.start_member()
-                with Perturbed(space, population, [number]) as perturbed:
+                with Perturbed(space, population, [number], shared=shared) as perturbed:
                     values.append(fitness())
                 self.seen = perturbed.seen
         finally:

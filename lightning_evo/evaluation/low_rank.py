@@ -54,7 +54,7 @@ def linear(
         shared = functional.linear(flat, matrix, bias if values is None else None)
         with torch.autocast(x.device.type, enabled=False):
             dtype = shared.dtype
-            hidden = flat.to(dtype) @ thin_in.to(dtype)  # [members, rows, rank]
+            hidden = _thin_product(flat.to(dtype), thin_in.to(dtype))
             thin_out = thin_out.to(dtype).mT
             if values is not None:
                 hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2)
@@ -157,8 +157,24 @@ def _unbatch(mode: Perturbed, result: Tensor) -> Tensor:
     return result[0] if mode.level is None else _functorch.wrap(result, mode.level)
 
 
+def _thin_product(x: Tensor, thin: Tensor) -> Tensor:
+    """``x [members or 1, rows, inputs]`` times ``thin [members, inputs, rank]``: ``[members, rows, rank]``."""
+    if x.is_cuda:
+        return x @ thin
+    if len(x) == 1:
+        members, _, rank = thin.shape
+        product = functional.linear(x[0], thin.mT.reshape(members * rank, -1))
+        return product.view(-1, members, rank).transpose(0, 1)
+    # On a CPU a batched product with a single column is up to ten times slower than one after the other.
+    return torch.stack([functional.linear(x[i], thin[i].T) for i in range(len(thin))])
+
+
 def _add_product(shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``shared + left @ right``; in place, if ``shared`` has the members already."""
-    if len(shared) == len(left):
-        return shared.baddbmm_(left, right)
-    return torch.baddbmm(shared.expand(len(left), *shared.shape[1:]), left, right)
+    """``shared + left @ right``, of ``[members or 1, rows, outputs]``; in place where ``shared`` has the members."""
+    if len(shared) != len(left):
+        return torch.baddbmm(shared.expand(len(left), *shared.shape[1:]), left, right)
+    if shared.dtype == torch.float32 and not shared.is_cuda and left.shape[2] <= 4:
+        for k in range(left.shape[2]):  # a product with so few columns is ten times slower on a CPU
+            shared.addcmul_(left[:, :, k : k + 1], right[:, k : k + 1])
+        return shared
+    return shared.baddbmm_(left, right)

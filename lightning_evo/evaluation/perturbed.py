@@ -30,6 +30,7 @@ from lightning_evo.search_space import EvolvingParameter, SearchSpace
 __all__ = ["Perturbed"]
 
 _HUGE = 1 << 22  # elements of a matrix above which a linear layer or an embedding is computed block by block of rows
+_SHARED = 1 << 16  # elements of a tensor up to which both members of a pair are made at once, the second one for later
 _CACHED = 1 << 22  # elements that are kept for later calls in the same forward: recurrent networks read weights often
 
 Rule = Callable[..., Any]
@@ -45,6 +46,8 @@ class Perturbed(TorchFunctionMode):
         population: All members.
         members: Numbers of the members to be: one, or inside ``vmap`` consecutive ones that leave no pair apart.
         level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
+        shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
+            to both members of an antithetic pair.
 
     Attributes:
         seen: Indices of the parameters that were asked for.
@@ -62,7 +65,12 @@ class Perturbed(TorchFunctionMode):
     """
 
     def __init__(
-        self, space: SearchSpace, population: Population, members: Sequence[int], level: int | None = None
+        self,
+        space: SearchSpace,
+        population: Population,
+        members: Sequence[int],
+        level: int | None = None,
+        shared: dict[Any, Any] | None = None,
     ) -> None:
         super().__init__()
         if level is None and len(members) != 1:
@@ -73,6 +81,7 @@ class Perturbed(TorchFunctionMode):
         self.seen: set[int] = set()
         self.largest = 0
         self._space = space.by_identity()
+        self._shared = {} if shared is None else shared
         self._cache: dict[int, Tensor] = {}
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
         self._room = _CACHED
@@ -108,10 +117,29 @@ class Perturbed(TorchFunctionMode):
             self._cache[parameter.index] = values
         return values
 
+    def stacked(self, argument: Tensor) -> Tensor:
+        """An argument for all members, ``[members, *shape]``, be it a parameter, batched by ``vmap`` or neither."""
+        assert self.level is not None
+        replaced = self.replace(argument)
+        assert replaced is not None
+        batched = _functorch.batch_first(replaced, self.level)
+        return argument.expand(len(self.members), *argument.shape) if batched is None else batched
+
     def _member(self, parameter: EvolvingParameter) -> Tensor:
-        center = parameter.tensor.detach()
-        (member,) = self.population.perturbation.members(self.directions[0], self.steps, parameter.index, center)
-        if not center.is_contiguous():  # channels_last, say: operations choose their layout, and dropout its order, by it
+        center, direction, step = parameter.tensor.detach(), self.directions[0], self.steps[0]
+        members = self.population.perturbation.members
+        if self.population.antithetic and center.numel() <= _SHARED:
+            key = "members", parameter.index
+            if key not in self._shared:
+                self._shared[key] = dict(
+                    zip((step, -step), members(direction, [step, -step], parameter.index, center), strict=True)
+                )
+            member: Tensor = self._shared[key][step]
+        else:
+            (member,) = members(direction, [step], parameter.index, center)
+        if (
+            not center.is_contiguous()
+        ):  # channels_last, say: operations choose their layout, and dropout its order, by it
             member = torch.empty_like(center).copy_(member)
         return parameter.keep_padding(member, center)
 
@@ -122,7 +150,8 @@ class Perturbed(TorchFunctionMode):
         noise = self.population.perturbation.noise(directions, parameter.index, center)
         steps = torch.tensor(self.steps, dtype=noise.dtype, device=noise.device)
         steps = steps.view(len(directions), per_direction, *[1] * center.dim())
-        values = (center.to(noise.dtype) + noise.unsqueeze(1) * steps).to(center.dtype).flatten(0, 1)
+        wide = center.to(noise.dtype)
+        values = torch.addcmul(wide, noise.unsqueeze(1), steps).to(center.dtype).flatten(0, 1)
         if parameter.padding_row is not None:
             values[:, parameter.padding_row] = center[parameter.padding_row]
         return values
@@ -130,17 +159,24 @@ class Perturbed(TorchFunctionMode):
     def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
         """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
         if parameter.index not in self._factors:
-            per_direction = self.population.per_direction if self.level is not None else 1
-            center = parameter.tensor.detach()
-            found = self.population.perturbation.factors(self.directions[::per_direction], parameter.index, center)
-            if found is not None:
-                a, b = (factor.repeat_interleave(per_direction, 0) for factor in found)
-                a = a * torch.tensor(self.steps, dtype=a.dtype, device=a.device)[:, None, None]
-                if parameter.padding_row is not None:
-                    a[:, parameter.padding_row] = 0
-                found = a, b
-            self._factors[parameter.index] = found
+            self._factors[parameter.index] = self._scaled_factors(parameter)
         return self._factors[parameter.index]
+
+    def _scaled_factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
+        per_direction = self.population.per_direction if self.level is not None else 1
+        key = "factors", parameter.index
+        if key not in self._shared:
+            center, directions = parameter.tensor.detach(), self.directions[::per_direction]
+            self._shared[key] = self.population.perturbation.factors(directions, parameter.index, center)
+        if self._shared[key] is None:
+            return None
+        a, b = self._shared[key]
+        if per_direction > 1:
+            a, b = a.repeat_interleave(per_direction, 0), b.repeat_interleave(per_direction, 0)
+        a = a * (self.steps[0] if len(self.steps) == 1 else a.new_tensor(self.steps)[:, None, None])
+        if parameter.padding_row is not None:
+            a[:, parameter.padding_row] = 0
+        return a, b
 
     # --- calls ---
 
@@ -156,7 +192,7 @@ class Perturbed(TorchFunctionMode):
         if function in _HARMLESS:
             return function(*args, **kwargs)
         result = self._call(function, args, kwargs)
-        if isinstance(result, Tensor):
+        if self.level is not None and isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())
         return result
 
@@ -175,10 +211,9 @@ class Perturbed(TorchFunctionMode):
     def _concerned(self, arguments: Any) -> bool:
         """Whether an evolving parameter is among the arguments."""
         for argument in arguments:
-            if isinstance(argument, Tensor):
-                if id(argument) in self._space:
-                    return True
-            elif isinstance(argument, list | tuple) and self._concerned(argument):
+            if id(argument) in self._space:
+                return True
+            if isinstance(argument, list | tuple) and self._concerned(argument):
                 return True
         return False
 
@@ -200,13 +235,34 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.linear(mode, x, weight, bias, parameter)
-    if mode.level is not None or weight.numel() <= _HUGE:
+    if mode.level is not None:
+        return _stacked_linear(mode, x, weight, bias)
+    if weight.numel() <= _HUGE:
         return NotImplemented
     inputs, bias = mode.replace(x), mode.replace(bias)
     outputs = []
     for rows, first, last in _blocks_of_rows(mode, parameter):
         outputs.append(functional.linear(inputs, rows, None if bias is None else bias[first:last]))
     return torch.cat(outputs, dim=-1) if outputs else NotImplemented
+
+
+def _stacked_linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
+    assert mode.level is not None
+    if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
+        return NotImplemented
+    inputs = _functorch.batch_first(x, mode.level)
+    weights = mode.stacked(weight)
+    biases = None if bias is None else mode.stacked(bias)
+    with _functorch.outside():
+        if inputs is None:  # the same for all members: one layer of all their outputs
+            result = functional.linear(x, weights.flatten(0, 1), None if biases is None else biases.flatten())
+            result = result.view(*x.shape[:-1], *weights.shape[:2]).movedim(-2, 0)
+        else:
+            flat = inputs.flatten(1, -2)
+            result = flat @ weights.mT if biases is None else torch.baddbmm(biases[:, None], flat, weights.mT)
+            result = result.view(*inputs.shape[:-1], result.shape[-1])
+    return _functorch.wrap(result, mode.level)
 
 
 def _embedding(

@@ -103,6 +103,11 @@ class LowRank(Perturbation):
     ) -> tuple[Tensor, Tensor] | None:
         if not self._is_low_rank(center):
             return None
+        if self.basis_key == self.key:  # both in one draw
+            rows, columns = len(center), center.numel() // len(center)
+            values = self._draw(self.key, directions, parameter, center, 0, (rows + columns) * self.rank)
+            values = values.view(len(directions), rows + columns, self.rank)
+            return values[:, :rows] * (1 / math.sqrt(self.rank)), values[:, rows:]
         return self._a(self.key, directions, parameter, center, 0, len(center)), self._b(directions, parameter, center)
 
     def weighted_sum(
