@@ -1,0 +1,213 @@
+"""Every way of evaluating gives what the plain loop gives, whatever the model and its noise, and leaves no trace."""
+
+import random
+
+import numpy
+import pytest
+import torch
+
+from lightning_evo.evaluation import batched, perturbed
+from lightning_evo.evaluation.batched import Batched
+from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.search_space import SearchSpace
+from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
+
+IN_16_BITS = {name for name, case in MODELS.items() if case.dtype == torch.bfloat16 or case.autocast}
+
+
+def state(module):
+    return [tensor.detach().clone() for tensor in (*module.parameters(), *module.buffers())]
+
+
+def random_state():
+    return torch.get_rng_state(), str(random.getstate()), str(numpy.random.get_state())
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of a model that uses torch.func itself
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_plain_loop(name, noise):
+    case, options = MODELS[name], NOISE[noise]
+    module = case.module()
+    fitness, members = case.fitness(module), population(**options)
+    before, rng = state(module), torch.get_rng_state()
+    expected = torch.stack(evaluate(None, module, members, fitness, case.evolve))
+    assert len(set(expected.tolist())) == 6  # the noise acts at all
+    ways = {"in_forward": InForward(), "batched": Batched(), "batched_by_4": Batched(4)}
+    for way_name, way in ways.items():
+        batched = isinstance(way, Batched)
+        try:
+            actual = torch.stack(evaluate(way, module, members, fitness, case.evolve))
+        except Exception:
+            if case.batched or not batched:
+                raise
+        else:
+            if not batched and case.exact and "rank" not in options:
+                assert torch.equal(actual, expected), way_name
+            elif name in IN_16_BITS:
+                torch.testing.assert_close(actual, expected, rtol=0, atol=0.1 * float(expected.std()) + 1e-2)
+            else:
+                tolerance = 1e-12 if case.dtype == torch.float64 else 2e-5
+                torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+                updates = [direction(module, members, values, case.evolve) for values in (actual, expected)]
+                assert torch.cosine_similarity(*updates, dim=0) > 0.999999, way_name
+        assert all(torch.equal(a, b) for a, b in zip(before, state(module), strict=True))
+        assert torch.equal(rng, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["cnn", "spectral_norm", "instance_norm", "gpt2"])
+@pytest.mark.parametrize("way", [None, InForward(), Batched()], ids=["plain", "in_forward", "batched"])
+@pytest.mark.parametrize("noise", ["gaussian", "rank_1"])
+def test_nothing_is_left_of_a_fitness_that_raises(name, way, noise):
+    case = MODELS[name]
+    module = case.module()
+    objects, hooks = list(module.parameters()), [list(part._forward_hooks) for part in module.modules()]
+    before, generators = state(module), random_state()
+    fitness = case.fitness(module)
+    calls = []
+
+    def fails():
+        value = fitness()
+        torch.rand(3), numpy.random.rand(), random.random()
+        calls.append(0)
+        if isinstance(way, Batched) or len(calls) == 4:
+            raise KeyError("no fitness today")
+        return value
+
+    with pytest.raises((KeyError, RuntimeError)):  # the latter from vmap, where it can't do the model
+        evaluate(way, module, population(**NOISE[noise]), fails)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(module), strict=True))
+    assert all(a is b for a, b in zip(objects, module.parameters(), strict=True))
+    assert random_state()[1:] == generators[1:]
+    assert torch.equal(random_state()[0], generators[0])
+    assert [list(part._forward_hooks) for part in module.modules()] == hooks
+    assert torch.overrides._get_current_function_mode() is None
+
+
+# --- huge matrices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3, 4, 10])
+@pytest.mark.parametrize("at_once", [1, 7, 28, 35, 76])  # of 77 elements in 11 rows of 7; less than a row is one row
+@pytest.mark.parametrize("noise", ["gaussian", "scaled_without_pairs", "sparse", "rank_1"])
+def test_huge_matrices_in_blocks_of_rows(padding, at_once, noise, monkeypatch):
+    module = torch.nn.ModuleDict(
+        {"embedding": torch.nn.Embedding(11, 7, padding_idx=padding), "head": torch.nn.Linear(7, 11)}
+    )
+    ids = torch.tensor([[10, 0, 3, 3], [4, 9, 1, 2]])
+    members = population(**NOISE[noise])
+    outputs = []
+
+    def fitness():
+        vectors = module["embedding"](ids)
+        outputs.append((vectors.clone(), module["head"](vectors), module["head"](vectors[0, 0])))
+        return outputs[-1][1].mean()
+
+    evaluate(None, module, members, fitness)
+    expected = list(outputs)
+    outputs.clear()
+    monkeypatch.setattr(perturbed, "_HUGE", at_once)
+    evaluate(InForward(), module, members, fitness)
+    for (vectors, *heads), (vectors_expected, *heads_expected) in zip(outputs, expected, strict=True):
+        if "rank" in NOISE[noise]:
+            torch.testing.assert_close(vectors, vectors_expected)
+        else:
+            assert torch.equal(vectors, vectors_expected)
+        for head, head_expected in zip(heads, heads_expected, strict=True):
+            torch.testing.assert_close(head, head_expected)
+        if padding is not None:
+            assert torch.equal(vectors[ids == padding], module["embedding"](ids)[ids == padding])
+
+
+# --- many members in one forward ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 10, 64, "auto"])
+def test_groups_of_any_size(size, antithetic):
+    case = MODELS["mlp"]
+    module, members = case.module(), population(10, antithetic=antithetic)
+    forwards = []
+    module.register_forward_hook(lambda *_: forwards.append(0))
+    expected = torch.stack(evaluate(None, module, members, case.fitness(module)))
+    forwards.clear()
+    actual = torch.stack(evaluate(Batched(size), module, members, case.fitness(module)))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    if size != "auto":
+        at_once = size if not antithetic else max(2, size // 2 * 2)
+        assert len(forwards) == -(-10 // at_once)
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_running_out_of_memory_halves_the_groups(antithetic, monkeypatch):
+    case = MODELS["mlp"]
+    module, members = case.module(), population(12, antithetic=antithetic)
+    expected = torch.stack(evaluate(None, module, members, case.fitness(module)))
+    forward, sizes = Batched._forward, []
+
+    def limited(self, space, population, fitness, isolation, members):
+        sizes.append(len(members))
+        if len(members) > 3:
+            raise torch.OutOfMemoryError("none left")
+        return forward(self, space, population, fitness, isolation, members)
+
+    monkeypatch.setattr(Batched, "_forward", limited)
+    way = Batched(12)
+    with pytest.warns(UserWarning, match="members in one forward need more memory than there is") as warned:
+        actual = torch.stack(evaluate(way, module, members, case.fitness(module)))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    assert sizes == [12, 6, *([2] * 6 if antithetic else [3] * 4)]
+    assert way.members_per_forward == sizes[-1]
+    assert f"Going on with {sizes[-1]}." in str(warned[-1].message)
+    again = Batched(2)
+    monkeypatch.setattr(Batched, "_forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
+    if antithetic:
+        with pytest.raises(torch.OutOfMemoryError):  # a pair is the least
+            evaluate(again, module, members, case.fitness(module))
+
+
+@pytest.mark.parametrize("way", [InForward(), Batched(4)], ids=["in_forward", "batched"])
+def test_values_per_sample_and_declined_batches(way):
+    module, members = MODELS["mlp"].module(), population(6)
+    x = torch.randn(5, 6)
+    expected, actual = (evaluate(w, module, members, lambda: module(x).sum(1)) for w in (None, way))
+    torch.testing.assert_close(torch.stack(actual), torch.stack(expected), rtol=0, atol=1e-5)
+    assert torch.stack(actual).shape == (6, 5)
+    assert evaluate(way, module, members, lambda: None) == [None] * 6
+    constant = evaluate(way, module, members, lambda: torch.tensor(2.0))
+    assert [float(value) for value in constant] == [2.0] * 6
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rank_1"])
+def test_dropout_masks_are_those_of_the_plain_loop(noise):
+    module = torch.nn.Sequential(torch.nn.Linear(6, 50), torch.nn.Dropout(0.5))
+    members, x = population(6, **NOISE[noise]), torch.ones(4, 6)
+    dropped = [
+        torch.stack(evaluate(way, module, members, lambda: (module(x) == 0).double().flatten()))
+        for way in (None, InForward(), Batched())
+    ]
+    assert torch.equal(dropped[0], dropped[1])
+    assert torch.equal(dropped[0], dropped[2])
+    assert torch.equal(dropped[0][0], dropped[0][5])
+    assert 0.3 < dropped[0].mean() < 0.7
+
+
+def test_the_size_of_groups_follows_memory(monkeypatch):
+    case = MODELS["mlp"]
+    module = case.module()
+    sizes = []
+    for memory in (0, 3_000, 6_000, 1 << 30):
+        monkeypatch.setattr(batched, "_memory", lambda device, memory=memory: memory)
+        way = Batched()
+        evaluate(way, module, population(10), case.fitness(module))
+        sizes.append(way.members_per_forward)
+    assert sizes[0] == 2
+    assert sizes[-1] == 10
+    assert sizes == sorted(sizes)
+    assert sizes[2] in (4, 8)
+
+
+def test_one_member_at_a_time_without_vmap():
+    module = MODELS["mlp"].module()
+    with pytest.raises(ValueError, match="one member at a time, not 2"):
+        perturbed.Perturbed(SearchSpace(module), population(), [0, 1])
