@@ -24,7 +24,7 @@ from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Batched"]
 
-_BUDGET = 1 << 25  # bytes for the members of one forward on a CPU: more would leave its cache and run slower
+_BUDGET = 1 << 24  # bytes for the members of one forward on a CPU: more would leave its cache and run slower
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 
 
