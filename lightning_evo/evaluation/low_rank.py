@@ -111,7 +111,7 @@ def convolution(
     with _outside(mode):
         values = _member_bias(mode, bias)
         shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
-        shared = shared.unflatten(0, inputs.shape[:2])
+        shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
         dtype, members = shared.dtype, len(of_rows)
         with torch.autocast(x.device.type, enabled=False):
             filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(

@@ -239,11 +239,14 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
         return _stacked_linear(mode, x, weight, bias)
     if weight.numel() <= _HUGE:
         return NotImplemented
-    inputs, bias = mode.replace(x), mode.replace(bias)
-    outputs = []
+    inputs, bias = mode._replace(x), mode.replace(bias)
+    output: Any = NotImplemented
     for rows, first, last in _blocks_of_rows(mode, parameter):
-        outputs.append(functional.linear(inputs, rows, None if bias is None else bias[first:last]))
-    return torch.cat(outputs, dim=-1) if outputs else NotImplemented
+        block = functional.linear(inputs, rows, None if bias is None else bias[first:last])
+        if output is NotImplemented:
+            output = block.new_empty(*block.shape[:-1], len(weight))
+        output[..., first:last] = block
+    return output
 
 
 def _stacked_linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
