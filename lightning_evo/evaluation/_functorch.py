@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["batch_first", "level_of", "outside", "wrap"]
+__all__ = ["batch_first", "is_wrapped", "level_of", "outside", "wrap"]
 
 
 def level_of(batched: Tensor) -> int:
@@ -39,6 +39,11 @@ def batch_first(tensor: Tensor, level: int) -> Tensor | None:
     if functorch.is_functorch_wrapped_tensor(value):
         raise NotImplementedError("The model uses torch.func transformations of its own.")
     return value.movedim(functorch.maybe_get_bdim(tensor), 0)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to some transformation, so that it has no memory of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def outside() -> AbstractContextManager[object]:

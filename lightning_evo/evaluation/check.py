@@ -7,22 +7,29 @@ perturbation changed. The member is farther from the center than real ones, so t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_evo._messages import preview
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import plain
+from lightning_evo.evaluation import _functorch, plain
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.fitness import as_fitness
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["find_mismatch"]
+__all__ = ["NothingToCompare", "find_mismatch"]
+
+
+class NothingToCompare(Exception):
+    """The fitness is not a number, or the same for the center and a member: this batch can't tell right from wrong."""
 
 
 def find_mismatch(
@@ -43,11 +50,12 @@ def find_mismatch(
 
     Returns:
         The reason, naming parameters; ``None`` if it can be trusted.
+
+    Raises:
+        NothingToCompare: If the batch can't tell.
     """
     device = space[0].tensor.device
     eps = max(torch.finfo(_precision(parameter, device)).eps for parameter in space)
-    # Far enough away for the change to stand out from rounding.
-    population = replace(population, sigma=max(population.sigma, 0.3 * _root_mean_square(space)))
     first = list(range(population.per_direction))
     isolation.start_member()
     with torch.no_grad():
@@ -56,6 +64,15 @@ def find_mismatch(
     def by_plain_loop(some: SearchSpace) -> float:
         return _number(plain.evaluate(some, population, fitness, isolation, first[:1])[0])
 
+    # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
+    for sigma in (max(population.sigma, 0.3 * _root_mean_square(space)), 0.3, population.sigma):
+        population = replace(population, sigma=sigma)
+        changed = by_plain_loop(space)
+        if math.isfinite(changed - center) and changed != center:
+            break
+    else:
+        raise NothingToCompare
+
     def agrees(some: SearchSpace) -> bool:
         reference, found = by_plain_loop(some), _number(evaluation(some, population, fitness, isolation, first)[0])
         if not math.isfinite(reference) or not math.isfinite(found):
@@ -63,13 +80,64 @@ def find_mismatch(
         share = 0.01 if eps < 1e-4 else 0.25
         return abs(found - reference) <= share * abs(reference - center) + 16 * eps * max(abs(reference), abs(center))
 
-    evaluation(space, population, fitness, isolation, first)
+    aliases = _Aliases(space)
+    evaluation(space, population, aliases.watch(fitness), isolation, first)
+    if aliases.found:
+        return f"{_names(aliases.found)} is read through another tensor that shares its memory"
     unseen = [parameter for parameter in space if parameter.index not in evaluation.seen]
     if unseen and repr(by_plain_loop(space.subset(unseen))) != repr(center):
         return f"{_names(unseen)} is read where no call of a PyTorch function from Python shows it"
     if agrees(space):
         return None
     return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
+
+
+class _Aliases(TorchFunctionMode):
+    """Notes whose memory is read through tensors that are no parameters: views that were made before the forward."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self._known = space.by_identity()
+        self._memory = [(parameter, *_extent(parameter.tensor)) for parameter in space if parameter.tensor.numel()]
+        self._read: dict[int, EvolvingParameter] = {}
+
+    @property
+    def found(self) -> list[EvolvingParameter]:
+        return list(self._read.values())
+
+    def watch(self, fitness: Callable[[], Any]) -> Callable[[], Any]:
+        def watched() -> Any:
+            with self:
+                return fitness()
+
+        return watched
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        for argument in tree_leaves((args, kwargs)):
+            if isinstance(argument, Tensor) and id(argument) not in self._known and _has_memory(argument):
+                start, stop = _extent(argument)
+                for parameter, first, last in self._memory:
+                    if start < last and first < stop:
+                        self._read[parameter.index] = parameter
+        return function(*args, **kwargs)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    strided = tensor.layout == torch.strided and not tensor.is_meta and not torch.nn.parameter.is_lazy(tensor)
+    return strided and not _functorch.is_wrapped(tensor) and tensor.numel() > 0
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First and last address of a tensor's memory."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
 
 
 def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:

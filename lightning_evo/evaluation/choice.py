@@ -12,6 +12,7 @@ Modules that are compiled or scripted hide their weights and are run by the plai
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,9 +25,10 @@ from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import plain
 from lightning_evo.evaluation.batched import Batched
-from lightning_evo.evaluation.check import find_mismatch
+from lightning_evo.evaluation.check import NothingToCompare, find_mismatch
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.fitness import as_fitness
 from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Evaluation", "EvaluationName"]
@@ -88,6 +90,7 @@ class Evaluation:
         Returns:
             What ``fitness`` gave for each member, in the population's order.
         """
+        fresh = self._ways is None
         if self._ways is None:
             self._ways = self._candidates(module, space, population)
         evolving = [parameter.index for parameter in space]
@@ -105,13 +108,15 @@ class Evaluation:
                 if reason is None:
                     values = way(space, population, fitness, isolation)
                     break
+            except NothingToCompare:  # the choice waits for a batch that tells
+                return plain.evaluate(space, population, fitness, isolation)
             except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 reason = f"{type(error).__name__}: {first_line:.200}"
             failures.append(f"{way.name} is not possible: {reason}")
             ways, proven = ways[1:], False
         if not proven:
-            if isinstance(way, InForward) and self.name == "auto" and space.numel < _LARGE:
+            if isinstance(way, InForward) and self.name == "auto" and fresh and space.numel < _LARGE:
                 ways = [self._faster(way, space, population, fitness, isolation)]
             self._ways, self._proven = ways, True
             self._announce(failures)
@@ -152,14 +157,17 @@ class Evaluation:
         fitness: Callable[[], Any],
         isolation: Isolation,
     ) -> InForward | None:
+        """The plain loop, should it be faster and give the same bits: else runs would depend on how fast they were."""
         seconds: dict[InForward | None, list[float]] = {way: [], None: []}
-        for _ in range(3):
+        for member in range(min(3, len(population))):
+            values = []
             for candidate, times in seconds.items():
                 start = time.perf_counter()
-                (candidate or plain.evaluate)(space, population, fitness, isolation, [0])
-                if space[0].tensor.is_cuda:
-                    torch.cuda.synchronize()
+                (value,) = (candidate or plain.evaluate)(space, population, fitness, isolation, [member])
+                values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
                 times.append(time.perf_counter() - start)
+            if repr(values[0]) != repr(values[1]):
+                return way
         return way if min(seconds[way]) <= min(seconds[None]) else None
 
     def _announce(self, failures: list[str]) -> None:
