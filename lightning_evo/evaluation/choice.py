@@ -68,6 +68,7 @@ class Evaluation:
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
         self._ways: list[InForward | Batched | None] | None = None  # best first; None is the plain loop
         self._proven = False
+        self._hidden: list[str] = []  # modules that nothing but the plain loop can run
         self._evolving: list[int] = []
 
     def __call__(
@@ -97,7 +98,7 @@ class Evaluation:
         if evolving != self._evolving:  # frozen or unfrozen since
             self._evolving, self._proven = evolving, False
         ways, proven = self._ways, self._proven  # as they stay, should the plain loop raise, too
-        failures: list[str] = []
+        failures = [f"{name} is compiled or scripted, which hides its weights" for name in self._hidden]
         while True:
             way = ways[0]
             if way is None:
@@ -130,13 +131,8 @@ class Evaluation:
         self, module: nn.Module, space: SearchSpace, population: Population
     ) -> list[InForward | Batched | None]:
         hidden = [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
+        self._hidden = [] if self.name == "plain" else hidden[:1]
         if hidden:
-            if self.name not in ("auto", "plain"):
-                warnings.warn(
-                    f"evaluation={self.name!r} can't see into compiled and scripted modules ({hidden[0]}); the plain "
-                    "loop is used. Compile after training, or leave evaluation out.",
-                    stacklevel=2,
-                )
             return [None]
         ways: dict[str, list[InForward | Batched | None]] = {
             "plain": [None],
