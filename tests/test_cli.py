@@ -68,6 +68,8 @@ def test_every_option_from_the_command_line(run):
         f"{STRATEGY}sigma_scale=rms",
         f"{STRATEGY}evolve=[weight]",
         f"{STRATEGY}update=in_place",
+        f"{STRATEGY}evaluation=batched",
+        f"{STRATEGY}members_per_forward=4",
         f"{STRATEGY}seed=5",
     )
     evolution = trainer.strategy.evolution
@@ -87,6 +89,7 @@ def test_every_option_from_the_command_line(run):
     )
     assert evolution.algorithm == expected
     assert evolution.state.seed == 5
+    assert evolution.evaluation.summary == "evaluation: batched, 4 members per forward"
     assert [parameter.name for parameter in evolution.space] == ["layer.weight"]
     assert trainer.optimizers[0].state_dict()["state"] == {}
 
@@ -101,10 +104,13 @@ trainer:
     init_args:
       algorithm: openai_es
       population: 4
+      evaluation: batched
+      members_per_forward: auto
       sigma: {kind: exponential, start: 0.1, end: 0.01, generations: 100}
 """
     )
     trainer = run("--config", str(config))
+    assert trainer.strategy.evolution.evaluation.summary == "evaluation: batched, 4 members per forward"
     assert trainer.strategy.evolution.algorithm.sigma == algorithms.Schedule("exponential", 0.1, 0.01, 100)
     assert trainer.strategy.sigma == pytest.approx(0.1 * 0.1 ** (2 / 100))
 
@@ -118,6 +124,8 @@ trainer:
         ("sigma=-1", "sigma must be a number > 0"),
         ("sparsity=2", "sparsity must be a number in (0, 1)"),
         ("sigma_scale=big", "sigma_scale"),
+        ("evaluation=fast", "fast"),
+        ("members_per_forward=0", "members_per_forward must be 'auto' or a whole number >= 1, got 0"),
         ("algorithm=openai", "Did you mean 'openai_es'"),
     ],
 )

@@ -45,6 +45,16 @@ def test_stochastic_weight_averaging(update):
     assert int(module.net[1].num_batches_tracked) == 4  # reset, then one for each batch of the extra epoch
 
 
+@pytest.mark.parametrize("evaluation", ["auto", "in_forward"])
+def test_the_way_of_evaluating_is_said_once(evaluation, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_evo.strategies._evolution.rank_zero_info", said.append)
+    trainer(EvoStrategy(population=4, evaluation=evaluation), max_steps=6).fit(ConvNet())
+    assert [line for line in said if "evaluation: " in line] == said
+    assert len(said) == 1
+    assert evaluation == "auto" or said == ["evaluation: in_forward"]
+
+
 def test_training_step_may_return_none():
     class Model(ConvNet):
         def training_step(self, batch, batch_idx):

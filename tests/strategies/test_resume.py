@@ -81,6 +81,65 @@ def test_resumed_equals_uninterrupted(tmp_path, update, algorithm):
     assert torch.equal(next_noise(resumed), next_noise(whole))
 
 
+class Perceptron(Shuffled):
+    """What every way of evaluating can do: no metrics, no `float(loss)`."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return torch.nn.functional.cross_entropy(self.net(x), y)
+
+
+@draws_the_order_twice
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"accumulate": 3}], ids=["dense", "low_rank", "accumulated"])
+@pytest.mark.parametrize("evaluation", ["auto", "plain", "in_forward", "batched"])
+def test_resumed_equals_uninterrupted_in_every_way_of_evaluating(tmp_path, evaluation, options):
+    """Also a run that was told nothing goes on in the way of the one before, which rounds as it did."""
+    accumulate, options = options.get("accumulate", 1), {k: v for k, v in options.items() if k != "accumulate"}
+    found = []
+
+    def run(folder, epochs, evaluation, **kwargs):
+        seed_everything(kwargs.pop("seed", 7), verbose=False)
+        module = Perceptron()
+        t = trainer(
+            EvoStrategy(population=6, sigma=0.05, evaluation=evaluation, **options), max_epochs=epochs, max_steps=-1,
+            callbacks=[ModelCheckpoint(folder, save_last=True)], enable_checkpointing=True, default_root_dir=folder,
+            accumulate_grad_batches=accumulate,
+        )  # fmt: skip
+        t.fit(module, **kwargs)
+        found.append(t.strategy.evolution.evaluation.state_dict())
+        return t, module
+
+    whole, expected = run(tmp_path / "whole", 4, evaluation)
+    run(tmp_path / "part", 2, evaluation)
+    for name in {evaluation, "auto"}:
+        resumed, actual = run(tmp_path / f"resumed_{name}", 4, name, ckpt_path=tmp_path / "part" / "last.ckpt", seed=99)
+        assert resumed.global_step == whole.global_step
+        assert_same_weights(weights(actual), weights(expected))
+        assert_same_optimizer(resumed, whole)
+    if evaluation != "auto":
+        assert [state["evaluation"] for state in found] == [evaluation] * len(found)
+        assert all(state == found[0] for state in found)
+
+
+def test_momentum_in_the_space_of_a_factor_is_resumed(tmp_path):
+    """It is kept as the weights of past generations, and the checkpoint falls between two changes of the basis."""
+
+    def strategy():
+        return EvoStrategy(
+            "lozo", population=8, sigma=0.05, momentum=0.9, rank=2, basis_reuse=3, update="in_place",
+            evaluation="in_forward",
+        )  # fmt: skip
+
+    whole, expected = fit(tmp_path / "whole", strategy(), epochs=4)
+    fit(tmp_path / "part", strategy(), epochs=2)
+    saved = torch.load(tmp_path / "part" / "last.ckpt", weights_only=True)["lightning_evo"]
+    assert saved["generation"] == 8  # the third of a basis' generations comes next
+    assert [generation for generation, _ in saved["momentum"]] == [6, 7]
+    resumed, actual = fit(tmp_path / "part", strategy(), epochs=4, ckpt_path=tmp_path / "part" / "last.ckpt", seed=99)
+    assert resumed.strategy.evolution.state == whole.strategy.evolution.state
+    assert_same_weights(weights(actual), weights(expected))
+
+
 def test_resuming_in_the_middle_of_an_accumulation_window(tmp_path):
     """The fitness gathered so far is saved, so nothing of a window is lost."""
     saved = {}
