@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.isolation import Isolation
@@ -29,6 +30,7 @@ class InForward:
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
+        self._scratch: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -49,7 +51,7 @@ class InForward:
                     direction, shared = population.address(number)[0], {}
                 torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
                 isolation.start_member()
-                with Perturbed(space, population, [number], shared=shared) as perturbed:
+                with Perturbed(space, population, [number], shared=shared, scratch=self._scratch) as perturbed:
                     values.append(fitness())
                 self.seen = perturbed.seen
         finally:

@@ -31,7 +31,7 @@ __all__ = ["Perturbed"]
 
 _HUGE = 1 << 22  # elements of a matrix above which a linear layer or an embedding is computed block by block of rows
 _SHARED = 1 << 16  # elements of a tensor up to which both members of a pair are made at once, the second one for later
-_CACHED = 1 << 22  # elements that are kept for later calls in the same forward: recurrent networks read weights often
+_CACHED = 1 << 22  # elements kept from the second read in a forward on: recurrent networks read weights often
 
 Rule = Callable[..., Any]
 """A function's own way with a perturbed parameter: takes the mode, then the function's arguments; may return
@@ -48,6 +48,8 @@ class Perturbed(TorchFunctionMode):
         level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
         shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
             to both members of an antithetic pair.
+        scratch: Memory for weights that are gone after one call, by dtype: the caller gives the same dictionary every
+            time.
 
     Attributes:
         seen: Indices of the parameters that were asked for.
@@ -71,6 +73,7 @@ class Perturbed(TorchFunctionMode):
         members: Sequence[int],
         level: int | None = None,
         shared: dict[Any, Any] | None = None,
+        scratch: dict[torch.dtype, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if level is None and len(members) != 1:
@@ -82,8 +85,10 @@ class Perturbed(TorchFunctionMode):
         self.largest = 0
         self._space = space.by_identity()
         self._shared = {} if shared is None else shared
+        self._scratch = {} if scratch is None else scratch
         self._cache: dict[int, Tensor] = {}
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._read: set[int] = set()
         self._room = _CACHED
         directions, steps = zip(*map(population.address, members), strict=True)
         self.directions: list[int] = list(directions)
@@ -112,9 +117,10 @@ class Perturbed(TorchFunctionMode):
         if self.level is not None:
             values = _functorch.wrap(values, self.level)
         size = parameter.tensor.numel() * len(self.members)
-        if size <= self._room:
+        if parameter.index in self._read and size <= self._room:
             self._room -= size
             self._cache[parameter.index] = values
+        self._read.add(parameter.index)
         return values
 
     def stacked(self, argument: Tensor) -> Tensor:
@@ -124,6 +130,31 @@ class Perturbed(TorchFunctionMode):
         assert replaced is not None
         batched = _functorch.batch_first(replaced, self.level)
         return argument.expand(len(self.members), *argument.shape) if batched is None else batched
+
+    def _transient(self, parameter: EvolvingParameter) -> Tensor:
+        """:meth:`tensor`, for a function whose result keeps nothing of it: in memory that is used again and again."""
+        center = parameter.tensor.detach()
+        if self.level is not None or center.dim() < 2 or not center.is_contiguous():
+            return self.tensor(parameter)
+        rows = self.rows(parameter, 0, len(center))
+        return self.tensor(parameter) if rows is None else rows
+
+    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
+        """Some rows of the member's values, in scratch memory; ``None`` if the perturbation makes only all of them."""
+        center = parameter.tensor.detach()
+        size = (last - first) * center[0].numel()
+        scratch = self._scratch.get(center.dtype)
+        if scratch is None or len(scratch) < size or scratch.device != center.device:
+            scratch = self._scratch[center.dtype] = center.new_empty(size)
+        found = self.population.perturbation.members_of_rows(
+            self.directions[0], self.steps, parameter.index, center, first, last, [scratch[:size]]
+        )
+        if found is None:
+            return None
+        padding = parameter.padding_row
+        if padding is not None and first <= padding < last:
+            found[0][padding - first] = center[padding]
+        return found[0]
 
     def _member(self, parameter: EvolvingParameter) -> Tensor:
         center, direction, step = parameter.tensor.detach(), self.directions[0], self.steps[0]
@@ -202,6 +233,12 @@ class Perturbed(TorchFunctionMode):
             result = NotImplemented if rule is None else rule(self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
+            args = list(args)
+            for i, argument in enumerate(args if function in _FORGETFUL else ()):
+                parameter = self.find(argument)
+                if parameter is not None and _SHARED < parameter.tensor.numel() <= _HUGE:
+                    args[i] = self._transient(parameter)
+                    break  # there is scratch memory for one
             args = [self._replace(argument) for argument in args]
             kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
         if self.level is not None and function in _WITHOUT_BUFFERS:
@@ -295,17 +332,14 @@ def _embedding(
 
 def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
     """A huge matrix's rows, some at a time, with their numbers; nothing if the perturbation can't."""
-    center, perturbation = parameter.tensor.detach(), mode.population.perturbation
-    at_once = max(1, _HUGE // center[0].numel())
+    center = parameter.tensor.detach()
+    at_once = max(1, _HUGE // 4 // center[0].numel())
     for first in range(0, len(center), at_once):
         last = min(first + at_once, len(center))
-        found = perturbation.members_of_rows(mode.directions[0], mode.steps, parameter.index, center, first, last)
-        if found is None:
+        rows = mode.rows(parameter, first, last)
+        if rows is None:
             return
-        padding = parameter.padding_row
-        if padding is not None and first <= padding < last:
-            found[0][padding - first] = center[padding]
-        yield found[0], first, last
+        yield rows, first, last
 
 
 def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
@@ -357,6 +391,10 @@ _RULES: dict[Callable[..., Any], Rule] = {
 _KEYWORDS = frozenset(
     ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_idx", "max_norm", "norm_type", "sparse")
 )  # other arguments are given by position, or a call follows no rule
+
+
+# Their results keep nothing of a weight's memory.
+_FORGETFUL = frozenset(_RULES)
 
 
 def _batch_norm_without_buffers(

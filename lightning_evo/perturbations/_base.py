@@ -98,9 +98,26 @@ class Perturbation(ABC):
         return [(wide + noise * step).to(center.dtype) for step in steps]
 
     def members_of_rows(
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+        self,
+        direction: int,
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        first: int,
+        last: int,
+        outs: Sequence[Tensor] | None = None,
     ) -> list[Tensor] | None:
-        """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that can't be."""
+        """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that can't be.
+
+        Args:
+            direction: Number of the direction.
+            steps: As there.
+            parameter: Index of the tensor.
+            center: The tensor.
+            first: Number of the first row.
+            last: One past that of the last.
+            outs: Where to write them: vectors of the dtype of ``center``, one for each step.
+        """
         return None
 
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -76,18 +76,32 @@ class Dense(Perturbation):
         return [vector.view(center.shape) for vector in self._members(direction, steps, parameter, flat, 0)]
 
     def members_of_rows(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+        self,
+        direction: int,
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        first: int,
+        last: int,
+        outs: Sequence[Tensor] | None = None,
     ) -> list[Tensor] | None:
         part, width = center.detach()[first:last], center[0].numel()
-        vectors = self._members(direction, steps, parameter, part.reshape(-1), first * width)
+        vectors = self._members(direction, steps, parameter, part.reshape(-1), first * width, outs)
         return [vector.view(part.shape) for vector in vectors]
 
     def _members(
-        self, direction: int, steps: Sequence[float], parameter: int, part: Tensor, start: int
-    ) -> list[Tensor]:
+        self,
+        direction: int,
+        steps: Sequence[float],
+        parameter: int,
+        part: Tensor,
+        start: int,
+        outs: Sequence[Tensor] | None = None,
+    ) -> Sequence[Tensor]:
         """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
         check_offsets(start, start + part.numel())
-        outs = [torch.empty_like(part) for _ in steps]
+        if outs is None:
+            outs = [torch.empty_like(part) for _ in steps]
         fused = self._fused(start, part.numel())
         if fused:
             self._write_members(direction, steps, parameter, part[:fused], start, [out[:fused] for out in outs])

@@ -57,11 +57,18 @@ class Scaled(Perturbation):
         return self.inner.members(direction, [step * scale for step in steps], parameter, center)
 
     def members_of_rows(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, first: int, last: int
+        self,
+        direction: int,
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        first: int,
+        last: int,
+        outs: Sequence[Tensor] | None = None,
     ) -> list[Tensor] | None:
         scale = self._scale(parameter, center)
         scaled = [step * scale for step in steps]
-        return self.inner.members_of_rows(direction, scaled, parameter, center, first, last)
+        return self.inner.members_of_rows(direction, scaled, parameter, center, first, last, outs)
 
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
