@@ -7,6 +7,7 @@ perturbation changed. The member is farther from the center than real ones, so t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,13 @@ from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.fitness import as_fitness
+from lightning_evo.perturbations._base import noise_dtype
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["NothingToCompare", "find_mismatch"]
+
+
+_LARGE = 1 << 26  # evolving elements above which only one of many like layers is compared
 
 
 class NothingToCompare(Exception):
@@ -54,6 +59,7 @@ def find_mismatch(
     Raises:
         NothingToCompare: If the batch can't tell.
     """
+    whole, space = space, _representatives(space)
     device = space[0].tensor.device
     eps = max(torch.finfo(_precision(parameter, device)).eps for parameter in space)
     first = list(range(population.per_direction))
@@ -80,16 +86,27 @@ def find_mismatch(
         share = 0.01 if eps < 1e-4 else 0.25
         return abs(found - reference) <= share * abs(reference - center) + 16 * eps * max(abs(reference), abs(center))
 
-    aliases = _Aliases(space)
-    evaluation(space, population, aliases.watch(fitness), isolation, first)
+    aliases = _Aliases(whole)
+    evaluation(whole, population, aliases.watch(fitness), isolation, first)
     if aliases.found:
         return f"{_names(aliases.found)} is read through another tensor that shares its memory"
-    unseen = [parameter for parameter in space if parameter.index not in evaluation.seen]
+    unseen = [parameter for parameter in whole if parameter.index not in evaluation.seen]
     if unseen and repr(by_plain_loop(space.subset(unseen))) != repr(center):
         return f"{_names(unseen)} is read where no call of a PyTorch function from Python shows it"
     if agrees(space):
         return None
     return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
+
+
+def _representatives(space: SearchSpace) -> SearchSpace:
+    """Of a large model one parameter of each name and shape, whatever the layers' numbers: they share their code.
+
+    The plain loop keeps a copy of what it perturbs, and there may be no memory for one of all weights.
+    """
+    if space.numel <= _LARGE:
+        return space
+    kinds = {(re.sub(r"\d+", "#", p.name), p.tensor.shape): p for p in reversed(space)}
+    return space.subset(p for p in space if kinds[re.sub(r"\d+", "#", p.name), p.tensor.shape] is p)
 
 
 class _Aliases(TorchFunctionMode):
@@ -166,8 +183,8 @@ def _precision(parameter: EvolvingParameter, device: torch.device) -> torch.dtyp
 
 
 def _root_mean_square(space: SearchSpace) -> float:
-    squares = sum(float(parameter.tensor.detach().float().square().sum()) for parameter in space)
-    return math.sqrt(squares / space.numel)
+    norms = [float(torch.linalg.vector_norm(p.tensor.detach(), dtype=noise_dtype(p.tensor))) for p in space]
+    return math.hypot(*norms) / math.sqrt(space.numel)
 
 
 def _number(value: Any) -> float:

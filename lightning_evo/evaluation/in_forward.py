@@ -51,7 +51,9 @@ class InForward:
                     direction, shared = population.address(number)[0], {}
                 torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
                 isolation.start_member()
-                with Perturbed(space, population, [number], shared=shared, scratch=self._scratch) as perturbed:
+                perturbed = Perturbed(space, population, [number], shared=shared, scratch=self._scratch)
+                perturbed.prepare()
+                with perturbed:
                     values.append(fitness())
                 self.seen = perturbed.seen
         finally:

@@ -96,6 +96,13 @@ class Perturbed(TorchFunctionMode):
 
     # --- what a parameter is replaced with ---
 
+    def prepare(self) -> None:
+        """Make what a pair shares before the forward: made in its midst, it would scatter over the heap and pin it."""
+        if self.population.antithetic and not self._shared:
+            for parameter in {parameter.index: parameter for parameter in self._space.values()}.values():
+                if parameter.tensor.numel() <= _SHARED:
+                    self._member(parameter)
+
     def find(self, argument: object) -> EvolvingParameter | None:
         """The evolving parameter that an argument is."""
         parameter = self._space.get(id(argument))
