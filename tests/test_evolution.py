@@ -68,7 +68,7 @@ def test_a_module_evolves_as_the_algorithm_alone_does(name, dtype):
     start = torch.linspace(-1, 1, 12, dtype=dtype)
     state = algorithm.init(start, seed=3)
     module = nn.ParameterList([nn.Parameter(start.clone())])
-    subject = Evolution(algorithm, seed=3)
+    subject = Evolution(algorithm, seed=3, evaluation="plain")
     subject.setup(module)
     for _ in range(3):
         population = algorithm.ask(state)
