@@ -158,3 +158,14 @@ def test_an_enclosing_autocast_does_not_keep_old_weights():
         fitness = evaluate(module, population(), lambda: module(x).float().sum())
         assert torch.equal(module(x), before)
     assert len({float(value) for value in fitness}) == 6
+
+
+def test_members_do_not_depend_on_the_default_dtype():
+    """Lightning sets it while it runs with a precision of "64-true", "bf16-true" or "16-true"."""
+    center, members = torch.zeros(36), population()
+    expected = members.perturbation.noise([0, 1], 0, center)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(members.perturbation.noise([0, 1], 0, center), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
