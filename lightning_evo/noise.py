@@ -371,7 +371,7 @@ def _draw_rows(
     address, table, size = address_of(key, parameter), normal_table(device), row_size(distribution)
     library = kernels.native(table)
     if library:
-        out = torch.empty(len(members), end - begin, size)
+        out = torch.empty(len(members), end - begin, size, dtype=torch.float32)  # whatever the default dtype
         library.draw(distribution, address, table, begin, members, out)
         return out.flatten(1)
     row = torch.arange(begin, end, device=device).repeat(len(members))
