@@ -2,7 +2,7 @@
 
 The rule of ``"auto"``:
 
-* With low-rank noise members share their matrix products: ``batched``.
+* With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
 * Dense noise of a small network of linear layers: ``batched``, too.
 * Any other model: ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
   dense noise these two give the same bits, so nothing but speed depends on what was faster.
@@ -106,6 +106,9 @@ class Evaluation:
                 break
             try:
                 reason = None if proven else find_mismatch(way, space, population, fitness, isolation)
+                if reason is None and fresh and self._brings_nothing(way, population):
+                    ways = ways[1:]
+                    continue
                 if reason is None:
                     values = way(space, population, fitness, isolation)
                     break
@@ -122,6 +125,12 @@ class Evaluation:
             self._ways, self._proven = ways, True
             self._announce(failures)
         return values
+
+    def _brings_nothing(self, way: InForward | Batched, population: Population) -> bool:
+        """Whether so few members fit into one forward that they may as well run one by one."""
+        if not isinstance(way, Batched) or self.name != "auto" or self._size != "auto":
+            return False
+        return way.members_per_forward == population.per_direction
 
     def forget(self) -> None:
         """Choose anew: the module is another one."""
