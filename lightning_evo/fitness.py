@@ -65,8 +65,19 @@ def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callabl
     It raises TypeError where the step returns anything but a real number or tensor, ``None`` included, and ValueError
     where it returns more than one dimension or no element.
     """
-    index = (batch_idx,) if len(inspect.signature(fitness_step).parameters) > 1 else ()
+    index = (batch_idx,) if _wants_index(fitness_step) else ()
     return lambda batch: as_fitness(fitness_step(batch, *index))
+
+
+def _wants_index(fitness_step: Callable[..., Any]) -> bool:
+    """Whether the second parameter is for the batch's number: one by position that is named so or has no default."""
+    second = list(inspect.signature(fitness_step).parameters.values())[1:2]
+    if not second:
+        return False
+    parameter = second[0]
+    if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.VAR_POSITIONAL):
+        return False
+    return parameter.name == "batch_idx" or parameter.default is parameter.empty
 
 
 def fitness_of_loss(output: Any) -> Tensor | None:

@@ -157,3 +157,18 @@ def test_fitness_step_may_leave_out_the_batch_index():
     assert float(fitness_of_step(lambda batch, batch_idx: batch + batch_idx, 7)(3.0)) == 10
     with pytest.raises(TypeError, match="returned NoneType"):
         fitness_of_step(lambda batch: None, 7)(3.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (lambda batch: batch, 1.0),
+        (lambda batch, batch_idx: batch + batch_idx, 6.0),
+        (lambda batch, number: batch + number, 6.0),
+        (lambda batch, batch_idx=0: batch + batch_idx, 6.0),
+        (lambda batch, temperature=0.5: batch + temperature, 1.5),
+        (lambda batch, *, flag=2: batch + flag, 3.0),
+    ],
+)
+def test_the_batchs_number_goes_where_it_is_asked_for(step, expected):
+    assert float(fitness_of_step(step, 5)(torch.tensor(1.0))) == expected

@@ -228,6 +228,8 @@ class EvolutionStrategy(Algorithm[ESState]):
                 "rank and basis_reuse, or use an optimizer with momentum."
             )
         directions = self.population // (2 if self.antithetic else 1)
+        if self.top_k == 1 and not self.antithetic:
+            raise ValueError("top_k=1 without antithetic pairs compares a member with nothing. Use top_k >= 2.")
         if self.top_k is not None and self.top_k not in range(1, directions + 1):
             raise ValueError(f"top_k must be between 1 and the number of directions ({directions}), got {self.top_k}.")
         if self.population == 2 and self.shaping == "z_score":

@@ -59,10 +59,14 @@ def find_mismatch(
     Raises:
         NothingToCompare: If the batch can't tell.
     """
-    whole, space = space, _representatives(space)
-    device = space[0].tensor.device
-    eps = max(torch.finfo(_precision(parameter, device)).eps for parameter in space)
     first = list(range(population.per_direction))
+    aliases = _Aliases(space)
+    evaluation(space, population, aliases.watch(fitness), isolation, first)
+    if aliases.found:
+        return f"{_names(aliases.found)} is read through another tensor that shares its memory"
+    unseen = _representatives(space.subset(p for p in space if p.index not in evaluation.seen))
+    space = _representatives(space.subset(p for p in space if p.index in evaluation.seen) or space)
+    eps = max(torch.finfo(dtype).eps for dtype in {p.tensor.dtype for p in space} | aliases.autocast)
     isolation.start_member()
     with torch.no_grad():
         center = _number(fitness())
@@ -83,16 +87,15 @@ def find_mismatch(
         reference, found = by_plain_loop(some), _number(evaluation(some, population, fitness, isolation, first)[0])
         if not math.isfinite(reference) or not math.isfinite(found):
             return repr(reference) == repr(found)
-        share = 0.01 if eps < 1e-4 else 0.25
-        return abs(found - reference) <= share * abs(reference - center) + 16 * eps * max(abs(reference), abs(center))
+        size = max(abs(reference), abs(center))
+        # Losses of 16-bit models are computed in float32, so they are rounded far less than the weights are.
+        allowed = 0.01 * abs(reference - center) + 16 * eps * size
+        if eps > 1e-4:
+            allowed = 0.25 * abs(reference - center) + eps / 8 * size
+        return abs(found - reference) <= allowed
 
-    aliases = _Aliases(whole)
-    evaluation(whole, population, aliases.watch(fitness), isolation, first)
-    if aliases.found:
-        return f"{_names(aliases.found)} is read through another tensor that shares its memory"
-    unseen = [parameter for parameter in whole if parameter.index not in evaluation.seen]
-    if unseen and repr(by_plain_loop(space.subset(unseen))) != repr(center):
-        return f"{_names(unseen)} is read where no call of a PyTorch function from Python shows it"
+    if unseen and repr(by_plain_loop(unseen)) != repr(center):
+        return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
     if agrees(space):
         return None
     return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
@@ -110,13 +113,19 @@ def _representatives(space: SearchSpace) -> SearchSpace:
 
 
 class _Aliases(TorchFunctionMode):
-    """Notes whose memory is read through tensors that are no parameters: views that were made before the forward."""
+    """Notes whose memory is read through tensors that are no parameters: views that were made before the forward.
+
+    Attributes:
+        autocast: The dtypes that an autocast inside the fitness computed in.
+    """
 
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self._known = space.by_identity()
         self._memory = [(parameter, *_extent(parameter.tensor)) for parameter in space if parameter.tensor.numel()]
         self._read: dict[int, EvolvingParameter] = {}
+        self._device = space[0].tensor.device.type
+        self.autocast: set[torch.dtype] = set()
 
     @property
     def found(self) -> list[EvolvingParameter]:
@@ -137,6 +146,8 @@ class _Aliases(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_autocast_enabled(self._device):
+            self.autocast.add(torch.get_autocast_dtype(self._device))
         for argument in tree_leaves((args, kwargs)):
             if isinstance(argument, Tensor) and id(argument) not in self._known and _has_memory(argument):
                 start, stop = _extent(argument)
@@ -173,13 +184,6 @@ def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list
 
 def _names(parameters: list[EvolvingParameter]) -> str:
     return preview([parameter.name for parameter in parameters])
-
-
-def _precision(parameter: EvolvingParameter, device: torch.device) -> torch.dtype:
-    """The dtype that a parameter is computed with."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    return parameter.tensor.dtype
 
 
 def _root_mean_square(space: SearchSpace) -> float:

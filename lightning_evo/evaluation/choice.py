@@ -213,6 +213,7 @@ class Evaluation:
 
 def _hides_its_weights(module: nn.Module) -> bool:
     compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+    compiled = compiled or getattr(module, "_compiler_ctx", None) is not None  # where Lightning unwraps it
     return compiled or isinstance(module, torch.jit.ScriptModule)
 
 

@@ -132,13 +132,14 @@ class Isolation:
         metric = _metric_class()
         self._random = RandomState(self._device)
         self._modes = [(module, module.training) for module in modules]
-        self._buffers = _Buffers(modules)
+        # A buffer that shares a weight's memory is part of the member, not of what it may leave behind.
+        weights = {_storage(parameter) for parameter in self._module.parameters()}
+        self._buffers = _Buffers(modules, weights)
         self._attributes = [
             _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
             for m in modules
             if not type(m).__module__.startswith("torch.")  # torch's own modules keep their state in buffers
         ]
-        weights = {_storage(parameter) for parameter in self._module.parameters()}
         self._tensors = Contents(
             tensor
             for attributes in self._attributes
@@ -181,16 +182,17 @@ def _metric_class() -> type | None:
 
 
 class _Buffers:
-    """The buffers of all modules: which tensors they are, and what these hold."""
+    """The buffers of all modules: which tensors they are, and what these hold, where that is not weights' memory."""
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: list[nn.Module], weights: set[int]) -> None:
         # TorchScript modules keep their buffers to themselves.
         registries: list[Any] = [module._buffers for module in modules]
         self._registries = [(own, own.copy()) for own in registries if isinstance(own, dict)]
         buffers = (buffer for module in modules for _, buffer in module.named_buffers(recurse=False))
         # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
         # writes through `.data` count it up.
-        self._contents = Contents(buffers, trust_versions=False)
+        own_memory = (buffer for buffer in buffers if _is_plain(buffer) and _storage(buffer) not in weights)
+        self._contents = Contents(own_memory, trust_versions=False)
 
     def restore(self) -> None:
         for registry, buffers in self._registries:
@@ -233,6 +235,8 @@ def _version(tensor: Tensor) -> int | None:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has memory of its own for every element, so that it can be copied and written to."""
     if tensor.layout != torch.strided or nn.parameter.is_lazy(tensor):
+        return False
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():  # nobody can write to it
         return False
     return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 

@@ -99,9 +99,11 @@ class Perturbed(TorchFunctionMode):
     def prepare(self) -> None:
         """Make what a pair shares before the forward: made in its midst, it would scatter over the heap and pin it."""
         if self.population.antithetic and not self._shared:
+            room = _CACHED
             for parameter in {parameter.index: parameter for parameter in self._space.values()}.values():
-                if parameter.tensor.numel() <= _SHARED:
-                    self._member(parameter)
+                if parameter.tensor.numel() <= min(_SHARED, room):
+                    room -= parameter.tensor.numel()
+                    self._share(parameter)
 
     def find(self, argument: object) -> EvolvingParameter | None:
         """The evolving parameter that an argument is."""
@@ -141,8 +143,11 @@ class Perturbed(TorchFunctionMode):
     def _transient(self, parameter: EvolvingParameter) -> Tensor:
         """:meth:`tensor`, for a function whose result keeps nothing of it: in memory that is used again and again."""
         center = parameter.tensor.detach()
-        if self.level is not None or center.dim() < 2 or not center.is_contiguous():
+        if self.level is not None or center.dim() < 2 or not center.is_contiguous() or torch.is_grad_enabled():
+            return self.tensor(parameter)  # autograd, if it is on, keeps the weight
+        if parameter.index in self._read:  # read again, as in a recurrent network: worth keeping
             return self.tensor(parameter)
+        self._read.add(parameter.index)
         rows = self.rows(parameter, 0, len(center))
         return self.tensor(parameter) if rows is None else rows
 
@@ -163,16 +168,18 @@ class Perturbed(TorchFunctionMode):
             found[0][padding - first] = center[padding]
         return found[0]
 
+    def _share(self, parameter: EvolvingParameter) -> None:
+        """Make a tensor of both members of a pair."""
+        center, steps = parameter.tensor.detach(), [self.steps[0], -self.steps[0]]
+        members = self.population.perturbation.members(self.directions[0], steps, parameter.index, center)
+        self._shared["members", parameter.index] = dict(zip(steps, members, strict=True))
+
     def _member(self, parameter: EvolvingParameter) -> Tensor:
         center, direction, step = parameter.tensor.detach(), self.directions[0], self.steps[0]
         members = self.population.perturbation.members
-        if self.population.antithetic and center.numel() <= _SHARED:
-            key = "members", parameter.index
-            if key not in self._shared:
-                self._shared[key] = dict(
-                    zip((step, -step), members(direction, [step, -step], parameter.index, center), strict=True)
-                )
-            member: Tensor = self._shared[key][step]
+        both = self._shared.get(("members", parameter.index))
+        if both is not None:
+            member: Tensor = both[step]
         else:
             (member,) = members(direction, [step], parameter.index, center)
         if (
@@ -236,6 +243,8 @@ class Perturbed(TorchFunctionMode):
 
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self._concerned(args) or self._concerned(kwargs.values()):
+            if function is Tensor.data_ptr:
+                raise RuntimeError("A weight's memory is read directly, by its address.")
             rule = _RULES.get(function) if kwargs.keys() <= _KEYWORDS else None
             result = NotImplemented if rule is None else rule(self, *args, **kwargs)
             if result is not NotImplemented:
@@ -281,7 +290,7 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
         return low_rank.linear(mode, x, weight, bias, parameter)
     if mode.level is not None:
         return _stacked_linear(mode, x, weight, bias)
-    if weight.numel() <= _HUGE:
+    if weight.numel() <= _HUGE or torch.is_grad_enabled():
         return NotImplemented
     inputs, bias = mode._replace(x), mode.replace(bias)
     output: Any = NotImplemented
@@ -326,7 +335,7 @@ def _embedding(
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.embedding(mode, ids, weight, parameter)
-    if mode.level is not None or weight.numel() <= _HUGE:
+    if mode.level is not None or weight.numel() <= _HUGE or torch.is_grad_enabled():
         return NotImplemented
     output = None
     for rows, first, last in _blocks_of_rows(mode, parameter):

@@ -291,7 +291,8 @@ def test_a_batch_that_everyone_declines_proves_nothing():
 
 @pytest.mark.parametrize("first", [0.0, torch.nan])
 def test_a_fitness_that_does_not_depend_on_the_weights_proves_nothing(first):
-    module, x = Cached(lambda w: w.detach()), torch.randn(8, 6)
+    module = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1))
+    x = torch.randn(8, 6)
     evaluation, members, factor = Evaluation("in_forward"), population(), first
 
     def fitness():
@@ -299,10 +300,18 @@ def test_a_fitness_that_does_not_depend_on_the_weights_proves_nothing(first):
 
     with Isolation(module, CPU) as isolation:
         evaluation(module, SearchSpace(module), members, fitness, isolation)
+    assert not evaluation.summary
     factor = 1.0
-    with pytest.warns(UserWarning, match=r"layers\.0\.weight"):
-        values, expected = choose(evaluation, module, members, fitness)
+    values, expected = choose(evaluation, module, members, fitness)
+    assert evaluation.summary == "evaluation: in_forward"
     assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("factor", [0.0, torch.nan])
+def test_a_view_of_a_weight_is_found_whatever_the_fitness(factor):
+    module, x = Cached(lambda w: w.detach()), torch.randn(8, 6)
+    with pytest.warns(UserWarning, match=r"layers\.0\.weight"):
+        choose(Evaluation("in_forward"), module, population(), lambda: (module(x) * factor).square().mean())
 
 
 def test_another_choice_of_parameters_is_proven_anew():

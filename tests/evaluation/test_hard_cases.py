@@ -1,0 +1,103 @@
+"""Modules that are unusual, but real, and once came out wrong."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_evo import Evolution, SearchSpace, algorithms
+from lightning_evo.evaluation import check, plain
+from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.isolation import Isolation
+
+CPU = torch.device("cpu")
+
+
+def population_of(name="openai_es", **options):
+    algorithm = algorithms.get(name)(**{"population": 4, "sigma": 0.1, **options})
+    return algorithm.ask(algorithm.init(seed=0))
+
+
+def test_a_buffer_that_shares_a_weights_memory_is_the_members():
+    model = nn.Linear(3, 2)
+    model.register_buffer("view", model.weight.detach(), persistent=False)
+    x, space, population = torch.randn(5, 3), SearchSpace(model), population_of()
+    with Isolation(model, CPU) as isolation:
+        found = plain.evaluate(space, population, lambda: model(x).square().mean(), isolation)
+    for number, value in enumerate(found):
+        direction, step = population.address(number)
+        weight, bias = (
+            population.perturbation.members(direction, [step], p.index, p.tensor.detach())[0] for p in space
+        )
+        torch.testing.assert_close(value, nn.functional.linear(x, weight, bias).square().mean())
+
+
+def test_a_batch_made_in_inference_mode_is_a_batch():
+    model = nn.Linear(3, 1)
+    with torch.inference_mode():
+        batch = torch.randn(8, 3)
+    evolution = Evolution("openai_es", population=4, seed=0)
+    evolution.setup(model)
+    assert evolution.evaluate(lambda x: -model(x).square().mean(), batch)
+    assert evolution.conclude().fitness.isfinite().all()
+
+
+def test_the_check_copies_one_expert_of_many_that_no_batch_used(monkeypatch):
+    monkeypatch.setattr(check, "_LARGE", 1000)
+    copied = []
+    by_loop = plain.evaluate
+
+    def counting(space, *args):
+        copied.append(space.numel)
+        return by_loop(space, *args)
+
+    monkeypatch.setattr(check.plain, "evaluate", counting)
+    model = nn.ModuleList(nn.Linear(20, 20) for _ in range(30))
+    x = torch.randn(4, 20)
+    with Isolation(model, CPU) as isolation:
+        space = SearchSpace(model)
+        reason = check.find_mismatch(
+            InForward(), space, population_of(), lambda: model[3](x).square().mean(), isolation
+        )
+    assert reason is None
+    assert max(copied) <= 2 * 420
+
+
+def test_a_weight_read_by_its_address_sends_the_model_to_the_plain_loop():
+    model = nn.Linear(3, 1)
+    evolution = Evolution("openai_es", population=4, seed=0, evaluation="in_forward")
+    evolution.setup(model)
+    x = torch.randn(8, 3)
+
+    def fitness(batch):
+        assert model.weight.data_ptr()
+        return -model(batch).square().mean()
+
+    with pytest.warns(UserWarning, match="read directly, by its address"):
+        evolution.evaluate(fitness, x)
+    assert evolution.evaluation.summary.startswith("evaluation: plain")
+
+
+def test_autograd_inside_the_fitness_keeps_the_weights_that_it_saved():
+    model = nn.Sequential(nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 300), nn.Tanh(), nn.Linear(300, 1))
+    x = torch.randn(4, 300)
+
+    def fitness():
+        with torch.enable_grad():
+            inputs = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(model(inputs).sum(), inputs)
+        return -slope.square().mean()
+
+    space, population = SearchSpace(model), population_of(sigma=0.02)
+    with Isolation(model, CPU) as isolation:
+        expected = plain.evaluate(space, population, fitness, isolation)
+        assert [float(v) for v in InForward()(space, population, fitness, isolation)] == [float(v) for v in expected]
+
+
+def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
+    from lightning_evo.evaluation import perturbed
+
+    monkeypatch.setattr(perturbed, "_CACHED", 1000)
+    model = nn.ParameterList(nn.Parameter(torch.randn(20, 20)) for _ in range(10))
+    shared = {}
+    perturbed.Perturbed(SearchSpace(model), population_of(), [0], shared=shared).prepare()
+    assert len(shared) == 2
