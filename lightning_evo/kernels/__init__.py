@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,6 +156,12 @@ class Library:
         path: The shared library.
     """
 
+    _draw: Any
+    _members: Any
+    _sum: Any
+    _move: Any
+    _update: Any
+
     UNIT = 2048
     """Elements that are whole rows of every distribution."""
 
@@ -183,7 +190,7 @@ class Library:
     ) -> None:
         """Write the values of rows ``first``, ``first + 1``, … to ``out [members, rows, row size]``, float32."""
         numbers = (ctypes.c_int64 * len(members))(*members)
-        self._draw(  # type: ignore[attr-defined]
+        self._draw(
             _DISTRIBUTIONS[distribution],
             _words(address),
             table.data_ptr(),
@@ -207,7 +214,7 @@ class Library:
         steps: Sequence[float],
     ) -> None:
         """``outs[i] = center + steps[i] * eps``, of tensors ``[rows, row size]``."""
-        self._members(  # type: ignore[attr-defined]
+        self._members(
             _DISTRIBUTIONS[distribution],
             _DTYPES[center.dtype],
             _words(address),
@@ -233,7 +240,7 @@ class Library:
         total: Tensor,
     ) -> None:
         """``total += sum_d weights[d] eps_d``, one by one, of a float32 tensor ``[rows, row size]``."""
-        self._sum(  # type: ignore[attr-defined]
+        self._sum(
             _DISTRIBUTIONS[distribution],
             _words(address),
             table.data_ptr(),
@@ -248,7 +255,7 @@ class Library:
 
     def move(self, address: Sequence[int], first: int, center: Tensor, step: Tensor) -> None:
         """``center += step``, rounded stochastically; of vectors, ``step`` in float32."""
-        self._move(  # type: ignore[attr-defined]
+        self._move(
             _DTYPES[center.dtype],
             _words(address),
             first,
@@ -284,7 +291,7 @@ class Library:
         Returns:
             The squared norm of the sum.
         """
-        return self._update(  # type: ignore[attr-defined, no-any-return]
+        squares: float = self._update(
             _DISTRIBUTIONS[distribution],
             _DTYPES[center.dtype],
             _words(noise),
@@ -298,6 +305,7 @@ class Library:
             center.data_ptr(),
             _threads(center.numel() * len(weights)),
         )
+        return squares
 
 
 def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:

@@ -27,7 +27,7 @@ from lightning_evo.noise import (
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.rounding import move
 
-__all__ = ["Dense"]
+__all__ = ["Dense", "standardised"]
 
 _CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
 _AT_ONCE = 1 << 22  # elements that plain tensor operations perturb at a time: they need 40 bytes for each
@@ -218,10 +218,10 @@ class Dense(Perturbation):
             dtype=noise_dtype(center),
             device=center.device,
         )
-        return _standardised(self.distribution, values)
+        return standardised(self.distribution, values)
 
 
-def _standardised(distribution: str, values: Tensor) -> Tensor:
+def standardised(distribution: str, values: Tensor) -> Tensor:
     """Mean 0 and variance 1."""
     return (values - 0.5) * math.sqrt(12) if distribution == "uniform" else values
 
@@ -229,7 +229,7 @@ def _standardised(distribution: str, values: Tensor) -> Tensor:
 def _noise_rows(count: int, distribution: str, words: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
     first, member = words[0], words[1]
     numbers = first + torch.arange(count, device=words.device)
-    return _standardised(distribution, rows(distribution, numbers, member, words[2:], table).to(dtype))
+    return standardised(distribution, rows(distribution, numbers, member, words[2:], table).to(dtype))
 
 
 @Kernel

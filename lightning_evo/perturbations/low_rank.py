@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lightning_evo.noise import Distribution, NoiseKey, draw
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
-from lightning_evo.perturbations.dense import Dense
+from lightning_evo.perturbations.dense import Dense, standardised
 
 __all__ = ["LowRank"]
 
@@ -196,4 +196,4 @@ class LowRank(Perturbation):
             dtype=noise_dtype(center),
             device=center.device,
         )
-        return (values - 0.5) * math.sqrt(12) if self.distribution == "uniform" else values  # mean 0, variance 1
+        return standardised(self.distribution, values)
