@@ -21,7 +21,7 @@ from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Popu
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.isolation import Isolation, RandomState
-from lightning_evo.fitness import as_fitness
+from lightning_evo.fitness import as_fitnesses
 from lightning_evo.noise import NoiseKey, Stream, draw
 from lightning_evo.search_space import Evolve, SearchSpace
 from lightning_evo.update import Update
@@ -187,12 +187,12 @@ class Evolution:
                 values = self.evaluation(self._module, self.space, population, run, isolation)
         finally:
             shared.restore()
-        given = [as_fitness(value, source="fitness") for value in values if value is not None]
+        given = [value for value in values if value is not None]
         if not given:
             return False
         declined = torch.tensor([value is None for value in values])
         fitnesses = torch.full((len(values),), math.nan, dtype=torch.float64)
-        fitnesses[~declined] = torch.stack(given).cpu().to(torch.float64)
+        fitnesses[~declined] = as_fitnesses(given, source="fitness").cpu().to(torch.float64)
         self._fitness_sum += fitnesses * weight
         self._weight += weight
         return True

@@ -6,15 +6,15 @@ This is the only place where a loss turns into a fitness, by its sign.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["as_fitness", "fitness_of_loss", "fitness_of_step", "token_log_probability"]
+__all__ = ["as_fitness", "as_fitnesses", "fitness_of_loss", "fitness_of_step", "token_log_probability"]
 
 
 def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
@@ -36,7 +36,7 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         >>> as_fitness(torch.tensor([True, False, True, True]))
         tensor(0.7500, dtype=torch.float64)
     """
-    if isinstance(value, Tensor) and value.dim() == 0 and value.dtype in (torch.float32, torch.float64):
+    if _is_scalar(value):
         return value.detach().clone()  # the quick way for what needs no more; of its own, as a mean would be
     if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
         value = torch.tensor(float(value), dtype=torch.float64)
@@ -57,6 +57,16 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
     # float32 holds the half floats exactly, but not all whole numbers; the MPS device has nothing longer.
     exact = value.dtype == torch.float64 or (not value.is_floating_point() and value.device.type != "mps")
     return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
+
+
+def _is_scalar(value: Any) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() == 0 and value.dtype in (torch.float32, torch.float64)
+
+
+def as_fitnesses(values: Sequence[Any], *, source: str = "fitness_step") -> Tensor:
+    """:func:`as_fitness` of several members, ``[members]``."""
+    quick = all(map(_is_scalar, values))
+    return torch.stack([value.detach() if quick else as_fitness(value, source=source) for value in values])
 
 
 def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callable[[Any], Tensor]:

@@ -124,6 +124,26 @@ def test_sizes_around_those_of_rows(elements, plain):
 
 
 @needs_kernels
+@pytest.mark.parametrize("bias", [None, "shared", "own"])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_of_low_rank(dtype, rank, bias):
+    torch.manual_seed(0)
+    library = kernels._library()
+    for members, shared_x, rows, inputs, outputs in [(1, True, 1, 1, 1), (3, False, 5, 37, 70), (2, True, 33, 64, 513)]:
+        x = torch.randn(1 if shared_x else members, rows, inputs).to(dtype)
+        b, a = torch.randn(members, rank, inputs), torch.randn(members, rank, outputs)
+        biases = None if bias is None else torch.randn(1 if bias == "shared" else members, outputs).to(dtype)
+        expected = x.double() @ b.double().mT @ a.double()
+        if biases is not None:
+            expected = expected + biases.double()[:, None]
+        result = library.low_rank(biases, x, b, a)
+        assert result.dtype == dtype
+        error = (result.double() - expected).abs().max() / expected.abs().max()
+        assert error < {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+
+
+@needs_kernels
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_the_norm_of_an_update_in_one_pass(distribution):
     weights, center = [0.5, -2.0, 1.0], torch.zeros(50_001)

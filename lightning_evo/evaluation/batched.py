@@ -24,7 +24,8 @@ from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Batched"]
 
-_BUDGET = 1 << 24  # bytes for the members of one forward on a CPU: more would leave its cache and run slower
+_LARGEST = 1 << 26  # bytes of the largest tensor of one forward on a CPU: larger ones come from the system page by page
+_ENOUGH = 64  # members in one forward on a CPU: more would save nothing, and leave its cache
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 
 
@@ -119,15 +120,19 @@ class Batched:
 
 
 def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -> int:
-    """Members per forward that fit into memory, by what the first ones needed."""
+    """Members per forward, by what the first ones needed: all, or a power of two."""
     center = space[0].tensor
-    noise = sum(_noise_size(space, first))
-    needed = (first.largest * _LIVE + noise) * max(4, center.element_size())
-    fitting = _memory(center.device) // max(1, needed)
+    wide = max(4, center.element_size())
+    needed = (first.largest * _LIVE + sum(_noise_size(space, first))) * wide
+    fitting = _free_memory(center.device) // 2 // max(1, needed)
+    if center.device.type == "cpu":
+        fitting = min(fitting, _ENOUGH, _LARGEST // max(1, first.largest * wide))
+    if fitting >= len(population):
+        return len(population)
     size = population.per_direction
-    while size * 2 <= min(fitting, len(population)):
+    while size * 2 <= fitting:
         size *= 2
-    return len(population) if fitting >= len(population) else size
+    return size
 
 
 def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
@@ -137,14 +142,14 @@ def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
         yield parameter.tensor.numel() if factors is None else sum(factor[0].numel() for factor in factors)
 
 
-def _memory(device: torch.device) -> int:
-    """Bytes that the members of one forward may take."""
+def _free_memory(device: torch.device) -> int:
+    """In bytes."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return min(_BUDGET, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not everywhere
-        return _BUDGET
+        return 1 << 30
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -26,6 +26,7 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import plain
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.check import NothingToCompare, find_mismatch
+from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.fitness import as_fitness
@@ -93,6 +94,8 @@ class Evaluation:
         """
         fresh = self._ways is None
         if self._ways is None:
+            if space[0].tensor.device.type == "cpu":
+                keep_freed_memory()
             self._ways = self._candidates(module, space, population)
         evolving = [parameter.index for parameter in space]
         if evolving != self._evolving:  # frozen or unfrozen since

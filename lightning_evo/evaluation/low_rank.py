@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_evo import kernels
 from lightning_evo.evaluation import _functorch
 from lightning_evo.search_space import EvolvingParameter
 
@@ -45,21 +46,20 @@ def linear(
     """
     of_rows, of_columns = _factors(mode, parameter)
     thin_in, thin_out = (of_rows, of_columns) if transposed else (of_columns, of_rows)
-    matrix = weight.detach().t() if transposed else weight.detach()
+    matrix = weight.detach() if transposed else weight.detach().t()  # [inputs, outputs]
     inputs = _batch(mode, x)
     with _outside(mode):
         values = _member_bias(mode, bias)
-        # The center's product, of all members at once: [members or 1, rows, outputs].
-        flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
-        shared = functional.linear(flat, matrix, bias if values is None else None)
-        with torch.autocast(x.device.type, enabled=False):
-            dtype = shared.dtype
-            hidden = _thin_product(flat.to(dtype), thin_in.to(dtype))
-            thin_out = thin_out.to(dtype).mT
-            if values is not None:
-                hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:2], 1)], dim=2)
-                thin_out = torch.cat([thin_out, values.to(dtype)[:, None]], dim=1)
-            result = _add_product(shared, hidden, thin_out)
+        if values is None and bias is not None:
+            values = bias[None]
+        inputs, matrix, values = _as_autocast(inputs, matrix, values)
+        with _without_autocast(x):
+            flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
+            result = _change(values, flat, thin_in.mT, thin_out.mT)
+            if len(flat) == len(result):  # the center's product, of all members at once
+                result.flatten(0, 1).addmm_(flat.flatten(0, 1), matrix)
+            else:
+                result += flat @ matrix
         result = result.view(len(result), *inputs.shape[1:-1], result.shape[-1])
     return _unbatch(mode, result)
 
@@ -79,7 +79,7 @@ def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingP
         flat = numbers.flatten(1)
         shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
         index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight):
             hidden = of_rows.gather(1, index).to(shared.dtype)
             result = _add_product(shared, hidden, of_columns.to(shared.dtype).mT)
         result = result.view(len(result), *numbers.shape[1:], result.shape[-1])
@@ -113,7 +113,7 @@ def convolution(
         shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
         shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
         dtype, members = shared.dtype, len(of_rows)
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(
                 dtype
             )  # [members, rank, inputs, *kernel]
@@ -155,6 +155,41 @@ def _batch(mode: Perturbed, x: Tensor) -> Tensor:
 
 def _unbatch(mode: Perturbed, result: Tensor) -> Tensor:
     return result[0] if mode.level is None else _functorch.wrap(result, mode.level)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _as_autocast(*tensors: Tensor | None) -> list[Any]:
+    """Tensors as an enclosing autocast would give them to a matrix product."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
+    """What differs between members: ``bias + (x B) A^T``, ``[members, rows, outputs]``.
+
+    Args:
+        bias: ``[members or 1, outputs]`` or ``None``.
+        x: ``[members or 1, rows, inputs]``.
+        b: B transposed, ``[members, rank, inputs]``.
+        a: A transposed, ``[members, rank, outputs]``.
+    """
+    given = [x, b, a] if bias is None else [x, b, a, bias]
+    if not torch.is_grad_enabled() and not x.is_cuda and not any(map(_functorch.is_wrapped, given)):
+        x, b, a, bias = x.contiguous(), b.contiguous(), a.contiguous(), None if bias is None else bias.contiguous()
+        library = kernels.native(*given) if x.dtype != torch.float64 else None
+        if library and a.shape[1] <= library.MAXIMAL_RANK:
+            return library.low_rank(bias, x, b, a)
+    hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
+    if bias is not None:
+        return torch.baddbmm(bias[:, None].to(x.dtype), hidden, right)
+    return hidden @ right
 
 
 def _thin_product(x: Tensor, thin: Tensor) -> Tensor:

@@ -15,27 +15,22 @@ members.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import _functorch, low_rank
+from lightning_evo.evaluation import _functorch
+from lightning_evo.evaluation.rules import BATCHED, HUGE, KEYWORDS, RULES
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["Perturbed"]
 
-_HUGE = 1 << 22  # elements of a matrix above which a linear layer or an embedding is computed block by block of rows
 _SHARED = 1 << 16  # elements of a tensor up to which both members of a pair are made at once, the second one for later
 _CACHED = 1 << 22  # elements kept from the second read in a forward on: recurrent networks read weights often
-
-Rule = Callable[..., Any]
-"""A function's own way with a perturbed parameter: takes the mode, then the function's arguments; may return
-``NotImplemented``."""
 
 
 class Perturbed(TorchFunctionMode):
@@ -101,7 +96,7 @@ class Perturbed(TorchFunctionMode):
         if self.population.antithetic and not self._shared:
             room = _CACHED
             for parameter in {parameter.index: parameter for parameter in self._space.values()}.values():
-                if parameter.tensor.numel() <= min(_SHARED, room):
+                if parameter.tensor.numel() <= min(_SHARED, room) and self.factors(parameter) is None:
                     room -= parameter.tensor.numel()
                     self._share(parameter)
 
@@ -236,29 +231,37 @@ class Perturbed(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _HARMLESS:
             return function(*args, **kwargs)
-        result = self._call(function, args, kwargs)
+        if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
+            result = self._perturbed(function, args, kwargs)
+        else:
+            result = self._call(function, args, kwargs)
         if self.level is not None and isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())
         return result
 
+    def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that is given evolving parameters."""
+        if function is Tensor.data_ptr:
+            raise RuntimeError("A weight's memory is read directly, by its address.")
+        rule = RULES.get(function) if kwargs.keys() <= KEYWORDS else None
+        result = NotImplemented if rule is None else rule(self, *args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        args = list(args)
+        # The results of functions with a rule keep nothing of a weight's memory.
+        for i, argument in enumerate(args if function in RULES else ()):
+            parameter = self.find(argument)
+            if parameter is not None and _SHARED < parameter.tensor.numel() <= HUGE:
+                args[i] = self._transient(parameter)
+                break  # there is scratch memory for one
+        args = [self.replace_all(argument) for argument in args]
+        return self._call(function, args, {name: self.replace_all(argument) for name, argument in kwargs.items()})
+
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self._concerned(args) or self._concerned(kwargs.values()):
-            if function is Tensor.data_ptr:
-                raise RuntimeError("A weight's memory is read directly, by its address.")
-            rule = _RULES.get(function) if kwargs.keys() <= _KEYWORDS else None
-            result = NotImplemented if rule is None else rule(self, *args, **kwargs)
+        if self.level is not None and function in BATCHED:
+            result = BATCHED[function](self, *args, **kwargs)
             if result is not NotImplemented:
                 return result
-            args = list(args)
-            for i, argument in enumerate(args if function in _FORGETFUL else ()):
-                parameter = self.find(argument)
-                if parameter is not None and _SHARED < parameter.tensor.numel() <= _HUGE:
-                    args[i] = self._transient(parameter)
-                    break  # there is scratch memory for one
-            args = [self._replace(argument) for argument in args]
-            kwargs = {name: self._replace(argument) for name, argument in kwargs.items()}
-        if self.level is not None and function in _WITHOUT_BUFFERS:
-            args, kwargs = _WITHOUT_BUFFERS[function](*args, **kwargs)
         return function(*args, **kwargs)
 
     def _concerned(self, arguments: Any) -> bool:
@@ -270,184 +273,15 @@ class Perturbed(TorchFunctionMode):
                 return True
         return False
 
-    def _replace(self, argument: Any) -> Any:
+    def replace_all(self, argument: Any) -> Any:
+        """An argument, be it of any kind, with the members' values in place of evolving parameters."""
         if isinstance(argument, Tensor):
             return self.replace(argument)
         if isinstance(argument, list | tuple):
-            replaced = [self._replace(part) for part in argument]
+            replaced = [self.replace_all(part) for part in argument]
             return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
         return argument
 
-
-# --- rules ----------------------------------------------------------------------------------------------------------
-
-
-def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None:
-        return NotImplemented
-    if mode.factors(parameter):
-        return low_rank.linear(mode, x, weight, bias, parameter)
-    if mode.level is not None:
-        return _stacked_linear(mode, x, weight, bias)
-    if weight.numel() <= _HUGE or torch.is_grad_enabled():
-        return NotImplemented
-    inputs, bias = mode._replace(x), mode.replace(bias)
-    output: Any = NotImplemented
-    for rows, first, last in _blocks_of_rows(mode, parameter):
-        block = functional.linear(inputs, rows, None if bias is None else bias[first:last])
-        if output is NotImplemented:
-            output = block.new_empty(*block.shape[:-1], len(weight))
-        output[..., first:last] = block
-    return output
-
-
-def _stacked_linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
-    assert mode.level is not None
-    if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
-        return NotImplemented
-    inputs = _functorch.batch_first(x, mode.level)
-    weights = mode.stacked(weight)
-    biases = None if bias is None else mode.stacked(bias)
-    with _functorch.outside():
-        if inputs is None:  # the same for all members: one layer of all their outputs
-            result = functional.linear(x, weights.flatten(0, 1), None if biases is None else biases.flatten())
-            result = result.view(*x.shape[:-1], *weights.shape[:2]).movedim(-2, 0)
-        else:
-            flat = inputs.flatten(1, -2)
-            result = flat @ weights.mT if biases is None else torch.baddbmm(biases[:, None], flat, weights.mT)
-            result = result.view(*inputs.shape[:-1], result.shape[-1])
-    return _functorch.wrap(result, mode.level)
-
-
-def _embedding(
-    mode: Perturbed,
-    ids: Tensor,
-    weight: Tensor,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None or max_norm is not None:
-        return NotImplemented
-    if mode.factors(parameter):
-        return low_rank.embedding(mode, ids, weight, parameter)
-    if mode.level is not None or weight.numel() <= _HUGE or torch.is_grad_enabled():
-        return NotImplemented
-    output = None
-    for rows, first, last in _blocks_of_rows(mode, parameter):
-        if output is None:
-            output = rows.new_empty(*ids.shape, *weight.shape[1:])
-        here = (ids >= first) & (ids < last)
-        output[here] = rows[ids[here] - first]
-    return NotImplemented if output is None else output
-
-
-def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
-    """A huge matrix's rows, some at a time, with their numbers; nothing if the perturbation can't."""
-    center = parameter.tensor.detach()
-    at_once = max(1, _HUGE // 4 // center[0].numel())
-    for first in range(0, len(center), at_once):
-        last = min(first + at_once, len(center))
-        rows = mode.rows(parameter, first, last)
-        if rows is None:
-            return
-        yield rows, first, last
-
-
-def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None or bias.dim() != 1 or not mode.factors(parameter):
-        return NotImplemented
-    return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
-
-
-def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None or weight.dim() != 2 or x.dim() < 2 or not mode.factors(parameter):
-        return NotImplemented
-    return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
-
-
-def _convolution(function: Callable[..., Tensor]) -> Rule:
-    def rule(
-        mode: Perturbed,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Any:
-        parameter = mode.find(weight)
-        if parameter is None or groups != 1 or x.dim() != weight.dim() or not mode.factors(parameter):
-            return NotImplemented
-        return low_rank.convolution(mode, function, x, weight, bias, parameter, (stride, padding, dilation))
-
-    return rule
-
-
-_RULES: dict[Callable[..., Any], Rule] = {
-    functional.linear: _linear,
-    functional.embedding: _embedding,
-    torch.addmm: _addmm,
-    torch.mm: _matmul,
-    torch.matmul: _matmul,
-    Tensor.mm: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    functional.conv1d: _convolution(functional.conv1d),
-    functional.conv2d: _convolution(functional.conv2d),
-    functional.conv3d: _convolution(functional.conv3d),
-}
-_KEYWORDS = frozenset(
-    ("weight", "bias", "stride", "padding", "dilation", "groups", "padding_idx", "max_norm", "norm_type", "sparse")
-)  # other arguments are given by position, or a call follows no rule
-
-
-# Their results keep nothing of a weight's memory.
-_FORGETFUL = frozenset(_RULES)
-
-
-def _batch_norm_without_buffers(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    *args: Any,
-    **kwargs: Any,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """While training, members' statistics are forgotten, and ``vmap`` can't write them into a shared buffer."""
-    if training:
-        running_mean = running_var = None
-    return (x, running_mean, running_var, weight, bias, training, *args), kwargs
-
-
-def _instance_norm_without_buffers(
-    x: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    *args: Any,
-    **kwargs: Any,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if use_input_stats:
-        running_mean = running_var = None
-    return (x, running_mean, running_var, weight, bias, use_input_stats, *args), kwargs
-
-
-_WITHOUT_BUFFERS: dict[Callable[..., Any], Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]] = {
-    functional.batch_norm: _batch_norm_without_buffers,
-    functional.instance_norm: _instance_norm_without_buffers,
-}
 
 # They tell what kind of tensor a parameter is, and a member's is of the same kind.
 _HARMLESS: frozenset[Any] = frozenset(

@@ -1,7 +1,8 @@
 """The CPU's noise kernels: ``noise.cpp``, built with the machine's C++ compiler when they are first wanted.
 
 They give, bit for bit, what the plain tensor operations in :mod:`lightning_evo.noise`, :mod:`lightning_evo.rounding`
-and :mod:`lightning_evo.perturbations.dense` give, only many times faster. The library is kept in
+and :mod:`lightning_evo.perturbations.dense` give, only many times faster. (The product in
+:mod:`lightning_evo.evaluation.low_rank` is the same to rounding, as every product is.) The library is kept in
 ``$XDG_CACHE_HOME/lightning_evo`` (``~/.cache/lightning_evo``) and built anew, in two seconds, when the source, the
 compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` goes without.
 """
@@ -161,9 +162,13 @@ class Library:
     _sum: Any
     _move: Any
     _update: Any
+    _low_rank: Any
 
     UNIT = 2048
     """Elements that are whole rows of every distribution."""
+
+    MAXIMAL_RANK = 4
+    """Of :meth:`low_rank`."""
 
     def __init__(self, path: Path) -> None:
         functions = ctypes.CDLL(str(path))
@@ -178,6 +183,10 @@ class Library:
             "update": (
                 *(integer, integer, pointer, pointer, pointer, whole, pointer, pointer, whole),
                 *(ctypes.c_float, pointer, integer),
+            ),
+            "low_rank": (
+                *(integer, pointer, whole, pointer, whole, pointer, pointer),
+                *(whole, whole, whole, whole, integer, pointer, integer),
             ),
         }
         for name, arguments in signatures.items():
@@ -306,6 +315,38 @@ class Library:
             _threads(center.numel() * len(weights)),
         )
         return squares
+
+    def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
+        """``bias + (x B) A^T`` for each member, in float32 until it is stored.
+
+        Args:
+            bias: ``[members or 1, outputs]``, of the dtype of ``x``, or ``None``.
+            x: ``[members or 1, rows, inputs]``.
+            b: B transposed, ``[members, rank, inputs]`` in float32.
+            a: A transposed, ``[members, rank, outputs]`` in float32.
+
+        Returns:
+            ``[members, rows, outputs]``, of the dtype of ``x``.
+        """
+        (members, rank, outputs), (rows, inputs) = a.shape, x.shape[1:]
+        out = x.new_empty(members, rows, outputs)
+        self._low_rank(
+            _DTYPES[x.dtype],
+            None if bias is None else bias.data_ptr(),
+            0 if bias is None or len(bias) == 1 else outputs,
+            x.data_ptr(),
+            0 if len(x) == 1 else rows * inputs,
+            b.data_ptr(),
+            a.data_ptr(),
+            members,
+            rows,
+            inputs,
+            outputs,
+            rank,
+            out.data_ptr(),
+            _threads(out.numel() + members * rows * inputs),
+        )
+        return out
 
 
 def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:

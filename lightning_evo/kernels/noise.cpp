@@ -1,6 +1,6 @@
 // The operations of noise.py, rounding.py and perturbations/dense.py, fused for CPUs: noise is made in registers where
 // it is used and is never written to memory. Bit for bit what the plain tensor operations give (tests compare them), so
-// compile without contraction of multiply and add. The layout of rows is described at the head of noise.py.
+// compile without contraction of multiply and add; low_rank alone sums in an order of its own. The layout of rows is described at the head of noise.py.
 
 #include <cmath>
 #include <cstdint>
@@ -341,6 +341,66 @@ double update(const Address& noise, const Address& rounding, const float* table,
   return squares;
 }
 
+constexpr int kMaximalRank = 4;  // of low_rank; above it matrix products are as fast
+
+// The scalar product.
+template <class Type>
+inline float dot(const typename Type::Storage* x, const float* y, int64_t count) {
+  constexpr int kParts = 32;
+  float parts[kParts] = {};
+  int64_t i = 0;
+  for (; i + kParts <= count; i += kParts)
+    for (int j = 0; j < kParts; j++) parts[j] += Type::load(x[i + j]) * y[i + j];
+  for (; i < count; i++) parts[i % kParts] += Type::load(x[i]) * y[i];
+  for (int half = kParts / 2; half > 0; half /= 2)
+    for (int j = 0; j < half; j++) parts[j] += parts[j + half];
+  return parts[0];
+}
+
+// One row of outputs: bias + hidden A^T. The rank is known to the compiler, so that all is done in one pass.
+template <class Type, int rank, bool with_bias>
+inline void low_rank_row(const typename Type::Storage* bias, const float* hidden, const float* a, int64_t outputs,
+                         typename Type::Storage* out) {
+  for (int64_t i = 0; i < outputs; i++) {
+    float total = hidden[0] * a[i];
+    for (int k = 1; k < rank; k++) total += hidden[k] * a[k * outputs + i];
+    out[i] = Type::store(with_bias ? total + Type::load(bias[i]) : total);
+  }
+}
+
+template <class Type, int rank>
+inline void low_rank_row(const typename Type::Storage* bias, const float* hidden, const float* a, int64_t outputs,
+                         typename Type::Storage* out) {
+  if (bias)
+    low_rank_row<Type, rank, true>(bias, hidden, a, outputs, out);
+  else
+    low_rank_row<Type, rank, false>(bias, hidden, a, outputs, out);
+}
+
+// out = bias + (x B) A^T for each member: x [rows, inputs], B [rank, inputs], A [rank, outputs]. In float32 until it is
+// stored. `bias` may be null; a stride of 0 gives all members the same.
+template <class Type>
+void low_rank(const void* bias, int64_t bias_stride, const void* x, int64_t x_stride, const float* b, const float* a,
+              int64_t members, int64_t rows, int64_t inputs, int64_t outputs, int rank, void* out, int threads) {
+  using Storage = typename Type::Storage;
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(static) if (threads > 1)
+  for (int64_t m = 0; m < members; m++)
+    for (int64_t row = 0; row < rows; row++) {
+      const Storage* from = static_cast<const Storage*>(x) + m * x_stride + row * inputs;
+      const Storage* add = bias ? static_cast<const Storage*>(bias) + m * bias_stride : nullptr;
+      Storage* to = static_cast<Storage*>(out) + (m * rows + row) * outputs;
+      const float* of_outputs = a + m * rank * outputs;
+      float hidden[kMaximalRank];
+      for (int k = 0; k < rank; k++) hidden[k] = dot<Type>(from, b + (m * rank + k) * inputs, inputs);
+      switch (rank) {
+        case 1: low_rank_row<Type, 1>(add, hidden, of_outputs, outputs, to); break;
+        case 2: low_rank_row<Type, 2>(add, hidden, of_outputs, outputs, to); break;
+        case 3: low_rank_row<Type, 3>(add, hidden, of_outputs, outputs, to); break;
+        case 4: low_rank_row<Type, 4>(add, hidden, of_outputs, outputs, to); break;
+      }
+    }
+}
+
 template <class Function>
 void with_distribution(int distribution, Function function) {
   if (distribution == kGaussian) function(std::integral_constant<int, kGaussian>());
@@ -403,6 +463,17 @@ double lightning_evo_update(int distribution, int dtype, const Address* noise, c
     if (dtype == 2) run(Float16());
   });
   return squares;
+}
+
+void lightning_evo_low_rank(int dtype, const void* bias, int64_t bias_stride, const void* x, int64_t x_stride,
+                            const float* b, const float* a, int64_t members, int64_t rows, int64_t inputs,
+                            int64_t outputs, int rank, void* out, int threads) {
+  const auto run = [&](auto type) {
+    low_rank<decltype(type)>(bias, bias_stride, x, x_stride, b, a, members, rows, inputs, outputs, rank, out, threads);
+  };
+  if (dtype == 0) run(Float32());
+  if (dtype == 1) run(BFloat16());
+  if (dtype == 2) run(Float16());
 }
 
 }  // extern "C"

@@ -117,8 +117,14 @@ class Dense(Perturbation):
     ) -> Tensor:
         stop = center.numel() if stop is None else stop
         check_offsets(start, stop)
-        total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
+        if noise_dtype(center) == torch.float32 and kernels.native(normal_table(center.device)):
+            size = row_size(self.distribution)
+            first, last = start // size, -(-stop // size)  # whole rows, of which the ends may not be wanted
+            total = torch.zeros((last - first) * size, dtype=torch.float32)
+            self._add_noise(chosen, [weights[d] for d in chosen], parameter, total, first * size)
+            return total[start - first * size : stop - first * size]
+        total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
         for begin in range(start, stop, _CHUNK):
             part = total[begin - start : begin - start + _CHUNK]
             fused = self._fused(begin, part.numel())

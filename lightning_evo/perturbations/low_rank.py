@@ -128,20 +128,24 @@ class LowRank(Perturbation):
             return total
         rows, columns = len(center), center.numel() // len(center)
         first, last = start // columns, -(-stop // columns)
-        total = torch.zeros(last - first, columns, dtype=noise_dtype(center), device=center.device)
+        total = torch.empty(last - first, columns, dtype=noise_dtype(center), device=center.device)
         chosen = sorted({direction for _, weights in terms for direction, weight in enumerate(weights) if weight})
         block = max(1, _BLOCK // columns)
         at_once = max(1, _BLOCK // (self.rank * (min(block, rows) + columns)))
         with torch.autocast(center.device.type, enabled=False):  # which would multiply in 16 bits
-            for i in range(0, len(chosen), at_once):
+            for i in range(0, max(1, len(chosen)), at_once):
                 directions = chosen[i : i + at_once]
                 b = self._b(directions, parameter, center).permute(1, 0, 2).flatten(1)
                 for begin in range(first // block * block, last, block):
                     end = min(begin + block, rows)
                     a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
-                    product = a @ b.T
                     lower, upper = max(begin, first), min(end, last)
-                    total[lower - first : upper - first] += product[lower - begin : upper - begin]
+                    part, whole = total[lower - first : upper - first], (lower, upper) == (begin, end)
+                    if i == 0 and whole:
+                        torch.mm(a, b.T, out=part)
+                        continue
+                    product = (a @ b.T)[lower - begin : upper - begin]
+                    part.copy_(product if i == 0 else part + product)
         return total.view(-1)[start - first * columns : stop - first * columns]
 
     def _is_low_rank(self, center: Tensor) -> bool:

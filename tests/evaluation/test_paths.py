@@ -6,9 +6,10 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.evaluation import batched, perturbed
+from lightning_evo.evaluation import batched, perturbed, rules
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.search_space import SearchSpace
 from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
 
@@ -84,6 +85,56 @@ def test_nothing_is_left_of_a_fitness_that_raises(name, way, noise):
     assert torch.overrides._get_current_function_mode() is None
 
 
+@pytest.mark.parametrize("way", [InForward(), Batched()], ids=["in_forward", "batched"])
+def test_low_rank_noise_of_matrices_is_never_made(way, monkeypatch):
+    """Layers call torch with arguments by name, which a rule must know: else it falls back unnoticed."""
+    module = torch.nn.ModuleDict(
+        {
+            "embedding": torch.nn.Embedding(30, 40, padding_idx=1),
+            "linear": torch.nn.Linear(40, 30),
+            "without_bias": torch.nn.Linear(40, 30, bias=False),
+            "convolution": torch.nn.Conv1d(30, 20, 3, padding=1),
+        }
+    )
+    ids = torch.arange(30).view(3, 10)
+
+    def fitness():
+        hidden = module["embedding"](ids)
+        return module["convolution"]((module["linear"](hidden) + module["without_bias"](hidden)).mT).square().mean()
+
+    made = []
+    noise = LowRank.noise
+    monkeypatch.setattr(LowRank, "noise", lambda *args: made.append(args[-1].dim()) or noise(*args))
+    evaluate(way, module, population(rank=2), fitness)
+    assert set(made) <= {1}  # biases
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", [1, 2, 10, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cross_entropy_of_all_members(reduction, classes, dtype):
+    torch.manual_seed(0)
+    module, x = torch.nn.Linear(5, classes).to(dtype), torch.randn(7, 5).to(dtype)
+    target, weight = torch.randint(classes, (7,)), torch.rand(classes).to(dtype) + 0.1
+    target[2] = -1
+    probabilities = torch.rand(7, classes).to(dtype)
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def fitness():
+        logits = module(x)
+        values = [
+            cross_entropy(logits, target, weight, ignore_index=-1, reduction=reduction),
+            cross_entropy(logits, target.clamp(min=0), reduction=reduction),
+            cross_entropy(logits, target.clamp(min=0), reduction=reduction, label_smoothing=0.1),
+            cross_entropy(logits, probabilities, reduction=reduction),
+            cross_entropy(logits[0], target[0], reduction=reduction),
+        ]
+        return torch.stack([value.float().mean() for value in values])
+
+    values = [torch.stack(evaluate(way, module, population(), fitness)) for way in (None, Batched())]
+    torch.testing.assert_close(*values, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
 # --- huge matrices --------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +157,7 @@ def test_huge_matrices_in_blocks_of_rows(padding, at_once, noise, monkeypatch):
     evaluate(None, module, members, fitness)
     expected = list(outputs)
     outputs.clear()
-    monkeypatch.setattr(perturbed, "_HUGE", at_once)
+    monkeypatch.setattr(rules, "HUGE", at_once)
     evaluate(InForward(), module, members, fitness)
     for (vectors, *heads), (vectors_expected, *heads_expected) in zip(outputs, expected, strict=True):
         if "rank" in NOISE[noise]:
@@ -196,8 +247,8 @@ def test_the_size_of_groups_follows_memory(monkeypatch):
     case = MODELS["mlp"]
     module = case.module()
     sizes = []
-    for memory in (0, 3_000, 6_000, 1 << 30):
-        monkeypatch.setattr(batched, "_memory", lambda device, memory=memory: memory)
+    for memory in (0, 6_000, 12_000, 1 << 30):
+        monkeypatch.setattr(batched, "_free_memory", lambda device, memory=memory: memory)
         way = Batched()
         evaluate(way, module, population(10), case.fitness(module))
         sizes.append(way.members_per_forward)
@@ -205,6 +256,14 @@ def test_the_size_of_groups_follows_memory(monkeypatch):
     assert sizes[-1] == 10
     assert sizes == sorted(sizes)
     assert sizes[2] in (4, 8)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(256, 64), (1 << 15, 8), (1 << 18, 2)])
+def test_the_size_of_groups_on_a_cpu_is_limited_by_the_largest_tensor(samples, expected):
+    module = torch.nn.Linear(4, 64)  # 256 bytes of activation for each sample, against 64 MB
+    way, x = Batched(), torch.ones(samples, 4)
+    evaluate(way, module, population(128), lambda: module(x).sum())
+    assert way.members_per_forward == expected
 
 
 def test_one_member_at_a_time_without_vmap():

@@ -1,0 +1,45 @@
+"""Freed memory stays with the process, unless the user's environment says something else."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource
+import torch
+from lightning_evo.evolution import Evolution
+
+model = torch.nn.Linear(4, 4)
+evolution = Evolution(population=4, seed=0, evaluation="in_forward")
+evolution.setup(model)
+
+def fitness(batch):
+    large = [torch.zeros(1 << 21) for _ in range(3)]  # 8 MB each
+    return model(batch).mean() + sum(x.sum() for x in large)
+
+faults = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    evolution.evaluate(fitness, torch.ones(2, 4))
+    evolution.conclude().apply()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+def faults(**environment):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", SCRIPT]
+    output = subprocess.check_output(command, env=inherited | environment, text=True, timeout=120)
+    return [int(number) for number in output.split()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_generation_takes_no_memory_from_the_system():
+    pages = 3 * 4 * (1 << 23) // os.sysconf("SC_PAGE_SIZE")  # of one generation's activations
+    assert faults()[-1] < pages / 100
+    assert faults(MALLOC_MMAP_THRESHOLD_="65536")[-1] > pages / 2
+    assert faults(GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536")[-1] > pages / 2
