@@ -108,6 +108,8 @@ def rows(population: int) -> dict[str, Row]:
         "ours, plain, mezo, 2 members": evolve("mezo", 2, evaluation="plain"),
         "ours, in forward, mezo, 2 members": evolve("mezo", 2, evaluation="in_forward"),
         f"ours, in forward, openai_es, {population} members": evolve("openai_es", population, evaluation="in_forward"),
+        "ours, batched, mezo, 2 members": evolve("mezo", 2, evaluation="batched"),
+        f"ours, batched, openai_es, {population} members": evolve("openai_es", population, evaluation="batched"),
         f"ours, in forward, eggroll rank 1, {population} members": evolve(
             "eggroll", population, rank=1, evaluation="in_forward"
         ),

@@ -1,9 +1,9 @@
 """Many members in one forward: ``torch.func.vmap`` over the unchanged code.
 
-With low-rank noise all members share every large matrix product; with dense noise a layer's weights are a stack, which
-suits small models. Random numbers, of dropout say, are the same for all members, as in the plain loop. What ``vmap``
-can't do (data-dependent control flow, ``.item()``, writes of members into shared tensors) raises, and the caller falls
-back to another evaluation.
+With low-rank noise all members share every large matrix product. With dense noise a layer's weights are a stack, and
+the two members of a pair share the noise in it. Random numbers, of dropout say, are the same for all members, as in the
+plain loop. What ``vmap`` can't do (data-dependent control flow, ``.item()``, writes of members into shared tensors)
+raises, and the caller falls back to another evaluation.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import _functorch
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.perturbed import Perturbed
+from lightning_evo.evaluation.rules import HUGE, SMALL
 from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Batched"]
 
 _LARGEST = 1 << 26  # bytes of the largest tensor of one forward on a CPU: larger ones come from the system page by page
 _ENOUGH = 64  # members in one forward on a CPU: more would save nothing, and leave its cache
+_STACKED = 1 << 25  # bytes of all members' weights of one layer on a CPU
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 
 
@@ -46,6 +48,7 @@ class Batched:
     def __init__(self, members_per_forward: int | Literal["auto"] = "auto") -> None:
         self.members_per_forward = members_per_forward
         self.seen: set[int] = set()
+        self._scratch: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -100,7 +103,8 @@ class Batched:
 
         def run(number: Tensor) -> Tensor:
             nonlocal declined
-            with Perturbed(space, population, members, _functorch.level_of(number)) as perturbed:
+            level = _functorch.level_of(number)
+            with Perturbed(space, population, members, level, scratch=self._scratch) as perturbed:
                 modes.append(perturbed)
                 value = fitness()
             declined = value is None
@@ -120,13 +124,17 @@ class Batched:
 
 
 def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -> int:
-    """Members per forward, by what the first ones needed: all, or a power of two."""
+    """Members per forward, by what the first ones needed: all, a power of two, or 1 if not even a pair fits."""
     center = space[0].tensor
     wide = max(4, center.element_size())
     needed = (first.largest * _LIVE + sum(_noise_size(space, first))) * wide
     fitting = _free_memory(center.device) // 2 // max(1, needed)
     if center.device.type == "cpu":
-        fitting = min(fitting, _ENOUGH, _LARGEST // max(1, first.largest * wide))
+        dense = [parameter.tensor for parameter in space if first.factors(parameter) is None]
+        stacked = max((min(tensor.numel(), HUGE) * tensor.element_size() for tensor in dense), default=1)
+        fitting = min(fitting, _ENOUGH, _LARGEST // max(1, first.largest * wide), _STACKED // stacked)
+    if fitting < population.per_direction:
+        return 1
     if fitting >= len(population):
         return len(population)
     size = population.per_direction
@@ -136,10 +144,17 @@ def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -
 
 
 def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
-    """Elements of one member's noise, of each tensor."""
+    """Elements of one member's noise, of each tensor; large matrices are made one at a time."""
+    large = 0
     for parameter in space:
-        factors = first.factors(parameter)
-        yield parameter.tensor.numel() if factors is None else sum(factor[0].numel() for factor in factors)
+        factors, size = first.factors(parameter), parameter.tensor.numel()
+        if factors is not None:
+            yield sum(factor[0].numel() for factor in factors)
+        elif size <= SMALL:
+            yield size
+        else:
+            large = max(large, min(size, HUGE))
+    yield large
 
 
 def _free_memory(device: torch.device) -> int:

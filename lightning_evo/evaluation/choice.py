@@ -3,8 +3,9 @@
 The rule of ``"auto"``:
 
 * With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
-* Dense noise of a small network of linear layers: ``batched``, too.
-* Any other model: ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
+* With dense noise a pair shares its noise: ``batched``, too, if a pair fits and there are no convolutions and recurrent
+  layers, whose stacks of weights run no faster than one after the other.
+* Else ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
   dense noise these two give the same bits, so nothing but speed depends on what was faster.
 
 Modules that are compiled or scripted hide their weights and are run by the plain loop.
@@ -36,7 +37,6 @@ __all__ = ["Evaluation", "EvaluationName"]
 
 EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
 
-_SMALL = 1 << 18  # evolving elements up to which stacks of weights pay
 _LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
 
 
@@ -93,6 +93,8 @@ class Evaluation:
             What ``fitness`` gave for each member, in the population's order.
         """
         fresh = self._ways is None
+        if self._ways not in (None, [None]) and space.is_sharded:  # taken over from a run of whole weights
+            self._ways = None
         if self._ways is None:
             if space[0].tensor.device.type == "cpu":
                 keep_freed_memory()
@@ -102,6 +104,8 @@ class Evaluation:
             self._evolving, self._proven = evolving, False
         ways, proven = self._ways, self._proven  # as they stay, should the plain loop raise, too
         failures = [f"{name} is compiled or scripted, which hides its weights" for name in self._hidden]
+        if space.is_sharded and self.name != "plain":
+            failures.append("weights are sharded over processes, and each writes its own part")
         while True:
             way = ways[0]
             if way is None:
@@ -109,7 +113,7 @@ class Evaluation:
                 break
             try:
                 reason = None if proven else find_mismatch(way, space, population, fitness, isolation)
-                if reason is None and fresh and self._brings_nothing(way, population):
+                if reason is None and fresh and self._brings_nothing(way, space, population):
                     ways = ways[1:]
                     continue
                 if reason is None:
@@ -129,11 +133,12 @@ class Evaluation:
             self._announce(failures)
         return values
 
-    def _brings_nothing(self, way: InForward | Batched, population: Population) -> bool:
+    def _brings_nothing(self, way: InForward | Batched, space: SearchSpace, population: Population) -> bool:
         """Whether so few members fit into one forward that they may as well run one by one."""
         if not isinstance(way, Batched) or self.name != "auto" or self._size != "auto":
             return False
-        return way.members_per_forward == population.per_direction
+        size = way.members_per_forward
+        return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
 
     def forget(self) -> None:
         """Choose anew: the module is another one."""
@@ -144,7 +149,7 @@ class Evaluation:
     ) -> list[InForward | Batched | None]:
         hidden = [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
         self._hidden = [] if self.name == "plain" else hidden[:1]
-        if hidden:
+        if hidden or space.is_sharded:
             return [None]
         ways: dict[str, list[InForward | Batched | None]] = {
             "plain": [None],
@@ -220,9 +225,11 @@ def _hides_its_weights(module: nn.Module) -> bool:
     return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
-def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
+def _is_low_rank(space: SearchSpace, population: Population) -> bool:
     largest = max(space, key=lambda parameter: parameter.tensor.numel())
-    if population.perturbation.factors([0], largest.index, largest.tensor.detach()) is not None:
-        return True
+    return population.perturbation.factors([0], largest.index, largest.tensor.detach()) is not None
+
+
+def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
     slow = (nn.modules.conv._ConvNd, nn.RNNBase)  # stacks of their weights run no faster than one after the other
-    return space.numel <= _SMALL and not any(isinstance(part, slow) for part in module.modules())
+    return _is_low_rank(space, population) or not any(isinstance(part, slow) for part in module.modules())

@@ -24,12 +24,11 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import _functorch
-from lightning_evo.evaluation.rules import BATCHED, HUGE, KEYWORDS, RULES
+from lightning_evo.evaluation.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["Perturbed"]
 
-_SHARED = 1 << 16  # elements of a tensor up to which both members of a pair are made at once, the second one for later
 _CACHED = 1 << 22  # elements kept from the second read in a forward on: recurrent networks read weights often
 
 
@@ -86,7 +85,7 @@ class Perturbed(TorchFunctionMode):
         self._read: set[int] = set()
         self._room = _CACHED
         directions, steps = zip(*map(population.address, members), strict=True)
-        self.directions: list[int] = list(directions)
+        self.directions: list[int] = list(dict.fromkeys(directions))
         self.steps: list[float] = list(steps)
 
     # --- what a parameter is replaced with ---
@@ -96,7 +95,7 @@ class Perturbed(TorchFunctionMode):
         if self.population.antithetic and not self._shared:
             room = _CACHED
             for parameter in {parameter.index: parameter for parameter in self._space.values()}.values():
-                if parameter.tensor.numel() <= min(_SHARED, room) and self.factors(parameter) is None:
+                if parameter.tensor.numel() <= min(SMALL, room) and self.factors(parameter) is None:
                     room -= parameter.tensor.numel()
                     self._share(parameter)
 
@@ -144,24 +143,32 @@ class Perturbed(TorchFunctionMode):
             return self.tensor(parameter)
         self._read.add(parameter.index)
         rows = self.rows(parameter, 0, len(center))
-        return self.tensor(parameter) if rows is None else rows
+        return self.tensor(parameter) if rows is None else rows[0]
 
     def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
-        """Some rows of the member's values, in scratch memory; ``None`` if the perturbation makes only all of them."""
-        center = parameter.tensor.detach()
+        """Some rows of the members' values, in scratch memory.
+
+        Returns:
+            ``[members, last - first, ...]``; ``None`` if the perturbation makes only all of them.
+        """
+        center, count = parameter.tensor.detach(), len(self.members)
         size = (last - first) * center[0].numel()
         scratch = self._scratch.get(center.dtype)
-        if scratch is None or len(scratch) < size or scratch.device != center.device:
-            scratch = self._scratch[center.dtype] = center.new_empty(size)
-        found = self.population.perturbation.members_of_rows(
-            self.directions[0], self.steps, parameter.index, center, first, last, [scratch[:size]]
-        )
-        if found is None:
-            return None
+        if scratch is None or len(scratch) < count * size or scratch.device != center.device:
+            scratch = self._scratch[center.dtype] = center.new_empty(count * size)
+        outs, per_direction = scratch[: count * size].view(count, size), count // len(self.directions)
+        for i, direction in enumerate(self.directions):
+            own = slice(i * per_direction, (i + 1) * per_direction)
+            found = self.population.perturbation.members_of_rows(
+                direction, self.steps[own], parameter.index, center, first, last, list(outs[own])
+            )
+            if found is None:
+                return None
+        values = outs.view(count, last - first, *center.shape[1:])
         padding = parameter.padding_row
         if padding is not None and first <= padding < last:
-            found[0][padding - first] = center[padding]
-        return found[0]
+            values[:, padding - first] = center[padding]
+        return values
 
     def _share(self, parameter: EvolvingParameter) -> None:
         """Make a tensor of both members of a pair."""
@@ -185,8 +192,8 @@ class Perturbed(TorchFunctionMode):
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
-        center, per_direction = parameter.tensor.detach(), self.population.per_direction
-        directions = self.directions[::per_direction]
+        center, directions = parameter.tensor.detach(), self.directions
+        per_direction = len(self.members) // len(directions)
         noise = self.population.perturbation.noise(directions, parameter.index, center)
         steps = torch.tensor(self.steps, dtype=noise.dtype, device=noise.device)
         steps = steps.view(len(directions), per_direction, *[1] * center.dim())
@@ -203,11 +210,11 @@ class Perturbed(TorchFunctionMode):
         return self._factors[parameter.index]
 
     def _scaled_factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
-        per_direction = self.population.per_direction if self.level is not None else 1
+        per_direction = len(self.members) // len(self.directions)
         key = "factors", parameter.index
         if key not in self._shared:
-            center, directions = parameter.tensor.detach(), self.directions[::per_direction]
-            self._shared[key] = self.population.perturbation.factors(directions, parameter.index, center)
+            center = parameter.tensor.detach()
+            self._shared[key] = self.population.perturbation.factors(self.directions, parameter.index, center)
         if self._shared[key] is None:
             return None
         a, b = self._shared[key]
@@ -251,7 +258,7 @@ class Perturbed(TorchFunctionMode):
         # The results of functions with a rule keep nothing of a weight's memory.
         for i, argument in enumerate(args if function in RULES else ()):
             parameter = self.find(argument)
-            if parameter is not None and _SHARED < parameter.tensor.numel() <= HUGE:
+            if parameter is not None and SMALL < parameter.tensor.numel() <= HUGE:
                 args[i] = self._transient(parameter)
                 break  # there is scratch memory for one
         args = [self.replace_all(argument) for argument in args]

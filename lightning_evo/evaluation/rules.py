@@ -19,10 +19,13 @@ from lightning_evo.search_space import EvolvingParameter
 if TYPE_CHECKING:
     from lightning_evo.evaluation.perturbed import Perturbed
 
-__all__ = ["BATCHED", "HUGE", "KEYWORDS", "RULES"]
+__all__ = ["BATCHED", "HUGE", "KEYWORDS", "RULES", "SMALL"]
 
 HUGE = 1 << 22
 """Elements of a matrix above which a linear layer or an embedding is computed block by block of rows."""
+
+SMALL = 1 << 16
+"""Elements of a tensor up to which it is worth no scratch memory."""
 
 _FEW = 64  # classes
 
@@ -44,30 +47,62 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
     inputs, bias = mode.replace_all(x), mode.replace(bias)
     output: Any = NotImplemented
     for rows, first, last in _blocks_of_rows(mode, parameter):
-        block = functional.linear(inputs, rows, None if bias is None else bias[first:last])
+        block = functional.linear(inputs, rows[0], None if bias is None else bias[first:last])
         if output is NotImplemented:
             output = block.new_empty(*block.shape[:-1], len(weight))
         output[..., first:last] = block
     return output
 
 
-def _stacked_linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+def _stacked_linear(
+    mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
+) -> Any:
     """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
     assert mode.level is not None
     if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
         return NotImplemented
     inputs = _functorch.batch_first(x, mode.level)
-    weights = mode.stacked(weight)
     biases = None if bias is None else mode.stacked(bias)
+    members, shape = len(mode.members), x.shape[:-1] if inputs is None else inputs.shape[1:-1]
+    large = weight.numel() > SMALL and weight.is_contiguous() and not torch.is_grad_enabled()
+    weights = None if large else mode.stacked(weight)
     with _functorch.outside():
-        if inputs is None:  # the same for all members: one layer of all their outputs
-            result = functional.linear(x, weights.flatten(0, 1), None if biases is None else biases.flatten())
-            result = result.view(*x.shape[:-1], *weights.shape[:2]).movedim(-2, 0)
-        else:
-            flat = inputs.flatten(1, -2)
-            result = flat @ weights.mT if biases is None else torch.baddbmm(biases[:, None], flat, weights.mT)
-            result = result.view(*inputs.shape[:-1], result.shape[-1])
-    return _functorch.wrap(result, mode.level)
+        flat = x.flatten(0, -2).expand(members, -1, -1) if inputs is None else inputs.flatten(1, -2)
+        result = _large_product(mode, flat, weight, biases, transposed) if weights is None else None
+    if result is None:
+        weights = mode.stacked(weight) if weights is None else weights
+        with _functorch.outside():
+            weights = weights if transposed else weights.mT
+            if inputs is None:  # the same for all members: one layer of all their outputs
+                bias_of_all = None if biases is None else biases.flatten()
+                result = functional.linear(flat[0], weights.mT.flatten(0, 1), bias_of_all)
+                result = result.view(len(result), members, weights.shape[2]).transpose(0, 1)
+            else:
+                result = _product(flat, weights, biases)
+    return _functorch.wrap(result.reshape(members, *shape, result.shape[2]), mode.level)
+
+
+def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """``x [members, rows, inputs]`` times ``weights [members, inputs, outputs]`` plus ``biases [members, outputs]``."""
+    return x @ weights if biases is None else torch.baddbmm(biases[:, None], x, weights)
+
+
+def _large_product(
+    mode: Perturbed, x: Tensor, weight: Tensor, biases: Tensor | None, transposed: bool
+) -> Tensor | None:
+    """:func:`_product` with weights in scratch memory, huge ones in blocks; ``None`` if that can't be."""
+    parameter = mode.find(weight)
+    assert parameter is not None
+    if weight.numel() <= HUGE:
+        weights = mode.rows(parameter, 0, len(weight))
+        return None if weights is None else _product(x, weights if transposed else weights.mT, biases)
+    if transposed:
+        return None
+    result = x.new_empty(*x.shape[:2], len(weight))
+    first = last = 0
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        result[:, :, first:last] = _product(x, rows.mT, None if biases is None else biases[:, first:last])
+    return result if last == len(weight) else None
 
 
 def _embedding(
@@ -84,19 +119,36 @@ def _embedding(
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.embedding(mode, ids, weight, parameter)
-    if mode.level is not None or weight.numel() <= HUGE or torch.is_grad_enabled():
+    if mode.level is not None:
+        return _stacked_embedding(mode, ids, weight, parameter)
+    if weight.numel() <= HUGE or torch.is_grad_enabled():
         return NotImplemented
     output = None
     for rows, first, last in _blocks_of_rows(mode, parameter):
         if output is None:
             output = rows.new_empty(*ids.shape, *weight.shape[1:])
         here = (ids >= first) & (ids < last)
-        output[here] = rows[ids[here] - first]
+        output[here] = rows[0, ids[here] - first]
     return NotImplemented if output is None else output
 
 
+def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+    assert mode.level is not None
+    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or mode.find(ids) is not None:
+        return NotImplemented
+    if _functorch.batch_first(ids, mode.level) is not None:
+        return NotImplemented
+    with _functorch.outside():
+        output = weight.new_empty(len(mode.members), *ids.shape, *weight.shape[1:])
+        last = 0
+        for rows, first, last in _blocks_of_rows(mode, parameter):
+            here = (ids >= first) & (ids < last)
+            output[:, here] = rows[:, ids[here] - first]
+    return _functorch.wrap(output, mode.level) if last == len(weight) else NotImplemented
+
+
 def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
-    """A huge matrix's rows, some at a time, with their numbers; nothing if the perturbation can't."""
+    """A huge matrix's rows ``[members, rows, ...]``, some at a time, with their numbers; nothing if that can't be."""
     center = parameter.tensor.detach()
     at_once = max(1, HUGE // 4 // center[0].numel())
     for first in range(0, len(center), at_once):
@@ -109,16 +161,20 @@ def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[t
 
 def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
     parameter = mode.find(weight)
-    if parameter is None or bias.dim() != 1 or not mode.factors(parameter):
+    if parameter is None or bias.dim() != 1:
         return NotImplemented
-    return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
+    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, bias, transposed=True)
 
 
 def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
     parameter = mode.find(weight)
-    if parameter is None or weight.dim() != 2 or x.dim() < 2 or not mode.factors(parameter):
+    if parameter is None or weight.dim() != 2 or x.dim() < 2:
         return NotImplemented
-    return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
+    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, None, transposed=True)
 
 
 def _convolution(function: Callable[..., Tensor]) -> Rule:

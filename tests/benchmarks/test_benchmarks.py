@@ -28,7 +28,7 @@ def test_engine(tmp_path):
     engine.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "engine.json")])
     (case,) = json.loads((tmp_path / "engine.json").read_text())["results"]
     rows = {row["row"]: row for row in case["rows"]}
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert rows[engine.LIMIT]["share_of_forward"] == 1
     for row in rows.values():
         (elapsed,) = row["seconds"]
