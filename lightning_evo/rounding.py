@@ -23,10 +23,10 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         step: ``[elements]`` in float32, or float64 for float64.
         key: Seed and generation of the rounding's random numbers.
         parameter: Index of the tensor.
-        start: The flat offset of the first element in the tensor, a multiple of 128.
+        start: The flat offset of the first element in the tensor.
 
     Raises:
-        ValueError: If ``step`` does not fit ``center``, or ``start`` is not a multiple of 128.
+        ValueError: If ``step`` does not fit ``center``.
 
     Example:
         >>> center = torch.ones(100_000, dtype=torch.bfloat16)
@@ -38,11 +38,21 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
     size, address = row_size("uniform16"), address_of(replace(key, stream=Stream.ROUNDING), parameter)
     check_offsets(start, start + len(center))
     dtype = torch.float64 if center.dtype == torch.float64 else torch.float32
-    if start % size or step.shape != center.shape or step.dtype != dtype:
+    if step.shape != center.shape or step.dtype != dtype:
         raise ValueError(
-            f"move needs a step of {dtype} for each element and a start that is a multiple of {size}, got "
-            f"{tuple(step.shape)} of {step.dtype} for {tuple(center.shape)}, and start={start}."
+            f"move needs a step of {dtype} for each element, got {tuple(step.shape)} of {step.dtype} for "
+            f"{tuple(center.shape)}."
         )
+    before = start % size
+    if before and center.dtype in (torch.bfloat16, torch.float16):  # a shard may begin within a row of random numbers
+        head = min(size - before, len(center))
+        row, steps = center.new_zeros(before + head), step.new_zeros(before + head)
+        row[before:], steps[before:] = center[:head], step[:head]
+        move(row, steps, key, parameter, start - before)
+        center[:head] = row[before:]
+        center, step, start = center[head:], step[head:], start + head
+    if not len(center):
+        return
     library = kernels.native(center, step)
     if library:
         library.move(address, start // size, center, step)

@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lightning_evo._messages import did_you_mean, preview
+from lightning_evo.shards import Shard, as_gradient, is_sharded, shape_of, shard_of
 
 __all__ = ["Evolve", "EvolvingParameter", "SearchSpace"]
 
@@ -28,17 +30,34 @@ class EvolvingParameter:
             does not change the noise of another.
         padding_row: The row of an embedding that stands for padding. It neither is perturbed nor learns, as it has no
             gradient in backpropagation. (``None`` if there is none, or if the weight is tied to another module's.)
+        shard: What this process holds of it; ``None`` if that is the tensor itself.
     """
 
     name: str
     tensor: nn.Parameter
     index: int
     padding_row: int | None = None
+    shard: Shard | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole tensor."""
+        return shape_of(self.tensor)
+
+    @property
+    def local(self) -> Tensor:
+        """What this process holds, to be written to: the tensor itself, or the flat elements of its shard."""
+        return self.tensor.detach() if self.shard is None else self.shard.values
+
+    def as_gradient(self, values: Tensor) -> Tensor:
+        """Values of the shape of :attr:`local` as a tensor that can be the parameter's ``.grad``."""
+        return values if self.shard is None else as_gradient(self.tensor, values)
 
     def keep_padding(self, member: Tensor, center: Tensor) -> Tensor:
-        """``member``, with the padding row of ``center``; both of the parameter's shape."""
+        """``member``, with the padding row of ``center``; both of the shape of :attr:`local`."""
         if self.padding_row is not None:
-            member[self.padding_row] = center[self.padding_row]
+            row = self._padding(center, 0 if self.shard is None else self.shard.start)
+            member[row] = center[row]
         return member
 
     def without_padding(self, values: Tensor, start: int = 0) -> Tensor:
@@ -48,15 +67,18 @@ class EvolvingParameter:
             values: Of the parameter's shape; or flat, the elements from ``start`` on.
             start: Flat offset of the first of them.
         """
-        if self.padding_row is None:
-            return values
-        if values.shape == self.tensor.shape:
-            values[self.padding_row] = 0
-        else:
-            width = self.tensor[0].numel()
-            first = self.padding_row * width - start
-            values[max(0, first) : max(0, first + width)] = 0
+        if self.padding_row is not None:
+            values[self._padding(values, start)] = 0
         return values
+
+    def _padding(self, values: Tensor, start: int) -> int | slice:
+        """Where the padding row is in ``values``: of the whole shape, or flat, the elements from ``start`` on."""
+        assert self.padding_row is not None
+        if values.shape == self.shape:
+            return self.padding_row
+        width = self.shape[1:].numel()
+        first = self.padding_row * width - start
+        return slice(max(0, first), max(0, first + width))
 
 
 class SearchSpace(Sequence[EvolvingParameter]):
@@ -96,8 +118,8 @@ class SearchSpace(Sequence[EvolvingParameter]):
             names = [name for name, _ in aliases]
             for _, tensor in aliases:
                 if tensor.requires_grad and tensor.is_floating_point() and (allowed is None or id(tensor) in allowed):
-                    padding_row = _padding_row(module, names)
-                    candidates.append((EvolvingParameter(names[0], tensor, index, padding_row), names))
+                    padding_row, shard = _padding_row(module, names), shard_of(tensor, names[0])
+                    candidates.append((EvolvingParameter(names[0], tensor, index, padding_row, shard), names))
                     break
         chosen = _choose(candidates, evolve, module)
         for parameter in chosen:
@@ -111,7 +133,12 @@ class SearchSpace(Sequence[EvolvingParameter]):
     @property
     def numel(self) -> int:
         """Number of evolving elements."""
-        return sum(parameter.tensor.numel() for parameter in self)
+        return sum(parameter.shape.numel() for parameter in self)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds only a part of some parameter."""
+        return any(parameter.shard is not None for parameter in self)
 
     def subset(self, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
         """A search space of some of these parameters."""
@@ -138,10 +165,16 @@ def _distinct_parameters(module: nn.Module) -> list[list[tuple[str, nn.Parameter
     found: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
         identity: object = id(tensor)
-        if not isinstance(tensor, nn.parameter.UninitializedParameter) and tensor.numel() and not tensor.is_meta:
+        if _has_memory_of_its_own(tensor):
             identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         found.setdefault(identity, []).append((name, tensor))
     return list(found.values())
+
+
+def _has_memory_of_its_own(tensor: nn.Parameter) -> bool:
+    if isinstance(tensor, nn.parameter.UninitializedParameter):
+        return False
+    return bool(tensor.numel()) and not tensor.is_meta and not is_sharded(tensor)
 
 
 def _padding_row(module: nn.Module, names: list[str]) -> int | None:

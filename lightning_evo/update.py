@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lightning_evo.algorithms import Population
 from lightning_evo.rounding import move
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.shards import global_sum
 
 __all__ = ["Clipping", "Update", "group_learning_rates"]
 
@@ -56,14 +58,21 @@ class Update:
         return any(self.weights)
 
     def estimate(self, parameter: EvolvingParameter) -> Tensor:
-        """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64)."""
-        center = parameter.tensor.detach()
+        """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64).
+
+        Of a sharded one it is the part that this process holds, flat.
+        """
+        center = parameter.local
         return self._estimate(parameter, center, 0, center.numel()).view(center.shape)
 
     def _estimate(self, parameter: EvolvingParameter, center: Tensor, start: int, stop: int) -> Tensor:
-        """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector."""
-        total = self.population.perturbation.weighted_sum(self.weights, parameter.index, center, start, stop)
-        parameter.without_padding(total, start)
+        """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector; of a shard, counted within it."""
+        shard = parameter.shard
+        whole, offset = (center, 0) if shard is None else (shard.whole, shard.start)
+        total = self.population.perturbation.weighted_sum(
+            self.weights, parameter.index, whole, offset + start, offset + stop
+        )
+        parameter.without_padding(total, offset + start)
         if self.weight_decay:
             total -= center.reshape(-1)[start:stop].to(total.dtype) * self.weight_decay
         return total
@@ -71,16 +80,16 @@ class Update:
     @torch.no_grad()
     def add_to_gradients(self, scale: float = 1.0) -> float:
         """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``."""
-        norms = []
+        norms = _Norms(self.space)
         for parameter in self.space:
             estimate = self.estimate(parameter)
-            norms.append(torch.linalg.vector_norm(estimate))
-            gradient = (estimate * -scale).to(parameter.tensor.dtype)
+            norms.add(parameter, torch.linalg.vector_norm(estimate))
+            gradient = parameter.as_gradient((estimate * -scale).to(parameter.tensor.dtype))
             if parameter.tensor.grad is None:
                 parameter.tensor.grad = gradient
             else:
                 parameter.tensor.grad += gradient
-        return _norm(norms)
+        return norms.total()
 
     @torch.no_grad()
     def apply(
@@ -102,38 +111,39 @@ class Update:
             learning_rates = lambda parameter: self.learning_rate  # noqa: E731
         coefficient = 1.0
         if clipping and clipping.by == "norm":
-            norms = [
-                torch.linalg.vector_norm(piece)
-                for parameter in self.space
-                for _, piece in self._pieces(parameter, parameter.tensor.detach().contiguous())
-            ]
-            coefficient = min(1.0, clipping.limit / (_norm(norms) + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        norms = []
+            norms = _Norms(self.space)
+            for parameter in self.space:
+                for _, piece in self._pieces(parameter, parameter.local.contiguous()):
+                    norms.add(parameter, torch.linalg.vector_norm(piece))
+            coefficient = min(1.0, clipping.limit / (norms.total() + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        norms = _Norms(self.space)
         perturbation, by = self.population.perturbation, clipping and clipping.by
         key = replace(perturbation.key, generation=self.population.generation)
         for parameter in self.space:
             coefficient_here = learning_rates(parameter.tensor) * coefficient
-            center = parameter.tensor.detach().contiguous()  # the tensor itself, if it is contiguous
-            norm = None
+            center = parameter.local.contiguous()  # the tensor itself, if it is contiguous
+            offset, norm = 0 if parameter.shard is None else parameter.shard.start, None
             if (
-                parameter.tensor.is_contiguous()
+                parameter.shard is None
+                and parameter.tensor.is_contiguous()
                 and not self.weight_decay
                 and parameter.padding_row is None
                 and by != "value"
             ):
                 norm = perturbation.move(self.weights, parameter.index, center, coefficient_here, key)
             if norm is not None:
-                norms.append(torch.tensor(norm))
+                norms.add(parameter, torch.tensor(norm))
                 continue
             flat = center.view(-1)
             for start, piece in self._pieces(parameter, center):
-                norms.append(torch.linalg.vector_norm(piece))
+                norms.add(parameter, torch.linalg.vector_norm(piece))
                 if clipping and by == "value":
                     piece = piece.clamp(-clipping.limit, clipping.limit)
-                move(flat[start : start + len(piece)], piece * coefficient_here, key, parameter.index, start)
-            if not parameter.tensor.is_contiguous():
+                step = piece * coefficient_here
+                move(flat[start : start + len(piece)], step, key, parameter.index, offset + start)
+            if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
-        return _norm(norms)
+        return norms.total()
 
     def _pieces(self, parameter: EvolvingParameter, center: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The estimate of one parameter, piece by piece, each with its offset."""
@@ -141,9 +151,29 @@ class Update:
             yield start, self._estimate(parameter, center, start, min(start + _PIECE, center.numel()))
 
 
-def _norm(norms: list[Tensor]) -> float:
-    """The norm of all tensors together, from the norm of each; the one moment an update waits for the device."""
-    return float(torch.linalg.vector_norm(torch.stack(norms).cpu().double())) if norms else 0.0
+class _Norms:
+    """The norm of all tensors together, from the norm of each piece."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._norms: list[Tensor] = []
+        # Of every group from the start: all of its processes must add up, also one that holds nothing.
+        self._of_shards: dict[Any, tuple[list[Tensor], torch.device]] = {
+            parameter.shard.group: ([], parameter.tensor.device) for parameter in space if parameter.shard is not None
+        }
+
+    def add(self, parameter: EvolvingParameter, norm: Tensor) -> None:
+        (self._norms if parameter.shard is None else self._of_shards[parameter.shard.group][0]).append(norm)
+
+    def total(self) -> float:
+        """The one moment an update waits for the device, and for the processes that hold other shards."""
+        squares = _squares(self._norms)
+        for group, (norms, device) in self._of_shards.items():
+            squares += global_sum(_squares(norms).to(device), group).cpu()
+        return math.sqrt(float(squares))
+
+
+def _squares(norms: list[Tensor]) -> Tensor:
+    return torch.stack(norms).cpu().double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
 
 
 def group_learning_rates(*optimizers: torch.optim.Optimizer) -> Callable[[nn.Parameter], float] | None:

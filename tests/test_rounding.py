@@ -142,7 +142,7 @@ def test_infinities_and_nan_move_as_they_do_by_adding(dtype):
 def test_pieces_move_as_the_whole_does(dtype):
     center, step = torch.randn(1000).to(dtype), torch.randn(1000) * 1e-3
     whole = moved(center, step)
-    for borders in ([0, 128, 1000], [0, 384, 512, 1000], [0, 896, 1000]):
+    for borders in ([0, 128, 1000], [0, 384, 512, 1000], [0, 896, 1000], [0, 1, 100, 100, 300, 999, 1000]):
         pieces = [
             moved(center[start:stop], step[start:stop], start=start)
             for start, stop in zip(borders, borders[1:], strict=False)
@@ -171,8 +171,8 @@ def test_steps_below_the_spacing_act_in_full_on_average(dtype, value):
 @pytest.mark.usefixtures("either_way")
 def test_what_can_not_be_moved():
     center, step = torch.zeros(300, dtype=torch.bfloat16), torch.zeros(300)
-    for bad_step, start in [(step[:299], 0), (step.bfloat16(), 0), (step.double(), 0), (step, 64)]:
-        with pytest.raises(ValueError, match="step of torch.float32 for each element.* a multiple of 128"):
+    for bad_step, start in [(step[:299], 0), (step.bfloat16(), 0), (step.double(), 0)]:
+        with pytest.raises(ValueError, match="step of torch.float32 for each element, got"):
             move(center, bad_step, KEY, 3, start)
     with pytest.raises(ValueError, match="2\\^34"):
         move(center, step, KEY, 3, 1 << 34)

@@ -138,7 +138,7 @@ class Isolation:
         self._attributes = [
             _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
             for m in modules
-            if not type(m).__module__.startswith("torch.")  # torch's own modules keep their state in buffers
+            if not _is_of_torch(m)  # torch's own modules keep their state in buffers
         ]
         self._tensors = Contents(
             tensor
@@ -170,6 +170,11 @@ class Isolation:
         for dictionary, own in self._silenced:
             del dictionary["log"], dictionary["log_dict"]
             dictionary.update(own)
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    # All of its classes: `fully_shard` gives a module a class of torch's, derived from the module's own.
+    return all(cls.__module__.startswith("torch.") for cls in type(module).__mro__[:-1])
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:

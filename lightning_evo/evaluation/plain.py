@@ -1,6 +1,7 @@
 """The plain loop: write a member into the weights, run it, restore the weights from a copy.
 
-The slowest way and the reference: every other evaluation must give what this one gives.
+The slowest way and the reference: every other evaluation must give what this one gives. It is also the way of sharded
+weights: each process writes its own part, and the forward gathers the member as it would gather the weights.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.perturbations import Perturbation
+from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["evaluate"]
 
@@ -37,19 +40,31 @@ def evaluate(
     Returns:
         What ``fitness`` gave for each member.
     """
-    centers = [parameter.tensor.detach().clone() for parameter in space]
+    centers = [parameter.local.clone() for parameter in space]
     values = []
     try:
         for number in range(len(population)) if members is None else members:
             direction, step = population.address(number)
             for parameter, center in zip(space, centers, strict=True):
-                (member,) = population.perturbation.members(direction, [step], parameter.index, center)
-                parameter.tensor.copy_(parameter.keep_padding(member, center))
+                member = _member(population.perturbation, direction, step, parameter, center)
+                parameter.local.copy_(parameter.keep_padding(member, center))
             torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
             isolation.start_member()
             values.append(fitness())
     finally:
         for parameter, center in zip(space, centers, strict=True):
-            parameter.tensor.copy_(center)
+            parameter.local.copy_(center)
         torch.clear_autocast_cache()
     return values
+
+
+def _member(
+    perturbation: Perturbation, direction: int, step: float, parameter: EvolvingParameter, center: Tensor
+) -> Tensor:
+    """A member's values of what this process holds of a parameter, whose own are ``center``."""
+    shard = parameter.shard
+    if shard is None:
+        (member,) = perturbation.members(direction, [step], parameter.index, center)
+    else:
+        (member,) = perturbation.members_of_range(direction, [step], parameter.index, shard.whole, center, shard.start)
+    return member

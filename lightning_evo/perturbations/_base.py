@@ -120,6 +120,44 @@ class Perturbation(ABC):
         """
         return None
 
+    def noise_of_range(self, direction: int, parameter: int, center: Tensor, start: int, stop: int) -> Tensor:
+        """The elements ``start <= offset < stop`` of :meth:`noise` in one direction, without making the others.
+
+        Args:
+            direction: Number of the direction.
+            parameter: Index of the tensor.
+            center: The tensor, or something of its shape, device and dtype.
+            start: First flat, row-major offset.
+            stop: One past the last offset.
+
+        Returns:
+            ``[stop - start]``, the same bits as there.
+
+        Raises:
+            NotImplementedError: If the noise depends on more of the center than its shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} noise needs the whole tensor.")
+
+    def members_of_range(
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, part: Tensor, start: int
+    ) -> list[Tensor]:
+        """:meth:`members`, of consecutive elements of a tensor: of a shard.
+
+        Args:
+            direction: Number of the direction.
+            steps: As there.
+            parameter: Index of the tensor.
+            center: The tensor, or something of its shape, device and dtype.
+            part: Its elements from ``start`` on, ``[elements]``.
+            start: Flat, row-major offset of the first of them.
+
+        Returns:
+            For each step a vector of the shape and dtype of ``part``, the same bits as there.
+        """
+        noise = self.noise_of_range(direction, parameter, center, start, start + len(part))
+        wide = part.to(noise.dtype)
+        return [(wide + noise * step).to(part.dtype) for step in steps]
+
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
         """The noise as a product of two thin matrices, where it is one.
 

@@ -89,6 +89,21 @@ class Dense(Perturbation):
         vectors = self._members(direction, steps, parameter, part.reshape(-1), first * width, outs)
         return [vector.view(part.shape) for vector in vectors]
 
+    def noise_of_range(  # noqa: D102
+        self, direction: int, parameter: int, center: Tensor, start: int, stop: int
+    ) -> Tensor:
+        return self._flat([direction], parameter, center, start, stop)[0]
+
+    def members_of_range(  # noqa: D102
+        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, part: Tensor, start: int
+    ) -> list[Tensor]:
+        outs = [torch.empty_like(part) for _ in steps]
+        head = min(-start % row_size(self.distribution), len(part))  # up to where whole rows begin
+        for first, last in ((0, head), (head, len(part))):
+            pieces = [out[first:last] for out in outs]
+            self._members(direction, steps, parameter, part[first:last], start + first, pieces)
+        return outs
+
     def _members(
         self,
         direction: int,

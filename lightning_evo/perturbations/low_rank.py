@@ -91,6 +91,20 @@ class LowRank(Perturbation):
             total += a_k[:, :, None] * b_k[:, None, :]
         return total.view(len(directions), *center.shape)
 
+    def noise_of_range(  # noqa: D102
+        self, direction: int, parameter: int, center: Tensor, start: int, stop: int
+    ) -> Tensor:
+        if not self._is_low_rank(center):
+            return self._dense.noise_of_range(direction, parameter, center, start, stop)
+        columns = center.numel() // len(center)
+        first, last = start // columns, -(-stop // columns)  # whole rows, of which the ends may not be wanted
+        a = self._a(self.key, [direction], parameter, center, first, last)[0].unbind(-1)
+        b = self._b([direction], parameter, center)[0].unbind(-1)
+        total = a[0][:, None] * b[0]
+        for a_k, b_k in zip(a[1:], b[1:], strict=True):
+            total += a_k[:, None] * b_k
+        return total.view(-1)[start - first * columns : stop - first * columns]
+
     def members(  # noqa: D102
         self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
     ) -> list[Tensor]:
