@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
@@ -200,6 +200,24 @@ class Evolution:
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
         return fitness(shared.for_member())
+
+    def recall(self, fitness: Tensor, sigma: float | None = None) -> None:
+        """Take a recorded generation's fitness instead of evaluating it; :meth:`conclude` then gives the same update.
+
+        Args:
+            fitness: ``[members]``, as :attr:`Update.fitness` had it.
+            sigma: The generation's sigma; ``None`` for the current one.
+
+        Raises:
+            ValueError: If there is not one fitness for each member.
+        """
+        if fitness.shape != (len(self.population),):
+            raise ValueError(
+                f"A fitness for each of {len(self.population)} members is needed, got {list(fitness.shape)}."
+            )
+        if sigma is not None:
+            self._population = replace(self.population, sigma=sigma)
+        self._fitness_sum, self._weight = fitness.to(torch.float64), 1.0
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.

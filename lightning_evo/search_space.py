@@ -113,9 +113,11 @@ class SearchSpace(Sequence[EvolvingParameter]):
         allowed = None if among is None else {id(parameter) for parameter in among}
         candidates = []
         self._aliases: dict[int, list[Tensor]] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
         for index, aliases in enumerate(_distinct_parameters(module)):
             self._aliases[index] = [tensor for _, tensor in aliases]
             names = [name for name, _ in aliases]
+            self._names[index] = tuple(names)
             for _, tensor in aliases:
                 if tensor.requires_grad and tensor.is_floating_point() and (allowed is None or id(tensor) in allowed):
                     padding_row, shard = _padding_row(module, names), shard_of(tensor, names[0])
@@ -139,6 +141,19 @@ class SearchSpace(Sequence[EvolvingParameter]):
     def is_sharded(self) -> bool:
         """Whether this process holds only a part of some parameter."""
         return any(parameter.shard is not None for parameter in self)
+
+    @classmethod
+    def of(cls, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
+        """A search space of parameters that belong to no module, each under its one name."""
+        space = cls.__new__(cls)
+        space._parameters = tuple(parameters)
+        space._names = {parameter.index: (parameter.name,) for parameter in space}
+        space._aliases = {parameter.index: [parameter.tensor] for parameter in space}
+        return space
+
+    def names(self, parameter: EvolvingParameter) -> tuple[str, ...]:
+        """All names of a parameter; more than one if it is tied."""
+        return self._names[parameter.index]
 
     def subset(self, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
         """A search space of some of these parameters."""

@@ -27,10 +27,12 @@ class Clipping:
     Attributes:
         limit: Largest norm of the whole estimate, or largest absolute value of an element.
         by: ``"norm"`` or ``"value"``.
+        coefficient: What clipping by norm multiplies the estimate by, if that is known; else it is measured.
     """
 
     limit: float
     by: Literal["norm", "value"] = "norm"
+    coefficient: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,7 @@ class Update:
         """
         if learning_rates is None:
             learning_rates = lambda parameter: self.learning_rate  # noqa: E731
-        coefficient = 1.0
-        if clipping and clipping.by == "norm":
-            norms = _Norms(self.space)
-            for parameter in self.space:
-                for _, piece in self._pieces(parameter, parameter.local.contiguous()):
-                    norms.add(parameter, torch.linalg.vector_norm(piece))
-            coefficient = min(1.0, clipping.limit / (norms.total() + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        coefficient = self.clip_coefficient(clipping)
         norms = _Norms(self.space)
         perturbation, by = self.population.perturbation, clipping and clipping.by
         key = replace(perturbation.key, generation=self.population.generation)
@@ -144,6 +140,22 @@ class Update:
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
         return norms.total()
+
+    @torch.no_grad()
+    def clip_coefficient(self, clipping: Clipping | None) -> float:
+        """What clipping multiplies ``g`` by: less than 1 if clipping by norm finds it too long.
+
+        Where processes hold shards, all of them must call it.
+        """
+        if clipping is None or clipping.by != "norm":
+            return 1.0
+        if clipping.coefficient is not None:
+            return clipping.coefficient
+        norms = _Norms(self.space)
+        for parameter in self.space:
+            for _, piece in self._pieces(parameter, parameter.local.contiguous()):
+                norms.add(parameter, torch.linalg.vector_norm(piece))
+        return min(1.0, clipping.limit / (norms.total() + 1e-6))  # as torch.nn.utils.clip_grad_norm_
 
     def _pieces(self, parameter: EvolvingParameter, center: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The estimate of one parameter, piece by piece, each with its offset."""
