@@ -33,6 +33,8 @@ __all__ = ["EvoStrategyMixin"]
 
 if TYPE_CHECKING:  # what the mixin is mixed into; at run time the strategy of either of Lightning's packages
     from lightning.pytorch.strategies import Strategy
+
+    from lightning_evo.callbacks.journal import SeedJournal
 else:
     Strategy = object
 
@@ -76,6 +78,8 @@ class EvoStrategyMixin(Strategy):
             chooses. Each gives what the plain loop gives, or is replaced with a warning.
         members_per_forward: With ``evaluation="batched"``: how many members run at once; ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, else a random one; checkpoints keep it.
+        journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.
+            Default: if checkpoints are written.
         accelerator: Set by the Trainer.
         checkpoint_io: A checkpoint plugin.
         precision_plugin: A precision plugin.
@@ -111,6 +115,7 @@ class EvoStrategyMixin(Strategy):
         evaluation: EvaluationName = "auto",
         members_per_forward: int | Literal["auto"] | None = None,
         seed: int | None = None,
+        journal: bool | None = None,
         accelerator: Any = None,
         checkpoint_io: Any = None,
         precision_plugin: Any = None,
@@ -119,6 +124,12 @@ class EvoStrategyMixin(Strategy):
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
         if update not in ("optimizer", "in_place"):
             raise ValueError(f"update must be 'optimizer' or 'in_place', got {update!r}.")
+        if journal and update != "in_place":
+            raise ValueError(
+                "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
+                "the fitness in a journal does not give. Use update='in_place', or leave journal out."
+            )
+        self.update = update
         self.evolution = Evolution(
             algorithm,
             evolve=evolve,
@@ -144,6 +155,10 @@ class EvoStrategyMixin(Strategy):
             **algorithm_options,
         )
         self._update_in_place = update == "in_place"
+        self.resumed_journal: dict[str, Any] | None = None
+        """What the checkpoint that was resumed says of its journal."""
+        self._journal_wanted = journal
+        self._journal: SeedJournal | None = None
         self._stepping = False
         self._clipping: Clipping | None = None
         self._learnt_something = False
@@ -168,6 +183,7 @@ class EvoStrategyMixin(Strategy):
 
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)
+        self._journal = self.resumed_journal = None
         if trainer.state.fn != "fit":
             return
         module = self._user_module
@@ -183,6 +199,7 @@ class EvoStrategyMixin(Strategy):
         self._choose_parameters()
         if self._update_in_place:
             self._intercept_clipping()
+            self._journal = self._find_journal(trainer)
             if self._optimized_parameters:
                 rank_zero_info(
                     f"update='in_place': of {type(self.optimizers[0]).__name__} only the learning rate and its "
@@ -229,6 +246,23 @@ class EvoStrategyMixin(Strategy):
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         return [parameter for group in groups for parameter in group["params"]]
 
+    def _find_journal(self, trainer: Any) -> SeedJournal | None:
+        """The Trainer's journal; where checkpoints are written, one is added."""
+        from lightning_evo.callbacks.journal import SeedJournal  # a later room; only here is it needed
+
+        journal = next((callback for callback in trainer.callbacks if isinstance(callback, SeedJournal)), None)
+        if journal is not None and self._journal_wanted is False:
+            raise ValueError("journal=False and the callback SeedJournal contradict each other; leave one of them out.")
+        wanted = self._journal_wanted
+        if wanted is None:
+            folders = [str(getattr(callback, "dirpath", None)) for callback in trainer.checkpoint_callbacks]
+            wanted = bool(folders) and not trainer.fast_dev_run and "://" not in folders[0]
+        if journal is None and wanted:
+            journal = SeedJournal()
+            journal.setup(trainer, self._user_module, "fit")
+            trainer.callbacks.insert(0, journal)
+        return journal
+
     def _intercept_clipping(self) -> None:
         """There will be no ``.grad`` to clip: remember what is asked for and clip the estimate."""
 
@@ -259,7 +293,7 @@ class EvoStrategyMixin(Strategy):
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
         module = self._user_module
         parent: Any = super()
-        fitness_step = getattr(module, "fitness_step", None)
+        fitness_step = self._fitness_step
         step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
         def fitness(batch: Any) -> Tensor | None:
@@ -271,12 +305,19 @@ class EvoStrategyMixin(Strategy):
         start = time.perf_counter()
         if not self.evolution.has_fitness:
             self._choose_parameters()
-        if self.evolution.evaluate(fitness, batch):
+        if self._journal is not None and self._journal.recall(module.trainer):
+            pass  # the generation is in the journal
+        elif self.evolution.evaluate(fitness, batch):
             self._evaluations += len(self.evolution.population)
         self._seconds += time.perf_counter() - start
         if self.evolution.evaluation.summary != self._summary:
             self._summary = self.evolution.evaluation.summary
             rank_zero_info(self._summary)
+
+    @property
+    def _fitness_step(self) -> Callable[..., Any] | None:
+        """The module's ``fitness_step``, if it has one, as the strategy calls it."""
+        return getattr(self._user_module, "fitness_step", None)
 
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
         module = self._user_module
@@ -313,14 +354,20 @@ class EvoStrategyMixin(Strategy):
         if self._gradient_scaler is not None and not self._learnt_something:
             optimizer.step()  # moves nothing; the scaler left it out, but schedulers want to have seen it
         if self._update_in_place and self.evolution.has_fitness:
-            learning_rates = group_learning_rates(*self.optimizers)
-            self._conclude(lambda update: update.apply(learning_rates, self._clipping))
+            self._conclude(self._move)
             self._clipping = None
         return result
 
     def _conclude_into_gradients(self) -> None:
         scale = _compat.gradient_scale(self.precision_plugin, self.root_device)
-        self._conclude(lambda update: update.add_to_gradients(scale))
+        self._conclude(lambda update: update.add_to_gradients(scale) if update else 0.0)
+
+    def _move(self, update: Update) -> float:
+        """Move the weights, once the journal has the generation."""
+        learning_rates, clipping = group_learning_rates(*self.optimizers), self._clipping
+        if self._journal is not None:
+            learning_rates, clipping = self._journal.record(self._user_module.trainer, update, clipping)
+        return update.apply(learning_rates, clipping) if update else 0.0
 
     @property
     def _gradient_scaler(self) -> Any:
@@ -329,7 +376,7 @@ class EvoStrategyMixin(Strategy):
     def _conclude(self, learn: Callable[[Update], float]) -> None:
         start = time.perf_counter()
         update = self.evolution.conclude()
-        norm = learn(update) if update else 0.0
+        norm = learn(update)
         self._learnt_something = bool(update)
         self._seconds += time.perf_counter() - start
         self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
@@ -349,6 +396,8 @@ class EvoStrategyMixin(Strategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
             checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.root_device)
+            if self._journal is not None and (journal := self._journal.checkpoint()) is not None:
+                checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -357,8 +406,12 @@ class EvoStrategyMixin(Strategy):
             states = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
             checkpoint = {**checkpoint, "optimizer_states": states}
         super().load_optimizer_state_dict(checkpoint)
+        self._load_evolution(checkpoint)
+
+    def _load_evolution(self, checkpoint: Mapping[str, Any]) -> None:
         if self._active and CHECKPOINT_KEY in checkpoint:
             self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.root_device)
+            self.resumed_journal = checkpoint[CHECKPOINT_KEY].get("journal")
         elif self._active:  # backpropagation wrote it, perhaps after evolution with the same seed
             self.evolution.start_at(checkpoint["global_step"])
 
