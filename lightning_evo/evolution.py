@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -20,10 +21,13 @@ from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
+from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.isolation import Isolation, RandomState
 from lightning_evo.fitness import as_fitnesses
 from lightning_evo.noise import NoiseKey, Stream, draw
+from lightning_evo.ranks import Ranks
 from lightning_evo.search_space import Evolve, SearchSpace
+from lightning_evo.shaping import evaluated
 from lightning_evo.update import Update
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
@@ -46,6 +50,10 @@ class Evolution:
         evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
             ``"auto"``, which chooses.
         members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
+        member_timeout: Seconds after which a member's evaluation is given up; ``None`` waits for ever. It needs the main
+            thread and a system with interval timers.
+        minimum_evaluated: The share of members, in [0, 1], that must not fail, by an exception or the timeout, for a
+            generation to count. Otherwise the run stops with the first member's exception.
         **options: Options of the algorithm; ``None`` means its own default.
 
     Raises:
@@ -71,6 +79,8 @@ class Evolution:
         seed: int | None = None,
         evaluation: EvaluationName = "auto",
         members_per_forward: int | Literal["auto"] | None = None,
+        member_timeout: float | None = None,
+        minimum_evaluated: float = 0.5,
         **options: Any,
     ) -> None:
         if isinstance(algorithm, str):
@@ -91,13 +101,21 @@ class Evolution:
         self.learning_rate_was_given = options.get("learning_rate") is not None
         self.seed = seed
         self.state = algorithm.init(seed=seed or 0)
-        self.evaluation = Evaluation(evaluation, members_per_forward)
+        share: object = minimum_evaluated
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"minimum_evaluated must be a share of the members, in [0, 1], got {share!r}.")
+        self.minimum_evaluated = minimum_evaluated
+        self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
+        self.ranks = Ranks()
+        self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
         self._evolve = evolve
         self._module: nn.Module | None = None
         self._resumed = False
         self._space: SearchSpace | None = None
         self._population: Population | None = None
         self._fitness_sum = torch.zeros(algorithm.population, dtype=torch.float64)
+        self._failed = torch.zeros(algorithm.population, dtype=torch.bool)
         self._weight = 0.0
         self._warned: set[str] = set()
 
@@ -176,26 +194,56 @@ class Evolution:
         """
         population = self.population
         batch, weight = self._subset(batch)
-        if not weight:
+        members = self.ranks.share(population)
+        values: list[Any] = [None] * len(members)
+        if weight:
+            values = self._evaluate_members(fitness, batch, members)
+        elif self.ranks.world_size == 1:
             return False
-        device = next(iter(self.space)).tensor.device
-        assert self._module is not None
+        failures = [value.error for value in values if isinstance(value, Failure)]
+        results = self.ranks.gather(_results(values), population)
+        failed = results[:, 1] < 0
+        self._check_failures(failed, failures)
+        if not (results[:, 1] > 0).any():
+            return False
+        self._failed |= failed
+        self._fitness_sum += results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * (weight or 1.0)
+        self._weight += weight or 1.0
+        return True
+
+    def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
+        """What ``fitness`` gives for some members."""
+        space, module = self.space, self._module
+        assert module is not None
         shared = batches.SharedBatch(batch)
         try:
-            with Isolation(self._module, device) as isolation:
+            with Isolation(module, space[0].tensor.device) as isolation, self.evaluating():
                 run = partial(self._run, fitness, shared)
-                values = self.evaluation(self._module, self.space, population, run, isolation)
+                return self.evaluation(module, space, self.population, run, isolation, members)
         finally:
             shared.restore()
-        given = [value for value in values if value is not None]
-        if not given:
-            return False
-        declined = torch.tensor([value is None for value in values])
-        fitnesses = torch.full((len(values),), math.nan, dtype=torch.float64)
-        fitnesses[~declined] = as_fitnesses(given, source="fitness").cpu().to(torch.float64)
-        self._fitness_sum += fitnesses * weight
-        self._weight += weight
-        return True
+
+    def _check_failures(self, failed: Tensor, errors: list[Exception]) -> None:
+        """Stop if too many members failed; on the processes where one did, with its own exception."""
+        count = int(failed.sum())
+        if not count:
+            return
+        if len(failed) - count < self.minimum_evaluated * len(failed) or count == len(failed):
+            if errors:
+                raise errors[0]
+            raise RuntimeError(
+                f"Generation {self.state.generation}: {count} of {len(failed)} members failed on other processes; their "
+                "messages say why."
+            )
+        if errors and "raised" not in self._warned:
+            self._warned.add("raised")
+            first_line = (str(errors[0]).strip().splitlines() or [""])[0]
+            warnings.warn(
+                f"Generation {self.state.generation}: {count} of {len(failed)} members failed and are left out, the "
+                f"first with {type(errors[0]).__name__}: {first_line:.200}. This is said once; evo/failed_members "
+                "counts them.",
+                stacklevel=4,
+            )
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
@@ -248,12 +296,16 @@ class Evolution:
         return self._weight > 0
 
     def statistics(self) -> dict[str, float]:
-        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail."""
+        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail; and
+        how many did, whether by an exception, the timeout or a fitness that is NaN or infinite.
+        """
         fitness = self._fitness_sum / self._weight
         finite = fitness[fitness.isfinite()]
+        failed = {"failed_members": float(len(fitness) - len(finite))}
         if not len(finite):
-            return {"fitness_mean": math.nan, "fitness_std": math.nan, "fitness_best": math.nan}
+            return {"fitness_mean": math.nan, "fitness_std": math.nan, "fitness_best": math.nan, **failed}
         return {
+            **failed,
             "fitness_mean": float(finite.mean()),
             "fitness_std": float(finite.std(correction=0)),
             "fitness_best": float(finite.max()),
@@ -261,6 +313,7 @@ class Evolution:
 
     def _forget_batches(self) -> None:
         self._population = None
+        self._failed = torch.zeros_like(self._failed)
         self._fitness_sum = torch.zeros_like(self._fitness_sum)
         self._weight = 0.0
 
@@ -286,11 +339,17 @@ class Evolution:
                 "changed. Is sigma too large, or the center itself broken?",
                 stacklevel=3,
             )
-        elif failed and "failed" not in self._warned:
+        elif failed > int(self._failed.sum()) and "failed" not in self._warned:
             self._warned.add("failed")
             warnings.warn(
                 f"Generation {self.state.generation}: the fitness of {failed} of {len(update.fitness)} members is NaN "
-                "or infinite; they rank worst. This is said once.",
+                "or infinite; NaN is left out, infinite ranks worst. This is said once.",
+                stacklevel=3,
+            )
+        elif not update and not evaluated(update.fitness, update.population.per_direction).any():
+            warnings.warn(
+                f"Generation {self.state.generation}: of every antithetic pair a member failed, so there is nothing to "
+                "compare and nothing is changed.",
                 stacklevel=3,
             )
         elif not update and "tied" not in self._warned:
@@ -368,3 +427,15 @@ class Evolution:
             self._fitness_sum, self._weight = saved["fitness_sum"].cpu().clone(), saved["fitness_weight"]
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])
+
+
+def _results(values: list[Any]) -> Tensor:
+    """Fitness and weight of members, float64 ``[members, 2]``: see :meth:`Ranks.gather`."""
+    weights = torch.tensor(
+        [-1.0 if isinstance(value, Failure) else float(value is not None) for value in values], dtype=torch.float64
+    )
+    fitness = torch.full((len(values),), math.nan, dtype=torch.float64)
+    given = [value for value, weight in zip(values, weights.tolist(), strict=True) if weight > 0]
+    if given:
+        fitness[weights > 0] = as_fitnesses(given, source="fitness").cpu().to(torch.float64)
+    return torch.stack([fitness, weights], dim=1)

@@ -70,8 +70,8 @@ class EvolutionMixin:
                 evolve.
 
         Returns:
-            ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/sigma`` and ``evo/update_norm``,
-            for ``self.log_dict``.
+            ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/failed_members``, ``evo/sigma`` and
+            ``evo/update_norm``, for ``self.log_dict``.
 
         Raises:
             RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear

@@ -6,9 +6,11 @@ noise, so a larger weight pulls the center closer to that member. ``per_directio
 noise direction: 2 for antithetic pairs (members ``2k`` and ``2k + 1`` are center plus and minus the same noise), else
 1; only :func:`top_k` looks at it.
 
-**Failures.** :func:`shape` deals with them before any of these functions runs: a member whose fitness is NaN or
-infinite gets the next number below the worst finite fitness of its generation, so it ranks worst without stretching
-the scale. If every member failed, or all fitness values are equal, there is nothing to learn: the weights are zero.
+**Failures.** :func:`shape` deals with them before any of these functions runs. A member whose fitness is NaN, as it is
+where an evaluation failed, is left out: its weight is zero, the others are shaped without it, and the other member of
+its antithetic pair, which has nothing to be compared with, goes with it. One whose fitness is infinite gets the next
+number below the worst finite fitness of its generation, so it ranks worst without stretching the scale. If no finite
+fitness is left, or all are equal, there is nothing to learn: the weights are zero.
 
 **Ties** share the mean of the ranks they span, so equal members get equal weights.
 """
@@ -24,7 +26,18 @@ from torch import Tensor
 
 from lightning_evo._messages import did_you_mean
 
-__all__ = ["SHAPINGS", "Shaping", "centered_ranks", "linear_ranks", "raw", "resolve", "shape", "top_k", "z_score"]
+__all__ = [
+    "SHAPINGS",
+    "Shaping",
+    "centered_ranks",
+    "evaluated",
+    "linear_ranks",
+    "raw",
+    "resolve",
+    "shape",
+    "top_k",
+    "z_score",
+]
 
 Shaping = Callable[[Tensor, int], Tensor]
 
@@ -64,17 +77,18 @@ def raw(fitness: Tensor, per_direction: int = 1) -> Tensor:
 
 
 def top_k(fitness: Tensor, per_direction: int = 1, *, k: int) -> Tensor:
-    """The ``k`` best directions only, divided by the standard deviation of their fitness (ARS, arXiv:1803.07055).
+    """The ``k`` best directions only (or all, if members failed and fewer are left), divided by the standard deviation of their fitness (ARS, arXiv:1803.07055).
 
     A direction is as good as the better of its members. Weights are scaled by ``directions / k`` so that the mean over
     all members is the mean over those that were kept.
 
     Raises:
-        ValueError: If there are fewer than ``k`` directions.
+        ValueError: If ``k`` is below 1.
     """
     by_direction = fitness.view(-1, per_direction)
-    if not 1 <= k <= len(by_direction):
-        raise ValueError(f"top_k must be between 1 and the number of directions ({len(by_direction)}), got {k}.")
+    if k < 1:
+        raise ValueError(f"top_k must be at least 1, got {k}.")
+    k = min(k, len(by_direction))
     best = by_direction.amax(dim=1).argsort(descending=True, stable=True)[:k]
     kept = by_direction[best]
     weights = torch.zeros_like(by_direction)
@@ -144,21 +158,32 @@ def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
         ValueError: If ``shaping`` returns another shape or values that are not finite.
 
     Example:
-        >>> shape(torch.tensor([1.0, float("nan"), 3.0, 2.0]), centered_ranks).tolist()[1]
+        >>> shape(torch.tensor([1.0, float("nan"), 3.0, 2.0]), centered_ranks).tolist()
+        [-0.5, 0.0, 0.5, 0.0]
+        >>> shape(torch.tensor([1.0, float("inf"), 3.0, 2.0]), centered_ranks).tolist()[1]
         -0.5
         >>> shape(torch.full((4,), float("nan")), centered_ranks).tolist()
         [0.0, 0.0, 0.0, 0.0]
     """
     fitness = fitness.to(torch.float64)
+    weights = torch.zeros_like(fitness)
+    kept = evaluated(fitness, per_direction)
+    fitness = fitness[kept]
     finite = fitness.isfinite()
     if not finite.any() or (fitness == fitness[0]).all():
-        return torch.zeros_like(fitness)
+        return weights
     worst = torch.nextafter(fitness[finite].min(), torch.tensor(-math.inf, dtype=torch.float64))
     fitness = fitness.where(finite, worst)
-    weights = shaping(fitness, per_direction)
-    if weights.shape != fitness.shape or not weights.isfinite().all():
+    shaped = shaping(fitness, per_direction)
+    if shaped.shape != fitness.shape or not shaped.isfinite().all():
         raise ValueError(
             f"The shaping must give one finite weight for each of the {len(fitness)} members; it gave "
-            f"{weights.tolist()}."
+            f"{shaped.tolist()}."
         )
-    return weights.to(torch.float64)
+    weights[kept] = shaped.to(torch.float64)
+    return weights
+
+
+def evaluated(fitness: Tensor, per_direction: int = 1) -> Tensor:
+    """Which members count: those of directions without a NaN. Bool ``[members]``."""
+    return ~fitness.view(-1, per_direction).isnan().any(1).repeat_interleave(per_direction)

@@ -59,7 +59,7 @@ def test_learns_and_counts_steps(update):
     assert sum(module.losses[-5:]) < 0.6 * sum(module.losses[:5])
     assert "from_a_member" not in t.callback_metrics
     assert set(t.callback_metrics) == {
-        "evo/fitness_mean", "evo/fitness_std", "evo/fitness_best", "evo/sigma", "evo/update_norm",
+        "evo/fitness_mean", "evo/fitness_std", "evo/fitness_best", "evo/failed_members", "evo/sigma", "evo/update_norm",
     }  # fmt: skip
     assert bool(t.optimizers[0].state) is (update == "optimizer")
     assert all(parameter.grad is None for parameter in module.parameters())

@@ -44,7 +44,7 @@ from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.noise import Distribution, NoiseKey
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
-from lightning_evo.shaping import Shaping, raw, resolve, shape
+from lightning_evo.shaping import Shaping, evaluated, raw, resolve, shape
 
 __all__ = ["ESState", "EvolutionStrategy", "Population", "Recipe", "Scaling"]
 
@@ -312,7 +312,7 @@ class EvolutionStrategy(Algorithm[ESState]):
 
         Args:
             population: From :meth:`ask`.
-            fitness: ``[members]``, higher is better; NaN and infinities are failures.
+            fitness: ``[members]``, higher is better; NaN is a failure and left out.
             dimension: Number of evolving elements.
 
         Returns:
@@ -324,9 +324,12 @@ class EvolutionStrategy(Algorithm[ESState]):
         if fitness.shape != (len(population),):
             raise ValueError(f"fitness must hold one value per member, [{len(population)}]; got {list(fitness.shape)}.")
 
+        fitness = fitness.detach().cpu()
+        members = max(1, int(evaluated(fitness, population.per_direction).sum()))
+
         def weights(shaping: Shaping) -> Tensor:
-            member = shape(fitness.detach().cpu(), shaping, population.per_direction) * population.signs
-            return member.view(population.directions, -1).sum(1) / len(population) * (1 - self.momentum)
+            member = shape(fitness, shaping, population.per_direction) * population.signs
+            return member.view(population.directions, -1).sum(1) / members * (1 - self.momentum)
 
         shaped = weights(resolve(self.shaping, self.top_k))
         if self.scaling == "none" or not shaped.any():
@@ -337,7 +340,8 @@ class EvolutionStrategy(Algorithm[ESState]):
         quotients = weights(raw) / population.sigma
         length = (shaped @ quotients).abs() / (shaped @ shaped)  # makes `shaped` the best fit to `quotients`
         dimension = round(dimension * (1 - (self.sparsity or 0)))
-        return shaped * length * math.sqrt(population.directions / (population.directions + dimension + 1))
+        directions = members // population.per_direction
+        return shaped * length * math.sqrt(directions / (directions + dimension + 1))
 
     def advance(self, state: ESState, weights: Sequence[float]) -> ESState:
         """The state after a generation whose estimate had these weights, its center aside.

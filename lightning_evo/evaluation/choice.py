@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +27,7 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import plain
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.check import NothingToCompare, find_mismatch
+from lightning_evo.evaluation.faults import Failure, check_timeout, guarded, time_limit
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
@@ -46,13 +47,19 @@ class Evaluation:
     Args:
         name: ``"auto"``, or the way to use as long as it works.
         members_per_forward: For ``"batched"``: members that run at once, or ``"auto"``.
+        member_timeout: Seconds after which a member has failed; those of one forward have as many times longer.
 
     Raises:
         ValueError: If the name is unknown, or ``members_per_forward`` is neither ``"auto"`` nor a whole number >= 1, or
-            is given without being used.
+            is given without being used, or ``member_timeout`` is not positive.
     """
 
-    def __init__(self, name: EvaluationName = "auto", members_per_forward: int | Literal["auto"] | None = None) -> None:
+    def __init__(
+        self,
+        name: EvaluationName = "auto",
+        members_per_forward: int | Literal["auto"] | None = None,
+        member_timeout: float | None = None,
+    ) -> None:
         if name not in get_args(EvaluationName):
             raise ValueError(
                 f"Unknown evaluation {name!r}.{did_you_mean(str(name), get_args(EvaluationName))} "
@@ -63,7 +70,9 @@ class Evaluation:
             raise ValueError(f"members_per_forward must be 'auto' or a whole number >= 1, got {size!r}.")
         if size is not None and name in ("plain", "in_forward"):
             raise ValueError(f"members_per_forward has no effect with evaluation={name!r}, which runs one at a time.")
+        check_timeout(member_timeout)
         self.name = name
+        self.member_timeout = member_timeout
         self.summary = ""
         """The choice and its reasons in one line; empty before the first generation."""
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
@@ -79,19 +88,23 @@ class Evaluation:
         population: Population,
         fitness: Callable[[], Any],
         isolation: Isolation,
+        members: Sequence[int] | None = None,
     ) -> list[Any]:
-        """The fitness of every member.
+        """The fitness of members.
 
         Args:
             module: The user's module.
             space: Its evolving parameters.
-            population: The members.
+            population: All members.
             fitness: Runs the user's code and gives its fitness.
             isolation: Entered by the caller.
+            members: Numbers of the members to evaluate; ``None`` for all.
 
         Returns:
-            What ``fitness`` gave for each member, in the population's order.
+            What ``fitness`` gave for each of them, in their order; a :class:`~lightning_evo.evaluation.faults.Failure`
+            where it raised an exception.
         """
+        members = range(len(population)) if members is None else members
         fresh = self._ways is None
         if self._ways not in (None, [None]) and space.is_sharded:  # taken over from a run of whole weights
             self._ways = None
@@ -109,7 +122,9 @@ class Evaluation:
         while True:
             way = ways[0]
             if way is None:
-                values = plain.evaluate(space, population, fitness, isolation)
+                values = plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
+                if values and all(isinstance(value, Failure) for value in values):  # which proves nothing of any way
+                    return values
                 break
             try:
                 reason = None if proven else find_mismatch(way, space, population, fitness, isolation)
@@ -117,10 +132,10 @@ class Evaluation:
                     ways = ways[1:]
                     continue
                 if reason is None:
-                    values = way(space, population, fitness, isolation)
+                    values = self._run(way, space, population, fitness, isolation, members)
                     break
             except NothingToCompare:  # the choice waits for a batch that tells
-                return plain.evaluate(space, population, fitness, isolation)
+                return plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
             except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 reason = f"{type(error).__name__}: {first_line:.200}"
@@ -132,6 +147,33 @@ class Evaluation:
             self._ways, self._proven = ways, True
             self._announce(failures)
         return values
+
+    def _run(
+        self,
+        way: InForward | Batched,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+        members: Sequence[int],
+    ) -> list[Any]:
+        """Members by a way that is known to work. A batch of which one member fails is run again, one by one."""
+        one_by_one = guarded(fitness, self.member_timeout)
+        if isinstance(way, InForward):
+            return way(space, population, one_by_one, isolation, members)
+        size = population.per_direction if way.members_per_forward == "auto" else way.members_per_forward
+        timeout = None if self.member_timeout is None else self.member_timeout * size
+
+        def limited() -> Any:
+            with time_limit(timeout):
+                return fitness()
+
+        try:
+            return way(space, population, limited, isolation, members)
+        except Exception:
+            if not self._proven:  # the first generation may find what the check did not
+                raise
+            return InForward()(space, population, one_by_one, isolation, members)
 
     def _brings_nothing(self, way: InForward | Batched, space: SearchSpace, population: Population) -> bool:
         """Whether so few members fit into one forward that they may as well run one by one."""

@@ -137,8 +137,8 @@ def test_a_run_continues_from_a_copy_of_its_state(name):
 
 
 @pytest.mark.parametrize("name", available())
-@pytest.mark.parametrize("failure", [math.nan, math.inf, -math.inf])
-def test_a_failed_member_ranks_worst(name, failure):
+@pytest.mark.parametrize("failure", [math.inf, -math.inf])
+def test_an_infinite_member_ranks_worst(name, failure):
     subject = algorithm(name)
     state = subject.init(start(), seed=1)
     population = subject.ask(state)

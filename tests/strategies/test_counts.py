@@ -64,6 +64,7 @@ def test_evolution_is_logged_every_step():
         "evo/fitness_mean",
         "evo/fitness_std",
         "evo/fitness_best",
+        "evo/failed_members",
         "evo/sigma",
         "evo/update_norm",
         "evo/members_per_second",
