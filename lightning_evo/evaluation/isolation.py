@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_evo.shards import is_sharded
+
 __all__ = ["Contents", "Isolation", "RandomState"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
@@ -249,6 +251,8 @@ def _is_plain(tensor: Tensor) -> bool:
 def _storage(tensor: Tensor) -> int:
     if nn.parameter.is_lazy(tensor):
         return 0
+    if is_sharded(tensor):  # nothing can be a view of a whole that is nowhere
+        return id(tensor)
     return tensor.untyped_storage().data_ptr()
 
 

@@ -6,11 +6,25 @@ Checked against Lightning 2.4 to 2.6.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-__all__ = ["Namespace", "backward_is_skipped", "gradient_scale", "lightning_module_class", "parent_strategy"]
+__all__ = [
+    "Namespace",
+    "backward_is_skipped",
+    "class_named",
+    "gradient_scale",
+    "is_fully_sharded",
+    "lightning_module_class",
+    "load_sharded",
+    "optimizers_without_state",
+    "parent_strategy",
+    "remove_module_hooks",
+    "reset_seed",
+]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
 
@@ -36,3 +50,53 @@ def gradient_scale(precision_plugin: Any, device: torch.device) -> float:
 def backward_is_skipped(trainer: Any) -> bool:
     """Whether this epoch only runs forward passes (stochastic weight averaging's extra epoch for BatchNorm)."""
     return bool(trainer.fit_loop._skip_backward)
+
+
+# --- sharded checkpoints ---
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` (FSDP2) was applied to a module."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)  # torch 2.5 has it in a private place
+
+
+def load_sharded(path: Path, state: dict[str, Any], strict: bool, weights_only: bool | None = None) -> dict[str, Any]:
+    """Load a checkpoint, a folder or a file, into a module with sharded weights; returns what else is in it."""
+    from lightning.fabric.strategies.model_parallel import _load_checkpoint
+
+    options = {} if weights_only is None else {"weights_only": weights_only}  # Lightning 2.4 does not know it
+    return _load_checkpoint(path=path, state=state, strict=strict, optimizer_states_from_list=True, **options)
+
+
+def optimizers_without_state(path: Path, weights_only: bool | None = None) -> list[dict[str, Any]] | None:
+    """The optimizers in a checkpoint, a folder or a file, if none of them has a state; else ``None``."""
+    from lightning.fabric.utilities.load import _METADATA_FILENAME
+
+    if path.is_dir():
+        found = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+        states = found.get("lightning_evo", {}).get("optimizer_states")
+    else:
+        states = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only).get("optimizer_states")
+    return None if not states or any(state["state"] for state in states) else states
+
+
+# --- DeepSpeed ---
+
+
+def class_named(name: str, instance: object) -> type[Any]:
+    """The class of that name that an object derives from, whichever package of Lightning's it is from."""
+    return next(cls for cls in type(instance).__mro__ if cls.__name__ == name)
+
+
+def reset_seed() -> None:
+    """Seed anew, if ``seed_everything`` was called: what Lightning does once processes have been connected."""
+    from lightning.fabric.utilities.seed import reset_seed
+
+    reset_seed()
+
+
+def remove_module_hooks(module: nn.Module) -> None:
+    """Remove the hooks of a module and its parts, as Lightning does before each of DeepSpeed's engines."""
+    from lightning.pytorch.strategies.deepspeed import remove_module_hooks
+
+    remove_module_hooks(module)

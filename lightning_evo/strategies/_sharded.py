@@ -1,0 +1,118 @@
+"""What strategies for sharded weights have in common: some processes evaluate the same member at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lightning_evo.evaluation.isolation import RandomState
+from lightning_evo.ranks import Ranks
+from lightning_evo.strategies._evolution import EvoStrategyMixin
+
+__all__ = ["Regathering", "ShardedEvoMixin"]
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import ParallelStrategy
+else:
+    ParallelStrategy = object
+
+
+class Regathering(ParallelStrategy):
+    """Lightning's strategy, as the evolving one calls it: after every step each process holds no more than its shards.
+
+    Weights that stay gathered would be used by the next forward, whatever has been written to the shards since.
+    """
+
+    def _give_up_gathered(self) -> None:
+        """Free every whole weight."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _regathering(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._give_up_gathered()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._regathering():
+            return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._regathering():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._regathering():
+            return super().test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._regathering():
+            return super().predict_step(*args, **kwargs)
+
+
+class ShardedEvoMixin(EvoStrategyMixin, Regathering):
+    """The evolving strategy for sharded weights."""
+
+    strategy_name: str
+
+    @property
+    def _groups(self) -> tuple[int, int]:
+        """Groups that divide the population, and the processes of each, which hold the weights together."""
+        raise NotImplementedError
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        groups, processes = self._groups
+        self.evolution.ranks = Ranks(groups, processes, self.global_rank, self._gather_from_all)
+
+    def _gather_from_all(self, values: torch.Tensor) -> list[torch.Tensor]:
+        mine = values.to(self.root_device)
+        everything = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(everything, mine)
+        return [theirs.to(values.device) for theirs in everything]
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        if trainer.state.fn == "fit" and self.evolution.is_set_up:
+            # Without a seed every process has its own.
+            state = self.evolution.state
+            self.evolution.state = replace(state, seed=self.broadcast(state.seed))
+
+    def _check(self, module: nn.Module) -> None:
+        super()._check(module)
+        algorithm = self.evolution.algorithm
+        if algorithm.sparsity is not None or algorithm.sigma_scale != "none":
+            option = "sparsity" if algorithm.sparsity is not None else "sigma_scale='rms'"
+            raise ValueError(
+                f"{option} takes a statistic of each whole tensor, and no process has one of strategy="
+                f"{self.strategy_name!r}. Leave it out, or use strategy='evo_ddp'."
+            )
+        groups, _ = self._groups
+        if groups > 1:  # dropout: members must not differ by the processes that evaluate them
+            state = RandomState(self.root_device)
+            state.load_state_dict(self.broadcast(state.state_dict()))
+        if self.evolution.evaluation.member_timeout is not None:
+            raise ValueError(
+                f"member_timeout can't be used with strategy={self.strategy_name!r}: a process that gave a member up "
+                "would leave the others waiting for its part of the weights. Leave it out."
+            )
+
+    def _find_journal(self, trainer: Any) -> None:
+        from lightning_evo.callbacks.journal import SeedJournal  # a later room; only here is it needed
+
+        if self._journal_wanted or any(isinstance(callback, SeedJournal) for callback in trainer.callbacks):
+            raise ValueError(
+                f"The seed journal needs whole weights, and no process has them with strategy={self.strategy_name!r}. "
+                "Leave it out."
+            )
+
+    @property
+    def _fitness_step(self) -> Callable[..., Any] | None:
+        fitness_step = super()._fitness_step
+        return None if fitness_step is None else self._regathering()(fitness_step)
