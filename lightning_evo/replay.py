@@ -1,0 +1,308 @@
+"""A generation's weights from a checkpoint and a journal, without the module's code or data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo.algorithms import ESState, EvolutionStrategy
+from lightning_evo.journal import (
+    Journal,
+    JournalError,
+    RecordedParameter,
+    check_of,
+    describe_algorithm,
+    rebuild_algorithm,
+    weights_checksum,
+)
+from lightning_evo.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.update import Clipping, Update
+
+__all__ = ["replay", "written_file"]
+
+_KEY = "lightning_evo"  # of checkpoints
+
+
+def replay(
+    checkpoint: str | Path | Mapping[str, Any],
+    journal: str | Path | Journal,
+    *,
+    to: int | None = None,
+    algorithm: EvolutionStrategy | None = None,
+    device: str | torch.device = "cpu",
+    exact: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Rebuild the weights that a run had after some generation.
+
+    What evolved is rebuilt, bit for bit. Everything else, such as buffers (BatchNorm's statistics) and frozen weights,
+    stays as the checkpoint has it.
+
+    Args:
+        checkpoint: Of this run, at or before that generation; a path, or what is in it. For the run's first generation
+            the weights alone are enough, of which the journal has a checksum.
+        journal: The run's journal.
+        to: Generations finished, as ``global_step`` counts them where each step is one; ``None`` for all recorded.
+        algorithm: The run's algorithm, if the journal can't hold it: one with a function of your own for ``shaping``.
+        device: Where to compute. The CPU and GPUs draw the same noise.
+        exact: Whether to stop where a generation's update is not, in its last bits, the one that was made.
+        progress: Called with the generations replayed and their total.
+
+    Returns:
+        A checkpoint of weights only, to be loaded by ``load_from_checkpoint`` or as ``["state_dict"]``: the given one
+        without the states of optimizer, loops and callbacks, which a journal does not hold. It can be a further
+        replay's ``checkpoint``. Tensors are on the CPU.
+
+    Raises:
+        JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
+            is missing or of another shape or dtype, or the algorithm can't be rebuilt or is another one.
+
+    Example:
+        >>> import tempfile, lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_evo import EvoStrategy
+        >>> folder = tempfile.mkdtemp()
+        >>> model = BoringModel()
+        >>> start = {name: value.clone() for name, value in model.state_dict().items()}
+        >>> strategy = EvoStrategy("mezo", update="in_place", journal=True)
+        >>> trainer = L.Trainer(
+        ...     strategy=strategy, max_steps=3, accelerator="cpu", default_root_dir=folder, barebones=True
+        ... )
+        >>> trainer.fit(model)
+        >>> replayed = replay(start, f"{folder}/evolution.evoj")["state_dict"]
+        >>> torch.equal(replayed["layer.weight"], model.layer.weight)
+        True
+    """
+    opened = Journal.open(journal) if not isinstance(journal, Journal) else journal
+    try:
+        return _replay(_load(checkpoint), opened, to, algorithm, torch.device(device), exact, progress)
+    finally:
+        if opened is not journal:
+            opened.close()
+
+
+def _replay(
+    base: Mapping[str, Any],
+    journal: Journal,
+    to: int | None,
+    algorithm: EvolutionStrategy | None,
+    device: torch.device,
+    exact: bool,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]:
+    algorithm = _algorithm(journal, algorithm)
+    saved = base.get(_KEY, {})
+    first = int(saved.get("generation", journal.header.generation))
+    last = journal.end if to is None else to
+    _check_range(journal, first, last)
+    weights = _Weights(base.get("state_dict", base), device)
+    _check_run(journal, saved, first, weights)
+    momentum = tuple((int(generation), tuple(values)) for generation, values in saved.get("momentum", ()))
+    state = ESState(seed=journal.header.conditions.seed, generation=first, momentum=momentum)
+    for generation in range(first, last):
+        record, conditions = journal.read(generation), journal.conditions_at(generation)
+        space = weights.space(conditions.parameters)
+        state = replace(state, seed=conditions.seed)
+        population = replace(algorithm.ask(state), sigma=record.sigma)
+        fitness = torch.tensor(record.fitness, dtype=torch.float64)
+        directions = algorithm.direction_weights(population, fitness, space.numel).tolist()
+        double = any(parameter.tensor.dtype == torch.float64 for parameter in space)
+        if exact and check_of(directions, torch.float64 if double else torch.float32) != record.check:
+            raise JournalError(
+                f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
+                "written, by another version of lightning-evo or torch, or on another processor. Replay it there; or "
+                "accept weights that differ in their last bits: exact=False (`--inexact`)."
+            )
+        rates = record.learning_rates
+        update = Update(population, space, fitness, tuple(directions), algorithm.weight_decay, rates[0])
+        if update:
+            clipping = None
+            if conditions.clipping is not None:
+                limit, by = conditions.clipping
+                clipping = Clipping(limit, cast(Literal["norm", "value"], by), record.coefficient)
+            groups = {id(p.tensor): entry.group for p, entry in zip(space, conditions.parameters, strict=True)}
+            update.apply(_learning_rates(rates, groups), clipping)
+        state = algorithm.advance(state, update.weights)
+        if progress is not None:
+            progress(generation + 1 - first, last - first)
+    return _checkpoint(base, weights, journal, state)
+
+
+def _learning_rates(rates: tuple[float, ...], groups: Mapping[int, int]) -> Callable[[nn.Parameter], float]:
+    return lambda parameter: rates[0] if len(rates) == 1 else rates[groups[id(parameter)]]
+
+
+class _Weights:
+    """The tensors of a state dict, those that evolve as parameters."""
+
+    def __init__(self, state_dict: Mapping[str, Any], device: torch.device) -> None:
+        self._state_dict = dict(state_dict)
+        self._device = device
+        self._moving: dict[str, nn.Parameter] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._last: tuple[tuple[RecordedParameter, ...], SearchSpace] | None = None
+
+    def space(self, parameters: tuple[RecordedParameter, ...]) -> SearchSpace:
+        """The search space that these parameters make."""
+        if self._last is None or self._last[0] is not parameters:
+            found = [EvolvingParameter(p.names[0], self._parameter(p), p.index, p.padding_row) for p in parameters]
+            self._last = parameters, SearchSpace.of(found)
+        return self._last[1]
+
+    def _parameter(self, described: RecordedParameter) -> nn.Parameter:
+        name = described.names[0]
+        if name not in self._moving:
+            found = next((self._state_dict[n] for n in described.names if n in self._state_dict), None)
+            if not isinstance(found, Tensor):
+                raise JournalError(
+                    f"The journal's parameter {name} is not in the checkpoint, which has "
+                    f"{', '.join(list(self._state_dict)[:20])}. Is it a checkpoint of the same module?"
+                )
+            dtype = str(found.dtype).removeprefix("torch.")
+            if tuple(found.shape) != described.shape or dtype != described.dtype:
+                raise JournalError(
+                    f"The journal's parameter {name} is {described.dtype} {list(described.shape)}; in the checkpoint "
+                    f"it is {dtype} {list(found.shape)}. Is it a checkpoint of the same module, in the same precision?"
+                )
+            self._moving[name] = nn.Parameter(found.detach().to(self._device, copy=True), requires_grad=False)
+            self._names[name] = described.names
+        return self._moving[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All tensors, tied ones sharing their memory."""
+        for name, parameter in self._moving.items():
+            value = parameter.detach().cpu()
+            self._state_dict.update({alias: value for alias in self._names[name] if alias in self._state_dict})
+        return self._state_dict
+
+
+def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise JournalError(
+            f"{checkpoint} can't be read as plain data: {first_line:.200} If it is a checkpoint that holds objects of "
+            "your code, load it yourself and pass what is in it: lightning_evo.replay.replay(torch.load(…), …)."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise JournalError(f"{checkpoint} is not a checkpoint: it holds a {type(loaded).__name__}.")
+    return loaded
+
+
+def _algorithm(journal: Journal, given: EvolutionStrategy | None) -> EvolutionStrategy:
+    described = journal.header.algorithm
+    if given is None:
+        return rebuild_algorithm(described)
+    here = describe_algorithm(given)
+    differences = [
+        f"{name} ({described.get(name)!r} there, {here.get(name)!r} here)"
+        for name in sorted(described.keys() | here.keys())
+        if described.get(name) != here.get(name)
+    ]
+    if differences:
+        raise JournalError(f"{journal.path} was written with another algorithm: {', '.join(differences)}.")
+    return given
+
+
+def _check_range(journal: Journal, first: int, last: int) -> None:
+    start, end = journal.header.generation, journal.end
+    if not start <= first <= end:
+        raise JournalError(
+            f"The checkpoint is of generation {first}, and {journal.path} has the way from {start} to {end}. Take a "
+            "checkpoint from there."
+        )
+    if last < first:
+        raise JournalError(
+            f"The checkpoint is of generation {first}, and a replay only goes forward: {last} is before it. Take an "
+            "earlier checkpoint."
+        )
+    if last > end:
+        raise JournalError(f"{journal.path} ends at generation {end}; it does not have the way to {last}.")
+
+
+def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: _Weights) -> None:
+    """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves."""
+    header, named = journal.header, saved.get("journal")
+    if named is not None and named["run"] == header.run:
+        return
+    if first == header.generation and header.start:
+        found = weights_checksum(weights.space(header.conditions.parameters))
+        if found == header.start:
+            return
+        raise JournalError(
+            f"The checkpoint's weights have the checksum {found}; {journal.path} begins with {header.start}. Give the "
+            "checkpoint that the run began with, or one that it wrote."
+        )
+    is_of = "does not name its journal" if named is None else f"is of the run {named['run']:016x}"
+    raise JournalError(
+        f"The checkpoint {is_of}, and {journal.path} is of the run {header.run:016x}. Give a checkpoint of that run."
+    )
+
+
+def _checkpoint(base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState) -> dict[str, Any]:
+    # States that belong to the base's generation: nothing must go on from them by mistake.
+    dropped = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY)
+    others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
+    saved: dict[str, Any] = {
+        "algorithm": journal.header.algorithm["name"],
+        "seed": state.seed,
+        "generation": state.generation,
+        "journal": {"run": journal.header.run, "path": str(journal.path.resolve()), "batches": 0},
+    }
+    if state.momentum:
+        saved["momentum"] = state.momentum
+    if "global_step" in others:
+        others["global_step"] = state.generation
+    return {**others, "state_dict": weights.state_dict(), _KEY: saved}
+
+
+@contextmanager
+def written_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A file that appears under its name complete, or not at all.
+
+    Args:
+        path: Its name.
+        overwrite: Whether to replace an existing file.
+
+    Yields:
+        Where to write it.
+
+    Raises:
+        FileExistsError: If there is such a file and ``overwrite`` is false; also if it came while this one was written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with written_file(path) as new:
+        ...     _ = new.write_text("done")
+        >>> path.read_text()
+        'done'
+    """
+    path = Path(path)
+    message = f"{path} exists, and is not overwritten without --overwrite (overwrite=True)."
+    if path.exists() and not overwrite:
+        raise FileExistsError(message)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield new
+        with open(new, "rb+") as file:
+            os.fsync(file.fileno())
+        if path.exists() and not overwrite:
+            raise FileExistsError(message)
+        os.replace(new, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
