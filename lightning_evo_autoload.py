@@ -20,9 +20,18 @@ import sys
 from typing import Any
 
 # Name for `Trainer(strategy=...)`, lower case as the Trainer lower-cases what it is given ->
-# (class for `lightning_evo.strategies.strategy_class`, description in the registry).
-STRATEGIES = {
+# (class for `lightning_evo.strategies.strategy_class`, description in the registry, arguments if there are any).
+STRATEGIES: dict[str, tuple[Any, ...]] = {
     "evo": ("EvoStrategy", "Trains by evolution on one device: a population of perturbed models, no backward pass."),
+    "evo_ddp": ("EvoDDPStrategy", "Trains by evolution on several processes, which divide the population or the data."),
+    "evo_ddp_spawn": ("EvoDDPStrategy", "As evo_ddp; starts its processes by spawning.", {"start_method": "spawn"}),
+    "evo_ddp_fork": ("EvoDDPStrategy", "As evo_ddp; starts its processes by forking.", {"start_method": "fork"}),
+    "evo_ddp_notebook": ("EvoDDPStrategy", "As evo_ddp, for notebooks: forks.", {"start_method": "fork"}),
+    "evo_deepspeed_stage_3": (
+        "EvoDeepSpeedStrategy",
+        "Trains by evolution a model that DeepSpeed's ZeRO stage 3 has partitioned over processes.",
+    ),
+    "evo_fsdp": ("EvoFSDPStrategy", "Trains by evolution a model that FSDP2 has sharded over processes."),
 }
 # `lightning` and `pytorch_lightning` are separate copies of the same code, each with a registry of its own.
 REGISTRY_MODULES = ("lightning.pytorch.strategies", "pytorch_lightning.strategies")
@@ -85,10 +94,11 @@ class _RegisteringLoader:
 def _register(module: Any) -> None:
     """Adds those of `STRATEGIES` that the registry lacks. Never raises: Lightning must import without us."""
     try:
-        for name, (class_name, description) in STRATEGIES.items():
+        for name, (class_name, description, *options) in STRATEGIES.items():
             if name not in module.StrategyRegistry:
                 factory = functools.partial(_create_strategy, class_name, module.__name__.rpartition(".")[0])
-                module.StrategyRegistry.register(name, factory, description=description)
+                own: dict[str, Any] = options[0] if options else {}
+                module.StrategyRegistry.register(name, factory, description=description, **own)
     except Exception:
         logging.getLogger(__name__).warning("Could not register in %s.", module.__name__, exc_info=True)
 

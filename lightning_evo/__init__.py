@@ -12,13 +12,30 @@ from typing import TYPE_CHECKING, Any
 import lightning_evo_autoload
 
 if TYPE_CHECKING:
-    from lightning.pytorch.strategies import SingleDeviceStrategy
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        DeepSpeedStrategy,
+        ModelParallelStrategy,
+        SingleDeviceStrategy,
+    )
 
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evolution import Evolution
     from lightning_evo.module import EvolutionMixin
     from lightning_evo.search_space import SearchSpace
+    from lightning_evo.strategies.ddp import DDPEvoMixin
+    from lightning_evo.strategies.deepspeed import DeepSpeedEvoMixin
+    from lightning_evo.strategies.fsdp import FSDPEvoMixin
     from lightning_evo.strategies.single_device import SingleDeviceEvoMixin
+
+    class EvoDDPStrategy(DDPEvoMixin, DDPStrategy):
+        """What ``strategy_class`` makes."""
+
+    class EvoDeepSpeedStrategy(DeepSpeedEvoMixin, DeepSpeedStrategy):
+        """What ``strategy_class`` makes."""
+
+    class EvoFSDPStrategy(FSDPEvoMixin, ModelParallelStrategy):
+        """What ``strategy_class`` makes."""
 
     class EvoStrategy(SingleDeviceEvoMixin, SingleDeviceStrategy):
         """What ``strategy_class`` makes."""
@@ -27,6 +44,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "EvoDDPStrategy",
+    "EvoDeepSpeedStrategy",
+    "EvoFSDPStrategy",
     "EvoStrategy",
     "Evolution",
     "EvolutionMixin",
@@ -36,6 +56,7 @@ __all__ = [
     "algorithms",
 ]
 
+_STRATEGIES = ("EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy")
 _HOME = {
     "Evolution": "evolution",
     "EvolutionMixin": "module",
@@ -46,7 +67,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "EvoStrategy":
+    if name in _STRATEGIES:
         value = importlib.import_module("lightning_evo.strategies").strategy_class(name, "lightning.pytorch")
     elif name == "algorithms":
         value = importlib.import_module("lightning_evo.algorithms")

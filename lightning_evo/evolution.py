@@ -50,8 +50,8 @@ class Evolution:
         evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
             ``"auto"``, which chooses.
         members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
-        member_timeout: Seconds after which a member's evaluation is given up; ``None`` waits for ever. It needs the main
-            thread and a system with interval timers.
+        member_timeout: Seconds after which a member's evaluation is given up; ``None`` waits for ever. It needs the
+            main thread and a system with interval timers.
         minimum_evaluated: The share of members, in [0, 1], that must not fail, by an exception or the timeout, for a
             generation to count. Otherwise the run stops with the first member's exception.
         **options: Options of the algorithm; ``None`` means its own default.
@@ -232,8 +232,8 @@ class Evolution:
             if errors:
                 raise errors[0]
             raise RuntimeError(
-                f"Generation {self.state.generation}: {count} of {len(failed)} members failed on other processes; their "
-                "messages say why."
+                f"Generation {self.state.generation}: {count} of {len(failed)} members failed on other processes; "
+                "their messages say why."
             )
         if errors and "raised" not in self._warned:
             self._warned.add("raised")
@@ -296,8 +296,9 @@ class Evolution:
         return self._weight > 0
 
     def statistics(self) -> dict[str, float]:
-        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail; and
-        how many did, whether by an exception, the timeout or a fitness that is NaN or infinite.
+        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail.
+
+        And how many did: by an exception, the timeout, or a fitness that is NaN or infinite.
         """
         fitness = self._fitness_sum / self._weight
         finite = fitness[fitness.isfinite()]

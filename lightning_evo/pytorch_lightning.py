@@ -8,6 +8,9 @@ Example:
 
 from lightning_evo.strategies import strategy_class
 
-__all__ = ["EvoStrategy"]
+__all__ = ["EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy"]
 
+EvoDDPStrategy = strategy_class("EvoDDPStrategy", "pytorch_lightning")
+EvoDeepSpeedStrategy = strategy_class("EvoDeepSpeedStrategy", "pytorch_lightning")
+EvoFSDPStrategy = strategy_class("EvoFSDPStrategy", "pytorch_lightning")
 EvoStrategy = strategy_class("EvoStrategy", "pytorch_lightning")

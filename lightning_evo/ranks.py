@@ -1,8 +1,8 @@
 """Who evaluates which members, where several processes share a generation.
 
-Processes form a grid. Its *groups* divide the members among them; the processes of one group evaluate the same members,
-each on data of its own (or, of a sharded model, each with a part of the weights). The process of rank r belongs to group
-``r // data``. All processes draw the same noise, so nothing but fitness has to travel.
+Processes form a grid. Its *groups* divide the members among them; the processes of one group evaluate the same
+members, each on data of its own (or, of a sharded model, each with a part of the weights). The process of rank r
+belongs to group ``r // data``. All processes draw the same noise, so nothing but fitness has to travel.
 """
 
 from __future__ import annotations
@@ -107,10 +107,31 @@ class Ranks:
 
 # Public functions that talk to other processes.
 _COLLECTIVES = (
-    "all_gather all_gather_coalesced all_gather_into_tensor all_gather_object all_reduce all_reduce_coalesced all_to_all "
-    "all_to_all_single barrier broadcast broadcast_object_list gather gather_object monitored_barrier reduce "
-    "reduce_scatter reduce_scatter_tensor scatter scatter_object_list send recv isend irecv batch_isend_irecv"
-).split()
+    "all_gather",
+    "all_gather_coalesced",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_reduce_coalesced",
+    "all_to_all",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "gather_object",
+    "monitored_barrier",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+    "scatter",
+    "scatter_object_list",
+    "send",
+    "recv",
+    "isend",
+    "irecv",
+    "batch_isend_irecv",
+)
 
 
 @contextmanager

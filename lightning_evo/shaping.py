@@ -77,7 +77,9 @@ def raw(fitness: Tensor, per_direction: int = 1) -> Tensor:
 
 
 def top_k(fitness: Tensor, per_direction: int = 1, *, k: int) -> Tensor:
-    """The ``k`` best directions only (or all, if members failed and fewer are left), divided by the standard deviation of their fitness (ARS, arXiv:1803.07055).
+    """The ``k`` best directions only, divided by the standard deviation of their fitness (ARS, arXiv:1803.07055).
+
+    Where members failed and fewer directions are left, all of them.
 
     A direction is as good as the better of its members. Weights are scaled by ``directions / k`` so that the mean over
     all members is the mean over those that were kept.

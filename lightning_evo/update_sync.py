@@ -1,7 +1,7 @@
 """Who makes the noise of an update, where several processes hold the same weights.
 
-An update is a sum over D directions, of d elements each. Three ways of making it with R processes, each of which makes r
-elements of noise a second, connected at b bytes a second:
+An update is a sum over D directions, of d elements each. Three ways of making it with R processes, each of which makes
+r elements of noise a second, connected at b bytes a second:
 
 =================  =====================================  ==========================  ===========================
 ``update_sync``    what a process does                    seconds                     bytes received by a process
@@ -13,8 +13,8 @@ elements of noise a second, connected at b bytes a second:
                    elements; then all add up the sums
 =================  =====================================  ==========================  ===========================
 
-The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. Both others are a way of
-summing noise and nothing more, so they are perturbations around the one that makes it: what is done with the sum,
+The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. Both others are a way
+of summing noise and nothing more, so they are perturbations around the one that makes it: what is done with the sum,
 clipping, rounding and gradients, does not know of them.
 """
 
@@ -33,7 +33,7 @@ from lightning_evo.perturbations import Perturbation
 from lightning_evo.ranks import Ranks
 from lightning_evo.update import Update
 
-__all__ = ["CostModel", "UpdateSync", "check_update_sync", "measure", "synchronized"]
+__all__ = ["CostModel", "UpdateSync", "check_update_sync", "choose", "measure", "synchronized"]
 
 UpdateSync = Literal["auto", "replicated", "sharded", "all_reduce"]
 
@@ -81,6 +81,19 @@ class CostModel:
         """The faster one of the two that give the same bits."""
         replicated, sharded = (self.seconds(name, directions, elements, ranks) for name in ("replicated", "sharded"))
         return "sharded" if sharded < replicated else "replicated"
+
+
+def choose(update: Update, ranks: Ranks) -> tuple[Literal["replicated", "sharded"], str]:
+    """What ``"auto"`` takes, and why, in one line. All processes must call it."""
+    elements, directions = sum(parameter.tensor.numel() for parameter in update.space), update.population.directions
+    if max(parameter.tensor.numel() for parameter in update.space) < _WORTHWHILE:
+        return "replicated", f"update_sync: replicated, as no tensor has {_WORTHWHILE:,} elements."
+    model = measure(update, ranks)
+    name = model.choose(directions, elements, ranks.world_size)
+    return name, (
+        f"update_sync: {name}, for {directions} directions of {elements:,} elements on {ranks.world_size} processes, "
+        f"each of which makes {model.noise:.2g} elements of noise and receives {model.bandwidth:.2g} bytes in a second."
+    )
 
 
 def measure(update: Update, ranks: Ranks) -> CostModel:

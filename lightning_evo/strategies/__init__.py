@@ -5,16 +5,19 @@ Lightning exists under two names whose classes don't mix, so each strategy is ma
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
 from lightning_evo.strategies._compat import Namespace, parent_strategy
-from lightning_evo.strategies.single_device import SingleDeviceEvoMixin
 
 __all__ = ["strategy_class"]
 
-_STRATEGIES: dict[str, tuple[type, str]] = {  # our name: the mixin, and the strategy of Lightning that it extends
-    "EvoStrategy": (SingleDeviceEvoMixin, "SingleDeviceStrategy"),
+_STRATEGIES = {  # our name: the home of the mixin, the mixin, and the strategy of Lightning that it extends
+    "EvoStrategy": ("single_device", "SingleDeviceEvoMixin", "SingleDeviceStrategy"),
+    "EvoDDPStrategy": ("ddp", "DDPEvoMixin", "DDPStrategy"),
+    "EvoFSDPStrategy": ("fsdp", "FSDPEvoMixin", "ModelParallelStrategy"),
+    "EvoDeepSpeedStrategy": ("deepspeed", "DeepSpeedEvoMixin", "DeepSpeedStrategy"),
 }
 _HOME = {"lightning.pytorch": "lightning_evo", "pytorch_lightning": "lightning_evo.pytorch_lightning"}
 
@@ -31,6 +34,7 @@ def strategy_class(name: str, namespace: Namespace) -> type[Any]:
         >>> issubclass(strategy_class("EvoStrategy", "lightning.pytorch"), SingleDeviceStrategy)
         True
     """
-    mixin, parent = _STRATEGIES[name]
+    home, mixin_name, parent = _STRATEGIES[name]
+    mixin = getattr(importlib.import_module(f"{__name__}.{home}"), mixin_name)
     body = {"__doc__": mixin.__doc__, "__module__": _HOME[namespace]}
     return type(name, (mixin, parent_strategy(namespace, parent)), body)

@@ -362,6 +362,10 @@ class EvoStrategyMixin(Strategy):
         scale = _compat.gradient_scale(self.precision_plugin, self.root_device)
         self._conclude(lambda update: update.add_to_gradients(scale) if update else 0.0)
 
+    def _synchronized(self, update: Update) -> Update:
+        """The update as the processes of a strategy make it together."""
+        return update
+
     def _move(self, update: Update) -> float:
         """Move the weights, once the journal has the generation."""
         learning_rates, clipping = group_learning_rates(*self.optimizers), self._clipping
@@ -375,7 +379,7 @@ class EvoStrategyMixin(Strategy):
 
     def _conclude(self, learn: Callable[[Update], float]) -> None:
         start = time.perf_counter()
-        update = self.evolution.conclude()
+        update = self._synchronized(self.evolution.conclude())
         norm = learn(update)
         self._learnt_something = bool(update)
         self._seconds += time.perf_counter() - start

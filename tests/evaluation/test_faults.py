@@ -22,14 +22,14 @@ def subject(evaluation="plain", population=8, **options):
     return evolution, module
 
 
-def fails_for(numbers, module, error=ValueError("no reward today")):
+def fails_for(numbers, module):
     """A fitness that fails at some calls."""
     calls = []
 
     def fitness(batch):
         calls.append(0)
         if len(calls) - 1 in numbers:
-            raise error
+            raise ValueError("no reward today")
         return -module(batch).square().sum()
 
     return fitness
@@ -38,9 +38,7 @@ def fails_for(numbers, module, error=ValueError("no reward today")):
 def test_the_others_carry_the_generation():
     evolution, module = subject()
     batch = torch.ones(4, 3)
-    with pytest.warns(
-        UserWarning, match="2 of 8 members failed and are left out, the first with ValueError: no reward"
-    ):
+    with pytest.warns(UserWarning, match="2 of 8 members failed and are left out, the first with ValueError: no"):
         assert evolution.evaluate(fails_for({2, 5}, module), batch)
     assert evolution.statistics()["failed_members"] == 2
     weights = evolution.conclude().weights
@@ -125,9 +123,7 @@ def test_members_that_hang(way):
     evolution.evaluate(fitness, torch.ones(4, 3))
     evolution.conclude().apply()
     slow.append(float(module.weight.detach().sum()))
-    with pytest.warns(
-        UserWarning, match=r"[3-5] of 8 .*TimeoutError: The member's evaluation took longer than member_time"
-    ):
+    with pytest.warns(UserWarning, match=r"[3-5] of 8 .*TimeoutError: The member's evaluation took longer than"):
         assert evolution.evaluate(fitness, torch.ones(4, 3))
     left = signal.getitimer(signal.ITIMER_REAL)[0]
     assert left == 0 or left > 1  # pytest-timeout's

@@ -1,0 +1,427 @@
+"""`evo_ddp`: whoever evaluates what, the weights are those of one process."""
+
+import hashlib
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_evo import EvoDDPStrategy
+from tests.strategies.processes import Failed, processes
+
+GENERATIONS = 50
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Pools of processes by their number, started when they are first wanted."""
+    pools, contexts = {}, []
+
+    def get(count):
+        if count not in pools:
+            contexts.append(processes(count))
+            pools[count] = contexts[-1].__enter__()
+        return pools[count]
+
+    yield get
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+def data(samples=48):
+    x = torch.randn(samples, 6, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(x, (x[:, 0] > x[:, 1]).long())
+
+
+class Model(L.LightningModule):
+    def __init__(self, width=16, dropout=0.1):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, width), nn.Dropout(dropout), nn.Tanh(), nn.Linear(width, 2))
+        self.validated = 0
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = nn.functional.cross_entropy(self.net(x.to(self.dtype)).float(), y)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.validated += len(batch[1])
+        self.log("validation", self.net(batch[0].to(self.dtype)).float().mean(), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def digest(module):
+    bits = b"".join(p.detach().contiguous().view(torch.uint8).numpy().tobytes() for p in module.parameters())
+    return hashlib.sha256(bits).hexdigest()
+
+
+def trainer(strategy, generations=GENERATIONS, **options):
+    import os
+
+    defaults = {
+        "accelerator": "cpu", "devices": int(os.environ["WORLD_SIZE"]), "strategy": strategy, "logger": False,
+        "max_steps": generations, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "limit_val_batches": 0,
+    }  # fmt: skip
+    return L.Trainer(**{**defaults, **options})
+
+
+def quietly():
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def train(
+    strategy=None,
+    generations=GENERATIONS,
+    seed=3,
+    width=16,
+    dropout=0.1,
+    shuffle=True,
+    batch=8,
+    callback=None,
+    **options,
+):
+    """A training on this process; what became of it."""
+    quietly()
+    torch.manual_seed(seed)
+    module = Model(width, dropout)
+    run = trainer(
+        EvoDDPStrategy(**{"population": 10, "seed": 5, **(strategy or {})}),
+        generations,
+        callbacks=[callback()] if callback else [],
+        **options,
+    )
+    run.fit(module, DataLoader(data(), batch, shuffle=shuffle), DataLoader(data(), 8))
+    return {
+        "digest": digest(module),
+        "weights": torch.cat([p.detach().float().flatten() for p in module.parameters()]).tolist(),
+        "loss": float(run.callback_metrics["loss"]),
+        "fitness": float(run.callback_metrics["evo/fitness_mean"]),
+        "validated": module.validated,
+        "summary": run.strategy.evolution.evaluation.summary,
+        "rng": torch.get_rng_state().sum().item(),
+    }
+
+
+def only(values):
+    """The one value that all are."""
+    assert len(set(values)) == 1, values
+    return values[0]
+
+
+# --- the population -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("evaluation", ["plain", "in_forward", "batched"])
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+def test_any_number_of_processes_gives_the_same_bits(world, precision, evaluation, update):
+    strategy = {"evaluation": evaluation, "update": update}
+    if evaluation == "batched":
+        strategy["members_per_forward"] = 4
+    found = {}
+    for count in (1, 2, 3, 4):
+        results = world(count).run(partial(train, precision=precision), strategy, timeout=120)
+        found[count] = only([result["digest"] for result in results])
+        assert results[0]["summary"].startswith(f"evaluation: {evaluation}")
+    assert only(list(found.values()))
+
+
+def test_two_processes_are_one(world):
+    strategy = {"update": "in_place", "population": 6}
+    found = [world(count).run(train, strategy, 10) for count in (1, 2)]
+    assert only([result["digest"] for results in found for result in results])
+    assert only([result["rng"] for results in found for result in results])
+
+
+def test_more_processes_than_pairs(world):
+    found = [world(count).run(train, {"population": 2}, 5) for count in (1, 2)]
+    assert only([result["digest"] for results in found for result in results])
+
+
+def test_processes_that_start_differently_become_equal(world):
+    assert only([result["digest"] for result in world(2).run(train_differently)])
+
+
+def train_differently():
+    import os
+
+    return train({"seed": None, "checksum_every": 1}, generations=5, seed=int(os.environ["RANK"]))
+
+
+def test_validation_stays_divided(world):
+    results = world(2).run(partial(train, limit_val_batches=1.0, num_sanity_val_steps=0, max_epochs=1), {}, -1)
+    assert [result["validated"] for result in results] == [24, 24]
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+
+OPTIONS = {"shaping": "raw", "population": 8, "evaluation": "plain"}
+
+
+@pytest.mark.parametrize("shard", ["data", (1, 2)])
+def test_divided_data_gives_the_mean_fitness(world, shard):
+    run = partial(train, dropout=0.0, shuffle=False)
+    whole = world(1).run(partial(run, batch=16), OPTIONS, 6)[0]
+    found = world(2).run(partial(run, batch=8), {**OPTIONS, "shard": shard}, 6)
+    assert only([result["digest"] for result in found])
+    assert found[0]["fitness"] == pytest.approx(whole["fitness"], abs=1e-6)
+    assert found[0]["weights"] == pytest.approx(whole["weights"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_grid(world):
+    run = partial(train, dropout=0.0, shuffle=False)
+    whole = world(1).run(partial(run, batch=16), OPTIONS, 6)[0]
+    found = world(4).run(partial(run, batch=8), {**OPTIONS, "shard": (2, 2)}, 6, timeout=120)
+    assert only([result["digest"] for result in found])
+    assert found[0]["weights"] == pytest.approx(whole["weights"], abs=1e-6)
+
+
+# --- the update -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_ways_of_making_the_update(world, update, precision):
+    """With a matrix that is large enough to be divided: 40,000 x 2 elements."""
+    run = partial(train, width=40_000, precision=precision, dropout=0.0, gradient_clip_val=0.5)
+    found = {}
+    for name in ("replicated", "sharded", "all_reduce", "auto"):
+        results = world(2).run(run, {"update": update, "update_sync": name, "evaluation": "plain"}, 3)
+        found[name] = {**results[0], "digest": only([result["digest"] for result in results])}
+    assert found["sharded"]["digest"] == found["replicated"]["digest"] == found["auto"]["digest"]
+    tolerance = 1e-5 if precision == "32-true" else 0.05
+    difference = torch.tensor(found["all_reduce"]["weights"]) - torch.tensor(found["replicated"]["weights"])
+    assert difference.abs().max() < tolerance
+    assert difference.abs().mean() < tolerance / 10
+
+
+class CountBytes(L.Callback):
+    """What this process hands to the process group during training steps."""
+
+    steps: list = []
+
+    def on_train_start(self, trainer, module):
+        type(self).steps = []
+        group = torch.distributed.ProcessGroup
+        self.originals = {}
+        for name in ("allgather", "_allgather_base", "allreduce", "broadcast", "reduce", "gather", "scatter", "send",
+                     "alltoall", "alltoall_base", "reduce_scatter", "_reduce_scatter_base"):  # fmt: skip
+            self.originals[name], original = vars(group)[name], getattr(group, name)
+
+            def counted(this, *args, original=original, name=name, **kwargs):
+                self.steps[-1] += size(args[1] if name in ("allgather", "_allgather_base") else args[0])
+                return original(this, *args, **kwargs)
+
+            setattr(group, name, counted)
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.steps.append(0)
+
+    def on_train_end(self, trainer, module):
+        for name, original in self.originals.items():
+            setattr(torch.distributed.ProcessGroup, name, original)
+
+
+def size(tensors):
+    if isinstance(tensors, torch.Tensor):
+        return tensors.numel() * tensors.element_size()
+    return sum(map(size, tensors))
+
+
+def train_and_count(population, update_sync):
+    train({"population": population, "update_sync": update_sync}, 5, callback=CountBytes, width=40_000, dropout=0.0)
+    return CountBytes.steps
+
+
+@pytest.mark.parametrize("population", [2, 10, 64])
+def test_only_fitness_travels(world, population):
+    for steps in world(2).run(train_and_count, population, "replicated"):
+        assert len(steps) == 5
+        assert max(steps) <= 16 * population + 1024
+        assert min(steps) >= 8 * population  # the count counts
+    for steps in world(2).run(train_and_count, population, "sharded"):
+        assert max(steps) > 4 * 40_000 * 6 / 2
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+class Damage(L.Callback):
+    """Writes to a weight on one process."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 3 and trainer.global_rank == 1:
+            with torch.no_grad():
+                module.net[0].bias[3] += 1e-3
+
+
+def test_weights_that_differ_are_found(world):
+    message = r"Generation 4: the weights of processes 1 are not those of process 0, in net\.0\.bias"
+    with pytest.raises(Failed, match=message):
+        world(2).run(partial(train, callback=Damage, dropout=0.0, limit_train_batches=2), {"checksum_every": 2}, 8)
+
+
+def refused(message, function, *args, **options):
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        function(*args, **options)
+    assert message in str(raised.value)
+    return raised.type.__name__
+
+
+class Reducing(Model):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        torch.distributed.all_reduce(loss)
+        return loss
+
+
+def train_reducing(shard, uneven=10):
+    quietly()
+    run = trainer(EvoDDPStrategy(population=uneven, seed=1, shard=shard), 2)
+    run.fit(Reducing(), DataLoader(data(), 8))
+    return run.global_step
+
+
+def test_collectives_among_members(world):
+    message = "torch.distributed.all_reduce was called while members are evaluated"
+    assert world(2).run(partial(refused, message, train_reducing), "population") == ["RuntimeError"] * 2
+    assert world(2).run(train_reducing, "data") == [2, 2]
+
+
+def test_synchronised_batch_norm(world):
+    refusals = world(2).run(partial(refused, "sync_batchnorm=True can't be used", train, sync_batchnorm=True))
+    assert refusals == ["ValueError"] * 2
+
+
+class Failing(Model):
+    fails = 1
+
+    def training_step(self, batch, batch_idx):
+        if torch.distributed.get_rank() == 1 and not torch.is_inference_mode_enabled() and self.trainer.training:
+            self.calls = getattr(self, "calls", 0)
+            Counted.calls[self.fails] += 1
+            if Counted.calls[self.fails] > 100 - self.fails and Counted.calls[self.fails] <= 100:
+                raise ArithmeticError("member failed")
+        return super().training_step(batch, batch_idx)
+
+
+class Counted:
+    calls: Counter = Counter()
+
+
+def train_failing(fails):
+    quietly()
+    Counted.calls.clear()
+    module = Failing()
+    module.fails = fails
+    run = trainer(EvoDDPStrategy(population=8, seed=1, evaluation="plain", minimum_evaluated=0.9), 100)
+    failed = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            failed.append(int(trainer.callback_metrics["evo/failed_members"]))
+
+    run.callbacks.append(Watch())
+    run.fit(module, DataLoader(data(), 8))
+    return digest(module), sum(failed)
+
+
+def test_failures_on_one_process_are_known_to_all(world):
+    message = "failed"
+    refusals = world(2).run(partial(refused, message, train_failing), 4)
+    assert sorted(refusals) == ["ArithmeticError", "RuntimeError"]
+
+
+def test_a_grid_that_does_not_fit(world):
+    message = "shard=(3, 1) is a grid of 3 processes, but there are 2 (1 nodes with 2 devices each)"
+    assert world(2).run(partial(refused, message, train), {"shard": (3, 1)}) == ["ValueError"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard": "batch"}, "shard must be 'population', 'data' or two whole numbers"),
+        ({"shard": (2,)}, "shard must be"),
+        ({"shard": (2, 0)}, "shard must be"),
+        ({"shard": (2, True)}, "shard must be"),
+        ({"update_sync": "replicate"}, "Unknown update_sync 'replicate'. Did you mean 'replicated'?"),
+        ({"checksum_every": -1}, "checksum_every must be a whole number >= 0"),
+        ({"start_method": "thread"}, "start_method must be one of popen, spawn"),
+        (
+            {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
+            "update_sync='all_reduce' can't add up momentum",
+        ),
+    ],
+    ids=str,
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        EvoDDPStrategy(**options)
+    assert message in str(raised.value)
+
+
+# --- launchers ------------------------------------------------------------------------------------------------------
+
+
+SCRIPT = """
+import lightning as L
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+class Model(BoringModel):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+if __name__ == "__main__":
+    import logging, warnings
+    warnings.simplefilter("ignore")
+    L.seed_everything(0)
+    model = Model()
+    trainer = L.Trainer(
+        strategy={strategy!r}, accelerator="cpu", devices=2, max_steps=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, limit_val_batches=0, default_root_dir={folder!r},
+    )
+    trainer.fit(model)
+    if trainer.is_global_zero:
+        weights = trainer.strategy.model.layer.weight.sum()
+        print("RESULT", trainer.global_step, trainer.world_size, f"{{float(weights):.6f}}")
+"""
+
+
+@pytest.mark.slow
+def test_launchers(tmp_path):
+    """Lightning's own ways of starting processes, and torchrun; all end with the same weights."""
+    found = {}
+    for strategy in ("evo_ddp", "evo_ddp_spawn", "evo_ddp_fork", "torchrun"):
+        script = tmp_path / f"{strategy}.py"
+        script.write_text(
+            textwrap.dedent(SCRIPT).format(strategy=strategy.replace("torchrun", "evo_ddp"), folder=str(tmp_path))
+        )
+        command = [sys.executable, str(script)]
+        if strategy == "torchrun":
+            command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[strategy] = next(line for line in done.stdout.splitlines() if line.startswith("RESULT 3 2"))
+    # A spawned process hands its weights back to the script's, so all can be compared.
+    assert only(list(found.values()))
