@@ -116,6 +116,7 @@ class Evolution:
         self._population: Population | None = None
         self._fitness_sum = torch.zeros(algorithm.population, dtype=torch.float64)
         self._failed = torch.zeros(algorithm.population, dtype=torch.bool)
+        self._batches = 0
         self._weight = 0.0
         self._warned: set[str] = set()
 
@@ -195,6 +196,10 @@ class Evolution:
         population = self.population
         batch, weight = self._subset(batch)
         members = self.ranks.share(population)
+        if self.evaluation.pace is not None:
+            name = f"generation {self.state.generation}, batch {self._batches}"
+            self.evaluation.pace.start(name, len(population) * self.ranks.data)
+        self._batches += 1
         values: list[Any] = [None] * len(members)
         if weight:
             values = self._evaluate_members(fitness, batch, members)
@@ -314,7 +319,7 @@ class Evolution:
 
     def _forget_batches(self) -> None:
         self._population = None
-        self._failed = torch.zeros_like(self._failed)
+        self._failed, self._batches = torch.zeros_like(self._failed), 0
         self._fitness_sum = torch.zeros_like(self._fitness_sum)
         self._weight = 0.0
 

@@ -27,7 +27,7 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import plain
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.check import NothingToCompare, find_mismatch
-from lightning_evo.evaluation.faults import Failure, check_timeout, guarded, time_limit
+from lightning_evo.evaluation.faults import Failure, Pace, check_timeout, guarded, time_limit
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
@@ -73,6 +73,8 @@ class Evaluation:
         check_timeout(member_timeout)
         self.name = name
         self.member_timeout = member_timeout
+        self.pace: Pace | None = None
+        """Lets members be left out, where processes share the population; a strategy sets it."""
         self.summary = ""
         """The choice and its reasons in one line; empty before the first generation."""
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
@@ -122,7 +124,9 @@ class Evaluation:
         while True:
             way = ways[0]
             if way is None:
-                values = plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
+                values = plain.evaluate(
+                    space, population, guarded(fitness, self.member_timeout, self.pace), isolation, members
+                )
                 if values and all(isinstance(value, Failure) for value in values):  # which proves nothing of any way
                     return values
                 break
@@ -135,7 +139,9 @@ class Evaluation:
                     values = self._run(way, space, population, fitness, isolation, members)
                     break
             except NothingToCompare:  # the choice waits for a batch that tells
-                return plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
+                return plain.evaluate(
+                    space, population, guarded(fitness, self.member_timeout, self.pace), isolation, members
+                )
             except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 reason = f"{type(error).__name__}: {first_line:.200}"
@@ -158,15 +164,17 @@ class Evaluation:
         members: Sequence[int],
     ) -> list[Any]:
         """Members by a way that is known to work. A batch of which one member fails is run again, one by one."""
-        one_by_one = guarded(fitness, self.member_timeout)
+        one_by_one = guarded(fitness, self.member_timeout, self.pace)
         if isinstance(way, InForward):
             return way(space, population, one_by_one, isolation, members)
         size = population.per_direction if way.members_per_forward == "auto" else way.members_per_forward
         timeout = None if self.member_timeout is None else self.member_timeout * size
 
+        together = fitness if self.pace is None else self.pace.counted(fitness, size)
+
         def limited() -> Any:
             with time_limit(timeout):
-                return fitness()
+                return together()
 
         try:
             return way(space, population, limited, isolation, members)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Failure", "check_timeout", "guarded", "time_limit"]
+__all__ = ["Failure", "LeftOut", "Pace", "check_timeout", "guarded", "time_limit"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,68 @@ class Failure:
     error: Exception
 
 
-def guarded(fitness: Callable[[], Any], timeout: float | None = None) -> Callable[[], Any]:
+class LeftOut(Exception):
+    """A member was not evaluated, as all processes together have done enough."""
+
+
+class Pace:
+    """Tells a slow process when the others have done enough, so that they need not wait for it.
+
+    Processes count what they have finished at a place that all can reach, and look there before every member.
+
+    Args:
+        add: Adds to the number under a name, for all processes, and gives the new number.
+        drop: The share of members, in (0, 1), that need not be waited for.
+
+    Example:
+        >>> from collections import Counter
+        >>> numbers = Counter()
+        >>> def add(name, amount):
+        ...     numbers[name] += amount
+        ...     return numbers[name]
+        >>> pace = Pace(add, drop=0.25)
+        >>> pace.start("generation 0", members=4)
+        >>> evaluate = pace.counted(lambda: 1.0)
+        >>> [evaluate(), evaluate(), evaluate()]
+        [1.0, 1.0, 1.0]
+        >>> evaluate()
+        Traceback (most recent call last):
+        ...
+        lightning_evo.evaluation.faults.LeftOut: 3 of 4 members were finished by all processes.
+    """
+
+    def __init__(self, add: Callable[[str, int], int], drop: float) -> None:
+        self._add, self._drop = add, drop
+        self._name, self._members, self._enough = "", 0, 0
+
+    def start(self, name: str, members: int) -> None:
+        """The next evaluation of so many members, by all processes together; under a name of its own."""
+        self._name, self._members, self._enough = name, members, members - int(members * self._drop)
+
+    def counted(self, fitness: Callable[[], Any], members: int = 1) -> Callable[[], Any]:
+        """A fitness that counts as so many members, and raises :class:`LeftOut` once enough are finished."""
+
+        def run() -> Any:
+            finished = self._add(self._name, 0)
+            if finished >= self._enough:
+                raise LeftOut(f"{finished} of {self._members} members were finished by all processes.")
+            value = fitness()
+            self._add(self._name, members)
+            return value
+
+        return run
+
+
+def guarded(fitness: Callable[[], Any], timeout: float | None = None, pace: Pace | None = None) -> Callable[[], Any]:
     """A fitness that gives a :class:`Failure` instead of raising an exception.
 
     Args:
         fitness: Evaluates a member.
         timeout: Seconds after which a member has failed; see :func:`time_limit`.
+        pace: Leaves members out.
     """
+    if pace is not None:
+        fitness = pace.counted(fitness)
 
     def run() -> Any:
         try:

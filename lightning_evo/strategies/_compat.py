@@ -6,6 +6,7 @@ Checked against Lightning 2.4 to 2.6.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +23,19 @@ __all__ = [
     "load_sharded",
     "optimizers_without_state",
     "parent_strategy",
+    "shared_counter",
     "remove_module_hooks",
     "reset_seed",
 ]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
+
+
+def shared_counter() -> Callable[[str, int], int]:
+    """Adds to a number that all processes share, by name, and gives the new one: at the store by which they met."""
+    distributed: Any = torch.distributed
+    store = distributed.PrefixStore("lightning_evo", distributed.distributed_c10d._get_default_store())
+    return store.add  # type: ignore[no-any-return]
 
 
 def parent_strategy(namespace: Namespace, name: str) -> type[Any]:

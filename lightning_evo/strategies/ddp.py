@@ -19,8 +19,10 @@ from torch import Tensor
 
 from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm
+from lightning_evo.evaluation.faults import Pace
 from lightning_evo.evaluation.isolation import RandomState
 from lightning_evo.ranks import Ranks, no_collectives
+from lightning_evo.strategies import _compat
 from lightning_evo.strategies._evolution import EvoStrategyMixin
 from lightning_evo.update import Update
 from lightning_evo.update_sync import UpdateSync, check_update_sync, choose, synchronized
@@ -75,6 +77,8 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
         checksum_every: After so many generations the processes compare checksums of their weights, and stop if they
             differ; 0 never does.
+        drop_stragglers: The share of members, in [0, 1), that a generation does not wait for: once all others are
+            evaluated, a slow process skips those that it has not begun. It costs reproducibility, so the default is 0.
         start_method: ``"popen"``, ``"spawn"``, ``"fork"`` or ``"forkserver"``: how processes are started that no
             cluster or torchrun has started.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what suits the device.
@@ -97,6 +101,7 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         shard: Shard | list[int] = "population",
         update_sync: UpdateSync = "auto",
         checksum_every: int = 100,
+        drop_stragglers: float = 0.0,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         process_group_backend: str | None = None,
         timeout: timedelta | None = None,
@@ -109,6 +114,10 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         every: object = checksum_every
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
             raise ValueError(f"checksum_every must be a whole number >= 0, got {checksum_every!r}.")
+        drop: object = drop_stragglers
+        if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < 1:
+            raise ValueError(f"drop_stragglers must be a share of the members, in [0, 1), got {drop_stragglers!r}.")
+        self._drop_stragglers = drop_stragglers
         methods = ("popen", "spawn", "fork", "forkserver")
         if start_method not in methods:
             raise ValueError(f"start_method must be one of {', '.join(methods)}, got {start_method!r}.")
@@ -122,6 +131,11 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             **({} if timeout is None else {"timeout": timeout}),
         }
         super().__init__(algorithm, **options)
+        if drop_stragglers > 1 - self.evolution.minimum_evaluated:
+            raise ValueError(
+                f"drop_stragglers={drop_stragglers} leaves fewer members than minimum_evaluated="
+                f"{self.evolution.minimum_evaluated} asks for. Lower one of them."
+            )
         if update_sync == "all_reduce" and self.evolution.algorithm.momentum:
             raise ValueError(
                 "update_sync='all_reduce' can't add up momentum, which is made of past directions. Use 'sharded', "
@@ -159,6 +173,8 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             sum_over_all=self._sum_over_all,
             chunk=self._chunk if isinstance(self._chunk, int) else 1,
         )
+        if self._drop_stragglers and groups > 1:
+            self.evolution.evaluation.pace = Pace(_compat.shared_counter(), self._drop_stragglers)
         self.evolution.evaluating = no_collectives if groups > 1 else nullcontext
 
     def _gather_from_all(self, values: Tensor) -> list[Tensor]:

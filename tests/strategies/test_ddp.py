@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from functools import partial
 
@@ -352,6 +353,45 @@ def test_failures_on_one_process_are_known_to_all(world):
     assert sorted(refusals) == ["ArithmeticError", "RuntimeError"]
 
 
+class Slow(Model):
+    """On process 1, from the second generation on."""
+
+    seconds: list = []
+
+    def training_step(self, batch, batch_idx):
+        if torch.distributed.get_rank() == 1 and self.trainer.global_step:
+            time.sleep(0.05)
+        return super().training_step(batch, batch_idx)
+
+
+class Clock(L.Callback):
+    def on_train_batch_start(self, *args):
+        self.start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, *args):
+        failed = int(trainer.callback_metrics["evo/failed_members"])
+        Slow.seconds.append((time.perf_counter() - self.start, failed))
+
+
+def train_slowly(drop):
+    quietly()
+    Slow.seconds.clear()
+    module, strategy = Slow(), EvoDDPStrategy(population=20, seed=1, evaluation="plain", drop_stragglers=drop)
+    trainer(strategy, 4, callbacks=[Clock()]).fit(module, DataLoader(data(), 8))
+    return digest(module), Slow.seconds[1:]
+
+
+def test_a_slow_process_is_not_waited_for(world):
+    """Ten members of 50 ms each on the slow one; with 40 % dropped it needs to do two of them, the one begun, and the
+    center."""
+    waiting, dropping = world(2).run(train_slowly, 0.0), world(2).run(train_slowly, 0.4)
+    for results in (waiting, dropping):
+        assert only([result[0] for result in results])  # all learn alike
+    assert all(failed == 0 and seconds > 0.5 for _, timings in waiting for seconds, failed in timings)
+    assert all(6 <= failed <= 8 for _, timings in dropping for _, failed in timings)
+    assert min(seconds for seconds, _ in dropping[1][1]) < 0.4
+
+
 def test_a_grid_that_does_not_fit(world):
     message = "shard=(3, 1) is a grid of 3 processes, but there are 2 (1 nodes with 2 devices each)"
     assert world(2).run(partial(refused, message, train), {"shard": (3, 1)}) == ["ValueError"] * 2
@@ -366,6 +406,8 @@ def test_a_grid_that_does_not_fit(world):
         ({"shard": (2, True)}, "shard must be"),
         ({"update_sync": "replicate"}, "Unknown update_sync 'replicate'. Did you mean 'replicated'?"),
         ({"checksum_every": -1}, "checksum_every must be a whole number >= 0"),
+        ({"drop_stragglers": 1.0}, "drop_stragglers must be a share of the members, in [0, 1), got 1.0"),
+        ({"drop_stragglers": 0.6}, "leaves fewer members than minimum_evaluated=0.5 asks for"),
         ({"start_method": "thread"}, "start_method must be one of popen, spawn"),
         (
             {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
