@@ -3,7 +3,7 @@
 import lightning as L
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 
 def samples(count=48):
@@ -15,9 +15,10 @@ def samples(count=48):
 class Classifier(L.LightningModule):
     """Over two processes its layers have 4 + 3, 2 + 1 and 1 + 0 rows; over four, 2 + 2 + 2 + 1, and some have none."""
 
-    def __init__(self, optimizer="SGD", lr=0.1, batch_size=8, scheduler=True):
+    def __init__(self, optimizer="SGD", lr=0.1, batch_size=8, scheduler=True, replicas=None):
         super().__init__()
         self.optimizer, self.lr, self.batch_size, self.scheduler = optimizer, lr, batch_size, scheduler
+        self.replicas = replicas  # processes that divide the data, in turns; Lightning's sampler would shuffle it, too
         self.net = None
         self.history = []
 
@@ -59,7 +60,9 @@ class Classifier(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.7)]
 
     def train_dataloader(self):
-        return DataLoader(samples(), self.batch_size)
+        data, replicas = samples(), self.replicas
+        sampler = DistributedSampler(data, replicas, self.global_rank % replicas, shuffle=False) if replicas else None
+        return DataLoader(data, self.batch_size, sampler=sampler)
 
     def val_dataloader(self):
         return DataLoader(samples(16), 8)

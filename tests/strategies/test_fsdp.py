@@ -1,0 +1,377 @@
+"""Models sharded by FSDP2: the weights of a single process, bit for bit, in processes on the loopback interface."""
+
+import functools
+import os
+import re
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from lightning_evo import EvoFSDPStrategy
+from tests.strategies.processes import Failed, processes
+from tests.strategies.sharded import Classifier, fit, weights_after, whole
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*members that should be compared have the same fitness"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="needs a torch with torch.distributed"),
+]
+
+OPTIONS = {"population": 8, "sigma": 0.1, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def two():
+    with processes(2) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def four():
+    with processes(4) as pool:
+        yield pool
+
+
+def alone(module=None, **options):
+    """The run of one process with whole weights, by the same loop."""
+    options = {"use_distributed_sampler": False, **options}
+    arguments = {**OPTIONS, "evaluation": "plain", **options.pop("arguments", {})}
+    return weights_after("EvoStrategy", arguments, module, **options)
+
+
+def together(pool, module=None, strategy="EvoFSDPStrategy", **options):
+    """The same run of several processes, on the same data; what each of them has then."""
+    options = {"devices": pool.count, "use_distributed_sampler": False, **options}
+    arguments = {**OPTIONS, **options.pop("arguments", {})}
+    return pool.run(functools.partial(weights_after, strategy, arguments, module, **options))
+
+
+def assert_same(expected, *found):
+    for other in found:
+        assert expected["weights"].keys() == other["weights"].keys()
+        for name, values in expected["weights"].items():
+            numpy.testing.assert_array_equal(other["weights"][name], values, err_msg=name)
+
+
+def assert_close(expected, *found, tolerance):
+    for other in found:
+        for name, values in expected["weights"].items():
+            numpy.testing.assert_allclose(other["weights"][name], values, rtol=0, atol=tolerance, err_msg=name)
+
+
+CASES = {
+    "openai_es": {},
+    "eggroll": {"algorithm": "eggroll"},
+    "lozo": {"algorithm": "lozo", "population": 2, "momentum": 0.9, "basis_reuse": 4},
+    "fzoo": {"algorithm": "fzoo"},
+    "decay": {"weight_decay": 0.01},
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("arguments", CASES.values(), ids=CASES.keys())
+def test_in_place_gives_the_weights_of_one_process(two, arguments, precision):
+    options = {"arguments": {"update": "in_place", **arguments}, "precision": precision}
+    expected, found = alone(**options), together(two, **options)
+    assert_same(expected, *found)
+    assert found[0]["history"] == expected["history"]
+    for name in ("evo/fitness_mean", "evo/fitness_best", "val_loss"):
+        assert found[0]["metrics"][name] == expected["metrics"][name]
+    assert found[0]["metrics"]["evo/update_norm"] == pytest.approx(expected["metrics"]["evo/update_norm"], rel=1e-5)
+    reason = "weights are sharded over processes, and each writes its own part"
+    assert found[0]["summary"] == f"evaluation: plain; {reason}"
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_the_users_optimizer_gives_the_weights_of_one_process(two, optimizer):
+    """SGD to the bit; Adam's vectorised kernels may round the ends of a memory block differently from its middle."""
+    expected = alone(Classifier(optimizer))
+    found = together(two, Classifier(optimizer))
+    if optimizer == "SGD":
+        assert_same(expected, *found)
+    else:
+        assert_close(expected, *found, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("update", ["in_place", "optimizer"])
+def test_clipping_by_norm(two, update):
+    """The norm is of the whole weights. It is added up shard by shard, so its last bits are other ones."""
+    options = {"arguments": {"update": update}, "gradient_clip_val": 0.05}
+    expected, found = alone(**options), together(two, **options)
+    assert_close(expected, *found, tolerance=1e-6)
+    assert_same(found[0], found[1])
+    unclipped = alone(arguments={"update": update})
+    assert abs(unclipped["weights"]["net.0.weight"] - expected["weights"]["net.0.weight"]).max() > 1e-2
+
+
+def test_accumulated_batches(two):
+    options = {"arguments": {"update": "in_place"}, "accumulate_grad_batches": 3}
+    assert_same(alone(**options), *together(two, **options))
+
+
+class Distance(Classifier):
+    """Its fitness is one value per sample, from another method than training_step."""
+
+    def fitness_step(self, batch, batch_idx):
+        x, y = batch
+        return -(self.net(x).squeeze(1).sigmoid() - y).abs()
+
+
+def test_fitness_step(two):
+    """The weights of FSDP2's root would otherwise stay gathered after it, and all members be the first one."""
+    options = {"arguments": {"update": "in_place"}}
+    expected, found = alone(Distance(), **options), together(two, Distance(), **options)
+    assert_same(expected, *found)
+    assert found[0]["metrics"]["evo/fitness_std"] > 0
+
+
+class NeverResharded(Classifier):
+    """Asks FSDP2 to keep weights gathered; freezes a layer; has an embedding with a padding row."""
+
+    def configure_model(self):
+        if self.net is None:
+            torch.manual_seed(1)
+            layers = nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1)
+            self.net = nn.Sequential(*layers)
+            self.embedding = nn.Embedding(5, 7, padding_idx=3)
+            self.net[2].bias.requires_grad = False
+            if self.device_mesh is not None:
+                self.shard()
+
+    def shard(self):
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in (self.net, self.embedding):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"], reshard_after_forward=False)
+
+    def loss(self, batch):
+        x, y = batch
+        return (self.net(x).squeeze(1) + self.embedding((x[:, 0] * 7).long() % 5).sum(1) - y).square().mean()
+
+
+def test_what_is_asked_to_stay_gathered_is_given_up(two):
+    options = {"arguments": {"update": "in_place"}}
+    expected = alone(NeverResharded(), **options)
+    start = whole_at_start(NeverResharded())
+    found = together(two, NeverResharded(), **options)
+    assert_same(expected, *found)
+    for name in ("net.2.bias",):
+        numpy.testing.assert_array_equal(found[0]["weights"][name], start[name])
+    numpy.testing.assert_array_equal(found[0]["weights"]["embedding.weight"][3], start["embedding.weight"][3])
+    assert abs(found[0]["weights"]["embedding.weight"][0] - start["embedding.weight"][0]).max() > 1e-3
+
+
+def whole_at_start(module):
+    module.configure_model()
+    return {name: value.double().numpy() for name, value in whole(module).items()}
+
+
+def test_sharded_data(two):
+    """Two processes with 10 samples each see the batches of one with 20; means of means round differently.
+
+    (Without BatchNorm, whose statistics are those of a process's own batch, as in backpropagation.)
+    """
+    expected = alone(NeverResharded(batch_size=20), arguments={"update": "in_place"})
+    found = together(two, NeverResharded(batch_size=10, replicas=2), arguments={"update": "in_place"})
+    assert_same(found[0], found[1])
+    assert_close(expected, found[0], tolerance=1e-5)
+
+
+def untouched(update):
+    trainer, module = fit("EvoFSDPStrategy", {**OPTIONS, "update": update}, Tied(), devices=2, max_epochs=1)
+    return {name: value.double().numpy() for name, value in whole(module).items()}
+
+
+class Tied(Classifier):
+    """All members are equally good: nothing is learnt."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).detach() * 0
+
+
+@pytest.mark.parametrize("update", ["in_place", "optimizer"])
+def test_a_generation_that_learns_nothing_leaves_every_bit(two, update):
+    start = whole_at_start(Classifier())
+    for found in two.run(functools.partial(untouched, update)):
+        for name, values in start.items():
+            if "running" not in name and "batches" not in name:
+                numpy.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+# --- the mesh of population and shards ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_groups_divide_the_population(four, shards):
+    options = {"arguments": {"update": "in_place"}}
+    expected = alone(**options)
+    options["arguments"]["shards"] = shards
+    assert_same(expected, *together(four, **options))
+
+
+@pytest.mark.slow
+def test_groups_with_an_optimizer_and_sharded_data(four):
+    expected = alone(NeverResharded("Adam", batch_size=20))
+    found = together(four, NeverResharded("Adam", batch_size=10, replicas=2), arguments={"shards": 2})
+    assert_same(found[0], *found[1:])
+    assert_close(expected, found[0], tolerance=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributed", [True, False], ids=["folder", "file"])
+def test_groups_resume(four, distributed, tmp_path):
+    arguments = {"update": "in_place", "shards": 2, "save_distributed_checkpoint": distributed}
+    expected = alone(arguments={"update": "in_place"}, max_epochs=3)
+    together(four, arguments=arguments, max_epochs=1, save=str(tmp_path / "one.ckpt"))
+    found = together(four, arguments=arguments, max_epochs=3, ckpt_path=str(tmp_path / "one.ckpt"))
+    assert_same(expected, *found)
+
+
+# --- checkpoints ---
+
+
+@pytest.mark.parametrize("update", ["in_place", "optimizer"])
+@pytest.mark.parametrize("distributed", [True, False], ids=["folder", "file"])
+def test_resume_gives_the_uninterrupted_weights(two, update, distributed, tmp_path):
+    path = str(tmp_path / "one.ckpt")
+    arguments = {"update": update, "save_distributed_checkpoint": distributed}
+    expected = together(two, Classifier("Adam"), arguments=arguments, max_epochs=3)
+    together(two, Classifier("Adam"), arguments=arguments, max_epochs=1, save=path)
+    assert os.path.isdir(path) == distributed
+    found = together(two, Classifier("Adam"), arguments=arguments, max_epochs=3, ckpt_path=path)
+    assert_same(expected[0], *found)
+
+
+@pytest.mark.parametrize("update", ["in_place", "optimizer"])
+def test_a_file_goes_from_one_process_to_two_and_back(two, update, tmp_path):
+    arguments = {"update": update}
+    expected = alone(arguments=arguments, max_epochs=4)
+    alone(arguments=arguments, max_epochs=1, save=str(tmp_path / "one.ckpt"))
+    arguments["save_distributed_checkpoint"] = False
+    options = {"arguments": arguments, "max_epochs": 2}
+    together(two, **options, ckpt_path=str(tmp_path / "one.ckpt"), save=str(tmp_path / "two.ckpt"))
+    checkpoint = torch.load(tmp_path / "two.ckpt", weights_only=True)
+    assert checkpoint["lightning_evo"]["generation"] == checkpoint["global_step"] == 12
+    found = alone(arguments={"update": update}, max_epochs=4, ckpt_path=str(tmp_path / "two.ckpt"))
+    assert_same(expected, found)
+
+
+@pytest.mark.slow
+def test_a_folder_of_two_processes_is_resumed_by_one(two, tmp_path):
+    path = str(tmp_path / "two.ckpt")
+    arguments = {"update": "in_place"}
+    together(two, arguments=arguments, max_epochs=1, save=path)
+    with processes(1) as one:
+        found = together(one, arguments=arguments, max_epochs=3, ckpt_path=path)
+    assert_same(alone(arguments=arguments, max_epochs=3), *found)
+
+
+def state_sizes(update, save):
+    trainer, _ = fit("EvoFSDPStrategy", {**OPTIONS, "update": update}, Classifier("Adam"), devices=2, save=save)
+    return [len(optimizer.state) for optimizer in trainer.optimizers]
+
+
+def test_in_place_no_optimizer_has_a_state_not_even_after_saving(two, tmp_path):
+    assert two.run(functools.partial(state_sizes, "in_place", str(tmp_path / "x.ckpt"))) == [[0], [0]]
+    assert two.run(functools.partial(state_sizes, "optimizer", str(tmp_path / "y.ckpt"))) != [[0], [0]]
+
+
+# --- what is refused ---
+
+
+class Unsharded(Classifier):
+    def shard(self):
+        pass
+
+
+class OverAllProcesses(Classifier):
+    def shard(self):
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net)
+
+
+class BySecondDimension(Classifier):
+    def shard(self):
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import Shard
+
+        mesh = self.device_mesh["data_parallel"]
+        self.net = nn.Linear(6, 1)
+        fully_shard(self.net, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if p.dim() == 2 else None)
+
+
+class NoHook(Classifier):
+    configure_model = None
+
+
+class FailsOnOne(Classifier):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and batch_idx == 2:
+            raise ArithmeticError("from the user's code")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (Unsharded, {}, r"configure_model shards nothing.*fully_shard\(layer, mesh=self.device_mesh"),
+        (BySecondDimension, {}, r"net.weight is laid out as .*along their first dimension"),
+        (Classifier, {"sparsity": 0.5}, "sparsity takes a statistic of each whole tensor"),
+        (Classifier, {"sigma_scale": "rms"}, "sigma_scale='rms' takes a statistic"),
+        (Classifier, {"member_timeout": 5.0}, "member_timeout can't be used.*Leave it out"),
+        (Classifier, {"shards": 3}, "shards=3 does not divide the 2 processes"),
+        (OverAllProcesses, {"shards": 1}, r"sharded over 2 processes, but shards=1. Give `fully_shard` the mesh"),
+        (Classifier, {"update": "in_place", "journal": True}, "seed journal needs whole weights"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(two, module, arguments, message):
+    (error, _) = two.run(functools.partial(refusal, module, arguments))
+
+    assert re.search(message, error, re.DOTALL), error
+
+
+def refusal(module, arguments):
+    try:
+        fit("EvoFSDPStrategy", {**OPTIONS, **arguments}, module(), devices=2, max_steps=1)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return "nothing was refused"
+
+
+@pytest.mark.parametrize("shards", [0, -1, 1.5, True, "all"])
+def test_shards_that_are_no_number(shards):
+    with pytest.raises(ValueError, match="shards must be 'auto' or a whole number >= 1"):
+        EvoFSDPStrategy(shards=shards)
+
+
+def test_the_other_ways_of_evaluating_say_why_not(two):
+    found = together(two, arguments={"evaluation": "batched", "update": "in_place"}, max_steps=1)
+    assert "weights are sharded over processes" in found[0]["summary"]
+
+
+def test_an_exception_of_one_process_ends_all(two):
+    """It is not a failed member: the others wait for its part of the weights. They end by its leaving, not by time."""
+    with pytest.raises(Failed, match="ArithmeticError: from the user's code|Connection closed|died"):
+        together(two, FailsOnOne(), arguments={"minimum_evaluated": 0.0})
+
+
+@pytest.mark.slow
+def test_lightning_divides_the_data_of_a_group(four):
+    assert four.run(functools.partial(divided, 2)) == [
+        ((2, 0), (4, 0)),
+        ((2, 1), (4, 1)),
+        ((2, 0), (4, 2)),
+        ((2, 1), (4, 3)),
+    ]
+
+
+def divided(shards):
+    """Number of processes that divide the data, and this one's number, in training and in validation."""
+    trainer, _ = fit("EvoFSDPStrategy", {**OPTIONS, "shards": shards}, devices=4, max_epochs=1)
+    samplers = trainer.train_dataloader.sampler, trainer.val_dataloaders.sampler
+    return tuple((sampler.num_replicas, sampler.rank) for sampler in samplers)
