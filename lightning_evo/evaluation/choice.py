@@ -124,9 +124,10 @@ class Evaluation:
         while True:
             way = ways[0]
             if way is None:
-                values = plain.evaluate(
-                    space, population, guarded(fitness, self.member_timeout, self.pace), isolation, members
-                )
+                # Processes that hold a model together can't go on when one of them failed within a forward: it would
+                # give parts of the next member to those that still wait for this one's.
+                run = fitness if space.is_sharded else guarded(fitness, self.member_timeout, self.pace)
+                values = plain.evaluate(space, population, run, isolation, members)
                 if values and all(isinstance(value, Failure) for value in values):  # which proves nothing of any way
                     return values
                 break
