@@ -3,8 +3,8 @@
 The rule of ``"auto"``:
 
 * With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
-* With dense noise a pair shares its noise: ``batched``, too, if a pair fits and there are no convolutions and recurrent
-  layers, whose stacks of weights run no faster than one after the other.
+* With dense noise a pair shares its noise: ``batched``, too, for models of up to 67 million evolving numbers, if a pair
+  fits and there are no convolutions and recurrent layers, whose stacks of weights run no faster than one by one.
 * Else ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
   dense noise these two give the same bits, so nothing but speed depends on what was faster.
 
@@ -38,6 +38,7 @@ __all__ = ["Evaluation", "EvaluationName"]
 
 EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
 
+_HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
 _LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
 
 
@@ -282,5 +283,7 @@ def _is_low_rank(space: SearchSpace, population: Population) -> bool:
 
 
 def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
+    if _is_low_rank(space, population):
+        return True
     slow = (nn.modules.conv._ConvNd, nn.RNNBase)  # stacks of their weights run no faster than one after the other
-    return _is_low_rank(space, population) or not any(isinstance(part, slow) for part in module.modules())
+    return space.numel <= _HUGE and not any(isinstance(part, slow) for part in module.modules())
