@@ -181,14 +181,16 @@ def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
         a: A transposed, ``[members, rank, outputs]``.
     """
     given = [x, b, a] if bias is None else [x, b, a, bias]
-    if not torch.is_grad_enabled() and not x.is_cuda and not any(map(_functorch.is_wrapped, given)):
+    fits = x.shape[2] == b.shape[2] and b.dtype == torch.float32
+    fits = fits and (bias is None or (bias.dtype == x.dtype and bias.shape[1] == a.shape[2]))
+    if fits and not torch.is_grad_enabled() and not any(map(_functorch.is_wrapped, given)):
         x, b, a, bias = x.contiguous(), b.contiguous(), a.contiguous(), None if bias is None else bias.contiguous()
-        library = kernels.native(*given) if x.dtype != torch.float64 else None
+        library = kernels.native(x, b, a)
         if library and a.shape[1] <= library.MAXIMAL_RANK:
             return library.low_rank(bias, x, b, a)
     hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
     if bias is not None:
-        return torch.baddbmm(bias[:, None].to(x.dtype), hidden, right)
+        return torch.baddbmm(bias[:, None], hidden, right)
     return hidden @ right
 
 

@@ -109,6 +109,32 @@ def test_low_rank_noise_of_matrices_is_never_made(way, monkeypatch):
     assert set(made) <= {1}  # biases
 
 
+@pytest.mark.parametrize("way", [None, InForward(), Batched()], ids=["plain", "in_forward", "batched"])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda weight, bias: torch.nn.functional.linear(torch.ones(3, 5), weight, bias),
+            "shapes cannot be multiplied",
+        ),
+        (lambda weight, bias: torch.addmm(bias.double(), torch.ones(3, 8), weight.t()), "dtype|same|expected"),
+        (lambda weight, bias: torch.addmm(bias[:1], torch.ones(3, 8), weight.t()).sum(), None),  # a bias may broadcast
+    ],
+)
+def test_what_does_not_fit_together_never_reaches_a_kernel(way, call, message):
+    module = torch.nn.Linear(8, 6)
+
+    def run():
+        return evaluate(way, module, population(rank=1), lambda: call(module.weight, module.bias).mean())
+
+    if message is None:
+        expected = torch.stack(evaluate(None, module, population(rank=1), lambda: call(module.weight, module.bias)))
+        torch.testing.assert_close(torch.stack(run()), expected)
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            run()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("classes", [1, 2, 10, 65])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
