@@ -117,7 +117,7 @@ def test_low_rank_noise_of_matrices_is_never_made(way, monkeypatch):
             lambda weight, bias: torch.nn.functional.linear(torch.ones(3, 5), weight, bias),
             "shapes cannot be multiplied",
         ),
-        (lambda weight, bias: torch.addmm(bias.double(), torch.ones(3, 8), weight.t()), "dtype|same|expected"),
+        (lambda weight, bias: torch.addmm(bias[:4], torch.ones(3, 8), weight.t()), "size|expand"),
         (lambda weight, bias: torch.addmm(bias[:1], torch.ones(3, 8), weight.t()).sum(), None),  # a bias may broadcast
     ],
 )
