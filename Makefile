@@ -33,6 +33,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@# PyTorch on its own first: it is most of the download, and when it fails the message should be about it.
 	@$(BIN)/python -m pip install -q -c constraints.txt torch
 	@$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,examples]"
+	@# Comes as source: built with the PyTorch from above, in seconds; only the tests of one strategy need it.
+	@$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel \
+		&& $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed \
+		|| echo "DeepSpeed could not be installed: the tests of evo_deepspeed_stage_3 will be skipped."
 	@touch $@
 
 demo: $(INSTALLED)

@@ -227,7 +227,7 @@ FAKE_LIGHTNING = """
     time.sleep(PAUSE)
 
     class Registry(dict):
-        def register(self, name, strategy, description=None):
+        def register(self, name, strategy, description=None, **arguments):
             if name in self:
                 raise ValueError(f"{name} is already present")
             self[name] = (strategy, description)

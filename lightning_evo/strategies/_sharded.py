@@ -14,7 +14,7 @@ from lightning_evo.evaluation.isolation import RandomState
 from lightning_evo.ranks import Ranks
 from lightning_evo.strategies._evolution import EvoStrategyMixin
 
-__all__ = ["Regathering", "ShardedEvoMixin"]
+__all__ = ["Regathering", "ShardedEvoMixin", "share"]
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import ParallelStrategy
@@ -116,3 +116,12 @@ class ShardedEvoMixin(EvoStrategyMixin, Regathering):
     def _fitness_step(self) -> Callable[..., Any] | None:
         fitness_step = super()._fitness_step
         return None if fitness_step is None else self._regathering()(fitness_step)
+
+
+@torch.no_grad()
+def share(tensor: torch.Tensor, source: int, group: Any = None) -> None:
+    """Give a tensor the values that it has on the process of rank ``source``."""
+    values = tensor.detach().contiguous()
+    torch.distributed.broadcast(values, source, group=group)
+    if not tensor.is_contiguous():
+        tensor.copy_(values)

@@ -14,6 +14,7 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm
 from lightning_evo.strategies import _compat
-from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin
+from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
 
 __all__ = ["DeepSpeedEvoMixin"]
 
@@ -85,13 +86,16 @@ class _Parent(Regathering, DeepSpeedStrategy):
             dist_init_required=False,
         )
         for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, 0)
+            share(buffer, 0)
 
     # --- steps ---
 
     @property
     def handles_gradient_accumulation(self) -> bool:
         return False
+
+    def block_backward_sync(self) -> Any:
+        return nullcontext()  # there is no backward pass; DeepSpeed's engine would refuse
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # DeepSpeed's precision plugin would step the engine's optimizer, and there is none.

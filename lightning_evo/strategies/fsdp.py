@@ -18,7 +18,7 @@ from lightning_evo.algorithms import Algorithm
 from lightning_evo.evolution import CHECKPOINT_KEY
 from lightning_evo.shards import is_sharded
 from lightning_evo.strategies import _compat
-from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin
+from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
 
 __all__ = ["FSDPEvoMixin"]
 
@@ -182,7 +182,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         tensor: Any
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if not is_sharded(tensor):
-                torch.distributed.broadcast(tensor.detach(), 0)
+                share(tensor, 0)
                 continue
             processes = tensor.device_mesh.size()
             if processes != shards:
@@ -193,7 +193,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
             if groups > 1:
                 mesh = self.device_mesh["population"]
                 source = torch.distributed.get_global_rank(mesh.get_group(), 0)
-                torch.distributed.broadcast(tensor.to_local(), source, group=mesh.get_group())
+                share(tensor.to_local(), source, mesh.get_group())
 
     # --- checkpoints ---
 

@@ -3,12 +3,16 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 _STARTING = 120.0  # seconds that importing everything may take on a busy machine
@@ -88,6 +92,29 @@ def processes(count: int) -> Iterator[Processes]:
         pool.close()
 
 
+def run_script(code: str, folder: Path, timeout: float = 200.0) -> str:
+    """What a script prints that starts processes by itself, as Lightning does; all of them are ended."""
+    (folder / "train.py").write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": str(free_port())}
+    with subprocess.Popen(
+        [sys.executable, "train.py"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise Failed(output)
+    return output
+
+
 def _nothing() -> None:
     import lightning.pytorch  # noqa: F401
 
@@ -117,9 +144,8 @@ def _work(pipe: Any, rank: int, count: int, port: int) -> None:
     while True:
         try:
             function, args = pipe.recv()
+            pipe.send((None, function(*args)))
         except EOFError:
             return
-        try:
-            pipe.send((None, function(*args)))
         except BaseException:
             pipe.send((traceback.format_exc(), None))

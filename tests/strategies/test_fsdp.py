@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from pathlib import Path
 
 import numpy
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_evo import EvoFSDPStrategy
-from tests.strategies.processes import Failed, processes
+from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit, weights_after, whole
 
 pytestmark = [
@@ -41,11 +42,11 @@ def alone(module=None, **options):
     return weights_after("EvoStrategy", arguments, module, **options)
 
 
-def together(pool, module=None, strategy="EvoFSDPStrategy", **options):
+def together(pool, module=None, strategy="EvoFSDPStrategy", timeout=60.0, **options):
     """The same run of several processes, on the same data; what each of them has then."""
     options = {"devices": pool.count, "use_distributed_sampler": False, **options}
     arguments = {**OPTIONS, **options.pop("arguments", {})}
-    return pool.run(functools.partial(weights_after, strategy, arguments, module, **options))
+    return pool.run(functools.partial(weights_after, strategy, arguments, module, **options), timeout=timeout)
 
 
 def assert_same(expected, *found):
@@ -277,6 +278,17 @@ def state_sizes(update, save):
 def test_in_place_no_optimizer_has_a_state_not_even_after_saving(two, tmp_path):
     assert two.run(functools.partial(state_sizes, "in_place", str(tmp_path / "x.ckpt"))) == [[0], [0]]
     assert two.run(functools.partial(state_sizes, "optimizer", str(tmp_path / "y.ckpt"))) != [[0], [0]]
+
+
+def example(number):
+    page = Path(__file__).parents[2] / "docs" / "sharded.md"
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)[number]
+
+
+@pytest.mark.slow
+def test_the_example_in_the_documentation(tmp_path):
+    """By Lightning's own launcher, which starts the second process."""
+    assert "All distributed processes registered. Starting with 2 processes" in run_script(example(0), tmp_path)
 
 
 # --- what is refused ---
