@@ -126,6 +126,8 @@ class Header:
         algorithm: From :func:`describe_algorithm`.
         start: From :func:`weights_checksum`: the weights before the first generation.
         conditions: In force from the first generation on.
+        summation: How processes added up the updates, where the last bits depend on that: a replay by one process
+            then differs in them.
     """
 
     run: int
@@ -134,6 +136,7 @@ class Header:
     algorithm: dict[str, Any]
     start: str
     conditions: Conditions
+    summation: str = ""
 
 
 @dataclass(frozen=True)

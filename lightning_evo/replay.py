@@ -100,6 +100,11 @@ def _replay(
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]:
     algorithm = _algorithm(journal, algorithm)
+    if exact and journal.header.summation:
+        raise JournalError(
+            f"The updates of {journal.path} were added up by {journal.header.summation}, whose last bits one process "
+            "can't repeat. Resume the run itself; or accept weights that differ in them: exact=False (`--inexact`)."
+        )
     saved = base.get(_KEY, {})
     first = int(saved.get("generation", journal.header.generation))
     last = journal.end if to is None else to

@@ -273,9 +273,11 @@ class SeedJournal(Callback):
         strategy = trainer.strategy
         outcome: _Opened | Exception | None = None
         resumed = strategy.resumed_journal
+        # torchrun counts failures by host: where one host's workers fail, those of another are started anew, uncounted.
+        restarted = strategy.reduce_boolean_decision(_restarted(), all=False)
         if trainer.is_global_zero:
             try:
-                self._journal = self._open(trainer, resumed)
+                self._journal = self._open(trainer, resumed, restarted)
                 outcome = _Opened(
                     run=self._journal.header.run,
                     path=str(self._journal.path.resolve()),
@@ -298,14 +300,14 @@ class SeedJournal(Callback):
         what = f"generations {outcome.start} to {outcome.end - 1} are taken from it, not evaluated"
         rank_zero_info(f"Seed journal: {self.path}" + (f"; {what}." if recorded > 0 else "."))
 
-    def _open(self, trainer: Any, resumed: Mapping[str, Any] | None) -> Journal:
+    def _open(self, trainer: Any, resumed: Mapping[str, Any] | None, restarted: bool) -> Journal:
         """Continue the run's journal, or begin one."""
         header = self._header(trainer)
         folder = Path(self._folder(trainer))
         if resumed is not None:
             path = self._journal_of(int(resumed["run"]), _places(folder, trainer.ckpt_path, resumed.get("path")))
         else:
-            path = _journal_from(header, folder) if _restarted() else None
+            path = _journal_from(header, folder) if restarted else None
         if path is not None:
             journal = Journal.open(path, append=True)
             try:
@@ -320,7 +322,7 @@ class SeedJournal(Callback):
                 f"The journal of the checkpoint's run {_run(int(resumed['run']))} was not found (it was "
                 f"{resumed.get('path')}). A new one begins at generation {header.generation}."
             )
-        if path is not None and _restarted():  # of a fit that had begun a new one, too
+        if path is not None and restarted:  # of a fit that had begun a new one, too
             again = _journal_from(header, folder)
             if again is not None and again != path:
                 return Journal.open(again, append=True)
@@ -345,6 +347,7 @@ class SeedJournal(Callback):
                 seed=evolution.state.seed,
                 parameters=describe_parameters(evolution.space, lambda tensor: number.get(id(tensor), 0)),
             ),
+            summation=strategy.summation,
         )
 
     def _journal_of(self, run: int, places: list[Path]) -> Path | None:
@@ -459,7 +462,7 @@ def _journals(places: Iterable[Path]) -> list[Path]:
 
 
 def _option_differences(there: Header, here: Header) -> list[str]:
-    old, new = there.algorithm, here.algorithm
+    old, new = ({**header.algorithm, "update_sync": header.summation} for header in (there, here))
     return [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())

@@ -176,6 +176,11 @@ class EvoStrategyMixin(Strategy):
         self.evolution.sigma = value
 
     @property
+    def summation(self) -> str:
+        """How processes add up an update, where its last bits depend on that; empty where they don't."""
+        return ""
+
+    @property
     def _user_module(self) -> Any:
         return self.lightning_module  # there whenever a hook runs
 

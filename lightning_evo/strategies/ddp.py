@@ -24,6 +24,7 @@ from lightning_evo.evaluation.isolation import RandomState
 from lightning_evo.ranks import Ranks, no_collectives
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._evolution import EvoStrategyMixin
+from lightning_evo.strategies._network import choose_interface
 from lightning_evo.update import Update
 from lightning_evo.update_sync import UpdateSync, check_update_sync, choose, synchronized
 
@@ -164,6 +165,8 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
     def setup_environment(self) -> None:
         """Start the processes' connection; from then on the evolution knows the others."""
         groups, data = self._grid
+        if self.num_nodes > 1 and self.cluster_environment is not None:
+            choose_interface(self.cluster_environment.main_address)
         super().setup_environment()
         self.evolution.ranks = Ranks(
             population=groups,
@@ -218,6 +221,11 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         self._compare_weights()
 
     # --- the update ---
+
+    @property
+    def summation(self) -> str:  # noqa: D102
+        processes = self.evolution.ranks.world_size
+        return f"all_reduce over {processes} processes" if self._update_sync == "all_reduce" and processes > 1 else ""
 
     def _synchronized(self, update: Update) -> Update:
         ranks = self.evolution.ranks
