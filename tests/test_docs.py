@@ -23,7 +23,10 @@ PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("README.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OPT_OUT = re.compile(r"<!-- not run: \S[^>]* -->\n$")
 
-pytestmark = pytest.mark.filterwarnings("ignore:No seed found, seed set to")  # LightningCLI says which one it took
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:No seed found, seed set to"),  # LightningCLI says which one it took
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # as when resuming it is
+]
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,9 @@ def check(words: list[str], page: Path, folder: Path) -> None:
     program, *arguments = words
     if program == "lightning-evo":
         subcommand, *options = arguments
+        if subcommand in ("journal", "replay"):
+            cli.tool_parser(subcommand).parse_args(options)
+            return
         assert subcommand in ("fit", "validate", "test", "predict", "algorithms", "--version")
         if subcommand in ("algorithms", "--version"):
             cli.main(arguments)
