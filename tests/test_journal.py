@@ -244,7 +244,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
                 generation = sum(position >= start for start in starts[1:2]) + (position >= change)
                 offset = change if position >= change else starts[generation]
                 in_header = position < starts[0]
-                message = "" if in_header else f"the record of generation {generation}, at byte {offset},"
+                message = None if in_header else f"the record of generation {generation}, at byte {offset},"
                 with pytest.raises(JournalError, match=message):
                     Journal.open(path)
                 found["error"] += 1
