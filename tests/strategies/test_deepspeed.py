@@ -19,7 +19,9 @@ needs_deepspeed = pytest.mark.skipif(not installed, reason="needs DeepSpeed: pip
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # of DeepSpeed's own
+    # Of DeepSpeed's own:
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Accessing the 'model_fields' attribute on the instance:DeprecationWarning"),
 ]
 
 OPTIONS = {"population": 8, "sigma": 0.1, "seed": 3}
