@@ -183,7 +183,7 @@ def test_failed_and_tied_members():
         assert run(lambda w: w * 0) is False
 
     calls = itertools.count()
-    with pytest.warns(UserWarning, match="of 4 members is NaN or infinite; they rank worst"):
+    with pytest.warns(UserWarning, match="of 4 members is NaN or infinite; NaN is left out, infinite ranks worst"):
         assert run(lambda w: torch.tensor(torch.inf) if next(calls) == 0 else w, "plain") is True
 
 
