@@ -24,7 +24,7 @@ from lightning_evo.evaluation.isolation import RandomState
 from lightning_evo.ranks import Ranks, no_collectives
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._evolution import EvoStrategyMixin
-from lightning_evo.strategies._network import choose_interface
+from lightning_evo.strategies._network import choose_interface, connect
 from lightning_evo.update import Update
 from lightning_evo.update_sync import UpdateSync, check_update_sync, choose, synchronized
 
@@ -165,8 +165,6 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
     def setup_environment(self) -> None:
         """Start the processes' connection; from then on the evolution knows the others."""
         groups, data = self._grid
-        if self.num_nodes > 1 and self.cluster_environment is not None:
-            choose_interface(self.cluster_environment.main_address)
         super().setup_environment()
         self.evolution.ranks = Ranks(
             population=groups,
@@ -179,6 +177,12 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         if self._drop_stragglers and groups > 1:
             self.evolution.evaluation.pace = Pace(_compat.shared_counter(), self._drop_stragglers)
         self.evolution.evaluating = no_collectives if groups > 1 else nullcontext
+
+    def setup_distributed(self) -> None:  # noqa: D102
+        if self.num_nodes > 1 and self.cluster_environment is not None:
+            choose_interface(self.cluster_environment.main_address)
+        connect(self._get_process_group_backend(), self._timeout, self.root_device)
+        super().setup_distributed()
 
     def _gather_from_all(self, values: Tensor) -> list[Tensor]:
         mine = values.to(self.root_device)
