@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _peers, digits, engine, gpu, memory, rounding
+from benchmarks import _peers, digits, engine, gpu, memory, rounding, scaling
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,31 @@ def test_memory_in_subprocesses(tmp_path):
     results = json.loads((tmp_path / "memory.json").read_text())["results"]
     assert [row["row"] for row in results] == list(memory.ROWS)
     assert results[0]["ratio"] == 1
+
+
+@pytest.mark.slow
+def test_scaling_in_two_processes(tmp_path):
+    needs_transformers()
+    scaling.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "scaling.json")])
+    for case in json.loads((tmp_path / "scaling.json").read_text())["results"]:
+        rows = {row["row"]: row for row in case["rows"]}
+        assert rows[scaling.ONE]["speedup"] == 1
+        assert rows[scaling.ONE]["bytes_sent"] == rows["2 ranks apart"]["bytes_sent"] == 0
+        members = case["population"]
+        # Fitness and weight, float64, of half of the members; no tensor is large enough to be divided.
+        assert rows["2 ranks, replicated"]["bytes_sent"] == rows["2 ranks, sharded"]["bytes_sent"] == 16 * members / 2
+        assert rows["2 ranks, all_reduce"]["bytes_sent"] == 16 * members / 2 + 4 * 60_288
+        assert rows["2 ranks, replicated"]["same_weights"]
+        assert rows["2 ranks, sharded"]["same_weights"]
+        for row in case["rows"]:
+            (elapsed,) = row["seconds"]
+            assert row["members_per_second"] == pytest.approx(members / elapsed)
+            assert row["counted"] == 1
+
+
+@pytest.mark.parametrize(("before", "after", "share"), [((5, 100), (15, 200), 0.1), ((5, 9), (4, 9), 0.0)])
+def test_share_of_the_cores_that_others_took(before, after, share):
+    assert scaling.Disturbance.share(before, after) == share
 
 
 def test_rounding():

@@ -40,8 +40,14 @@ class Host:
             )
 
     def link(self, state: str) -> None:
-        """``"up"`` or ``"down"``: what a pulled cable, a switch or a driver does."""
+        """``"up"`` or ``"down"``, as with a pulled cable; this host sees it."""
         _ip("-n", self.name, "link", "set", self.interface, state)
+
+    def path(self, state: str, other: "Host") -> None:
+        """``"up"`` or ``"down"``: what is sent to the other is lost on its way, and nobody is told."""
+        nobody = ("replace", other.address, "lladdr", "02:00:00:00:00:99", "nud", "permanent")
+        change = nobody if state == "down" else ("delete", other.address)
+        _ip("-n", self.name, "neighbour", *change, "dev", self.interface)
 
     def kill(self) -> None:
         """Everything that runs here, by SIGKILL."""

@@ -158,16 +158,25 @@ def cluster(tmp_path):
         pytest.skip(str(reason))
 
 
-def test_a_link_that_drops_for_ten_seconds(cluster, undisturbed):
+@pytest.mark.parametrize("where", ["at a host", "on the way"])
+def test_a_link_that_drops_for_ten_seconds(cluster, undisturbed, where):
     running = cluster()
     running.wait_for(20)
-    host = running.hosts[1]
-    host.link("down")
+    first, second = running.hosts
+
+    def link(state):
+        if where == "at a host":
+            second.link(state)
+        else:
+            first.path(state, second)
+            second.path(state, first)
+
+    link("down")
     time.sleep(1)
     before = running.generations
     time.sleep(9)
     assert running.generations == before < GENERATIONS
-    host.link("up")
+    link("up")
     for result in running.results([0, 1]):
         assert result["weights"] == undisturbed
         assert (result["world"], result["restarts"], result["begun"]) == (2, "0", 0)
