@@ -326,6 +326,13 @@ class SeedJournal(Callback):
             again = _journal_from(header, folder)
             if again is not None and again != path:
                 return Journal.open(again, append=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file of that name, or a folder that can't be written to
+            raise JournalError(
+                f"The journal's folder {folder} can't be made ({error.strerror}). Give it another one: "
+                "SeedJournal(dirpath=…)."
+            ) from error
         while True:
             try:
                 return Journal.create(next_free(folder, self.filename), header)

@@ -663,3 +663,9 @@ def test_an_algorithm_that_is_not_replayable(tmp_path):
 
 def test_callbacks_can_be_copied():
     assert copy.deepcopy(SeedJournal("folder", "name")).filename == "name"
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(JournalError, match=r"folder .*file can't be made \(File exists\)\. Give it another one"):
+        fit(tmp_path, callbacks=[SeedJournal(tmp_path / "file")])
