@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,13 @@ from lightning_evo.journal import (
 from lightning_evo.update import Clipping, Update
 
 __all__ = ["SeedJournal"]
+
+
+_had: set[Path] = set()
+"""Journals that this process has appended to: of its own fits, so not what a restart goes on with."""
+
+_starts = itertools.count()
+"""How many fits of this process have come to their first batch."""
 
 
 @dataclass(frozen=True)
@@ -274,10 +282,12 @@ class SeedJournal(Callback):
         outcome: _Opened | Exception | None = None
         resumed = strategy.resumed_journal
         # torchrun counts failures by host: where one host's workers fail, those of another are started anew, uncounted.
-        restarted = strategy.reduce_boolean_decision(_restarted(), all=False)
+        # Only a process's first fit is what was broken off: later ones (folds, seeds) may begin in just the same way.
+        restarted = strategy.reduce_boolean_decision(next(_starts) == 0 and _restarted(), all=False)
         if trainer.is_global_zero:
             try:
                 self._journal = self._open(trainer, resumed, restarted)
+                _had.add(self._journal.path.resolve())
                 outcome = _Opened(
                     run=self._journal.header.run,
                     path=str(self._journal.path.resolve()),
@@ -333,11 +343,15 @@ class SeedJournal(Callback):
                 f"The journal's folder {folder} can't be made ({error.strerror}). Give it another one: "
                 "SeedJournal(dirpath=…)."
             ) from error
-        while True:
+        for _ in range(1000):
             try:
                 return Journal.create(next_free(folder, self.filename), header)
             except FileExistsError:  # another process was faster
                 continue
+        raise JournalError(
+            f"No free name was found for a journal in {folder}: each one that was tried had been taken by then. Give "
+            "it another folder: SeedJournal(dirpath=…)."
+        )
 
     def _header(self, trainer: Any) -> Header:
         strategy = trainer.strategy
@@ -438,19 +452,27 @@ def _restarted() -> bool:
 
 
 def _journal_from(header: Header, folder: Path) -> Path | None:
-    """The latest journal that began just as this run does, for a launcher's restart."""
+    """The one journal that began just as this run does and that this process has not had, for a restart."""
     places = [folder]
-    if folder.name == "checkpoints":  # a logger gives every start a folder `version_N/checkpoints`
-        places += sorted(folder.parent.parent.glob("*/checkpoints"))
+    if folder.name == "checkpoints" and folder.parent.name.startswith("version_"):
+        places += sorted(folder.parent.parent.glob("version_*/checkpoints"))  # a logger's: each start has its own
     found = []
     for path in _journals(places):
+        if path.resolve() in _had:
+            continue
         try:
             there = Journal.peek(path)
         except JournalError:
             continue
         if header.start and replace(there, run=header.run) == header:
             found.append(path)
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if len(found) > 1:  # folds of a cross-validation, say, that differ in data only
+        rank_zero_warn(
+            f"{preview([str(path) for path in found], 5)} all began just as this run does, so which of them it would go "
+            "on with after the launcher's restart is not clear. It begins a new one."
+        )
+        return None
+    return found[0] if found else None
 
 
 def _places(folder: Path, checkpoint: Any, recorded: str | None) -> list[Path]:

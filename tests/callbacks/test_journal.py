@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import lightning as L
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lightning_evo import EvolutionMixin, EvoStrategy, journal
 from lightning_evo.callbacks import SeedJournal
+from lightning_evo.callbacks import journal as callback_module
 from lightning_evo.journal import Journal, JournalError
 from lightning_evo.replay import replay
 from tests.strategies.models import CallCounter, assert_same_weights, images, trainer, weights
@@ -120,7 +122,15 @@ class StopAt(Callback):
 
 @pytest.fixture
 def restarted(monkeypatch):
+    """As if the next fit, and each after :func:`new_process`, were the first one of a process started again."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    new_process(monkeypatch)
+    return lambda: new_process(monkeypatch)
+
+
+def new_process(monkeypatch):
+    monkeypatch.setattr(callback_module, "_starts", count())
+    monkeypatch.setattr(callback_module, "_had", set())
 
 
 # --- the journal of a run ---
@@ -248,6 +258,7 @@ def test_a_launchers_restart_without_a_checkpoint(tmp_path, restarted):
     with pytest.raises(Stop):
         fit(tmp_path / "part", callbacks=[StopAt(2, "before the move")])
     assert not list((tmp_path / "part").glob("*.ckpt"))
+    restarted()
     resumed, actual = fit(tmp_path / "part")
     assert resumed.evaluated == dict.fromkeys(range(3, 12), 4)
     assert_same_weights(weights(actual), weights(expected))
@@ -257,6 +268,7 @@ def test_a_launchers_restart_without_a_checkpoint(tmp_path, restarted):
 @pytest.mark.parametrize("changed", ["seed", "population", "weights"])
 def test_a_launchers_restart_of_something_else_begins_a_journal_of_its_own(tmp_path, restarted, changed):
     fit(tmp_path, 1)
+    restarted()
 
     class Moved(Net):
         def __init__(self):
@@ -283,11 +295,49 @@ def test_a_launchers_restart_in_the_next_folder_of_a_logger(tmp_path, restarted)
         callbacks = [ModelCheckpoint(tmp_path / f"version_{version}" / "checkpoints")]
         t = trainer(in_place(), max_epochs=1 + version, max_steps=-1, callbacks=callbacks, enable_checkpointing=True)
         t.evaluated = Counter()
+        restarted()
         t.fit(Net())
     assert min(t.evaluated) == 4
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.evoj")] == [
         "version_0/checkpoints/evolution.evoj"
     ]
+
+
+@pytest.mark.parametrize("folders", ["fold_{}/checkpoints", "version_{}/checkpoints", "same"])
+def test_only_the_first_fit_of_a_restarted_process_goes_on(tmp_path, restarted, folders):
+    """Folds of a cross-validation begin with the same seed, weights and options, and differ in data only."""
+
+    def fold(index):
+        class Fold(Net):
+            def train_dataloader(self):
+                x, y = images().tensors
+                return DataLoader(torch.utils.data.TensorDataset(x + index, y), 16)
+
+        return Fold
+
+    runs = []
+    for index in range(3):
+        t, module = fit(tmp_path / folders.format(index), 1, module=fold(index))
+        assert t.evaluated == dict.fromkeys(range(4), 4)
+        runs.append(module)
+    assert not torch.equal(runs[0].net[1].weight, runs[1].net[1].weight)
+    assert len(list(tmp_path.rglob("*.evoj"))) == 3
+
+
+def test_a_restart_does_not_guess_which_of_several_journals_is_its(tmp_path, restarted):
+    for _ in range(2):
+        fit(tmp_path, 1)
+    restarted()
+    with pytest.warns(UserWarning, match="all began just as this run does"):
+        t, _ = fit(tmp_path, 1)
+    assert min(t.evaluated) == 0
+
+
+def test_a_restart_does_not_go_on_with_what_lies_in_a_folder_beside_its_own(tmp_path, restarted):
+    fit(tmp_path / "fold_0" / "checkpoints", 1)
+    restarted()
+    t, _ = fit(tmp_path / "fold_1" / "checkpoints", 1)
+    assert min(t.evaluated) == 0
 
 
 def test_the_journal_of_a_run_whose_checkpoints_go_to_another_folder_is_continued_where_it_is(tmp_path):
@@ -438,6 +488,7 @@ def test_the_way_of_evaluating_is_taken_over_without_a_checkpoint(tmp_path, rest
     chosen = whole.strategy.evolution.evaluation.state_dict()
     with pytest.raises(Stop):
         fit(tmp_path / "part", strategy=strategy(), callbacks=[StopAt(2, "before the move")])
+    restarted()
     resumed, actual = fit(tmp_path / "part", strategy=strategy())
     assert min(resumed.evaluated) == 3
     assert_same_weights(weights(actual), weights(expected))
@@ -610,6 +661,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
             fit(tmp_path / "part")
     assert 0 < len(read(tmp_path / "part")) < 12
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    new_process(monkeypatch)
     _, actual = fit(tmp_path / "part")
     assert_same_weights(weights(actual), weights(expected))
 
