@@ -14,9 +14,11 @@ the loopback interface; the row of one rank runs in the first of them while the 
 
 Rows take turns, round after round; a speedup is the ratio of two medians of one run. Two ranks on two cores suffer from
 every other process on the machine, so each generation is recorded with the share of the cores that others took
-meanwhile; where at least three of a row were disturbed by less than 3 %, only these count (column ``of``). ``bytes
-sent`` is what a rank hands to the process group in a generation. ``same weights`` compares every bit with those of one
-rank.
+meanwhile; where at least three of a row were disturbed by less than 3 %, only these count (column ``of``). ``by CPU
+time`` divides the processor's seconds of one rank by those of the busiest rank, all threads together: it leaves out
+what a rank waits, for the others or for a core, so it shows on a busy machine, too, what the division itself costs.
+``bytes sent`` is what a rank hands to the process group in a generation. ``same weights`` compares every bit with those
+of one rank.
 """
 
 from __future__ import annotations
@@ -112,10 +114,10 @@ class Worker:
         return values
 
     def run(self, row: str) -> dict[str, float]:
-        """One generation: bytes that this rank sent, and seconds from the last fitness on."""
-        self.sent = 0
+        """One generation: bytes that this rank sent, seconds from the last fitness on, and those of the processor."""
+        self.sent, start = 0, time.process_time()
         self.calls[row]()
-        return {"sent": self.sent, "update": self.calls[row].update_seconds}
+        return {"sent": self.sent, "update": self.calls[row].update_seconds, "cpu": time.process_time() - start}
 
     def finish(self, row: str) -> str:
         """The weights after all generations."""
@@ -225,6 +227,7 @@ def compare(pool: Pool, algorithm: str, members: int, ranks: int, repeats: int, 
         quiet = [seconds for seconds, share in zip(values, others[name][warmup:], strict=True) if share < QUIET]
         counted[name] = quiet if len(quiet) >= 3 else values
     one = statistics.median(counted[ONE])
+    processor = {name: [max(rank["cpu"] for rank in turn) for turn in turns[warmup:]] for name, turns in found.items()}
     weights = {way: set(pool.call(ranks, "finish", f"{algorithm}, {way}")) for way in WAYS}
     alone = pool.call(1, "finish", f"{algorithm}, {ONE}")[0]
     costs = pool.call(ranks, "costs", f"{algorithm}, replicated")[0]
@@ -237,6 +240,8 @@ def compare(pool: Pool, algorithm: str, members: int, ranks: int, repeats: int, 
                 "seconds": values,
                 "others": [round(share, 3) for share in others[name][warmup:]],
                 "counted": len(counted[name]),
+                "cpu_seconds": processor[name],
+                "speedup_by_cpu_time": statistics.median(processor[ONE]) / statistics.median(processor[name]),
                 "update_seconds": [max(rank["update"] for rank in turn) for turn in found[name][warmup:]],
                 "members_per_second": members / statistics.median(counted[name]),
                 "speedup": one / statistics.median(counted[name]),
@@ -269,13 +274,14 @@ def main(arguments: list[str] | None = None) -> None:
     for result in results:
         show(
             f"{result['algorithm']}, {members} members, {size / 1e6:.1f}M parameters",
-            ("row", "members/s", "speedup", "of", "update s", "bytes sent", "same weights"),
+            ("row", "members/s", "speedup", "of", "by CPU time", "update s", "bytes sent", "same weights"),
             [
                 (
                     row["row"],
                     f"{row['members_per_second']:.2f}",
                     f"{row['speedup']:.2f}",
                     f"{row['counted']}",
+                    f"{row['speedup_by_cpu_time']:.2f}",
                     f"{statistics.median(row['update_seconds']):.3f}",
                     f"{row['bytes_sent']:,}",
                     {True: "yes", False: "no", None: ""}[row["same_weights"]],
