@@ -107,12 +107,14 @@ class Conditions:
         parameters: What evolves.
         clipping: ``None``, or ``(limit, "norm")`` or ``(limit, "value")``.
         evaluation: The way members are run, as a checkpoint holds it; empty until it is chosen.
+        accumulate: Training steps for each step of the optimizer; an epoch's last may take fewer.
     """
 
     seed: int
     parameters: tuple[RecordedParameter, ...]
     clipping: tuple[float, str] | None = None
     evaluation: tuple[tuple[str, Any], ...] = ()
+    accumulate: int = 1
 
 
 @dataclass(frozen=True)

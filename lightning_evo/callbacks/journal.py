@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -166,7 +166,10 @@ class SeedJournal(Callback):
                 found = (self._journal.read(generation), self._journal.conditions_at(generation))
             self._recalled = trainer.strategy.broadcast(found)
             assert self._recalled is not None
-        record, _ = self._recalled
+        record, conditions = self._recalled
+        if conditions.accumulate != trainer.accumulate_grad_batches:
+            self._other_rhythm(record, f"accumulate_grad_batches={conditions.accumulate}",
+                               f"accumulate_grad_batches={trainer.accumulate_grad_batches}")  # fmt: skip
         if self._batches >= record.batches:
             if record.sigma != evolution.sigma:
                 self._differs("sigma", record.sigma, evolution.sigma)
@@ -192,6 +195,8 @@ class SeedJournal(Callback):
         check = check_of(update.weights, torch.float64 if double else torch.float32)
         if self._recalled is not None:
             record, conditions = self._recalled
+            if record.batches != self._batches:
+                self._other_rhythm(record, f"{record.batches} training steps", f"{self._batches}")
             self._compare(record, conditions, rates, clipping, check)
             rates, clipping = record.learning_rates, None
             if conditions.clipping is not None:
@@ -217,6 +222,7 @@ class SeedJournal(Callback):
                     parameters=self._parameters,
                     clipping=None if clipping is None else (clipping.limit, clipping.by),
                     evaluation=tuple(sorted(evaluation.items())),
+                    accumulate=trainer.accumulate_grad_batches,
                 )
                 self._journal.append(record, conditions)
         self._recalled, self._batches = None, 0
@@ -266,6 +272,14 @@ class SeedJournal(Callback):
                 "was written, by another version of lightning-evo or torch, or on another processor. The weights will "
                 "not be those of the run that wrote it, bit for bit. This is said once."
             )
+
+    def _other_rhythm(self, record: Record, recorded: str, here: str) -> NoReturn:
+        """Recorded fitness is that of certain batches: it must not be repeated on others."""
+        raise JournalError(
+            f"Generation {record.generation} of {self.path} was recorded with {recorded}; this run has {here}. Resume "
+            "with the same accumulate_grad_batches, batch size and data; or, to go on from the checkpoint with these, "
+            "without a journal (EvoStrategy(journal=False))."
+        )
 
     def _differs(self, what: str, recorded: object, here: object) -> None:
         if what not in self._warned:
@@ -367,6 +381,7 @@ class SeedJournal(Callback):
             conditions=Conditions(
                 seed=evolution.state.seed,
                 parameters=describe_parameters(evolution.space, lambda tensor: number.get(id(tensor), 0)),
+                accumulate=trainer.accumulate_grad_batches,
             ),
             summation=strategy.summation,
         )

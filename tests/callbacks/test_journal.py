@@ -12,7 +12,7 @@ import lightning as L
 import pytest
 import torch
 from lightning import seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
 from packaging.version import Version
 from torch import nn
 from torch.utils.data import DataLoader
@@ -625,6 +625,41 @@ def test_another_learning_rate_or_clipping_while_generations_are_repeated(tmp_pa
     with Journal.open(tmp_path / "evolution.evoj") as opened:
         assert opened.conditions_at(7).clipping == (0.02, "norm")
         assert opened.conditions_at(8).clipping == (0.03, "norm")
+
+
+@pytest.mark.parametrize(("recorded", "here"), [(1, 2), (2, 1), (4, 2), (2, 4), (3, 2)])
+def test_another_number_of_accumulated_batches_while_generations_are_repeated(tmp_path, recorded, here):
+    fit(tmp_path, 2, accumulate_grad_batches=recorded)
+    before = (tmp_path / "evolution.evoj").read_bytes()
+    with pytest.raises(JournalError, match=f"recorded with accumulate_grad_batches={recorded}; .*={here}. Resume with"):
+        fit(tmp_path, 3, tmp_path / "epoch=0.ckpt", accumulate_grad_batches=here)
+    assert (tmp_path / "evolution.evoj").read_bytes() == before
+    t, _ = fit(tmp_path, 3, tmp_path / "epoch=1.ckpt", accumulate_grad_batches=here)  # nothing is repeated
+    assert t.evaluated
+    again, _ = fit(tmp_path, 3, tmp_path / "epoch=1.ckpt", accumulate_grad_batches=here)
+    assert not again.evaluated
+
+
+def test_epochs_of_another_length_while_generations_are_repeated(tmp_path):
+    """The last window of an epoch is shorter: three batches and one."""
+
+    class Longer(Net):
+        def train_dataloader(self):
+            return DataLoader(images(80), 16, shuffle=True)
+
+    fit(tmp_path, 2, accumulate_grad_batches=3)
+    with pytest.raises(JournalError, match="Generation 3 .* was recorded with 1 training steps; this run has 2"):
+        fit(tmp_path, 3, tmp_path / "epoch=0.ckpt", accumulate_grad_batches=3, module=Longer)
+
+
+def test_a_schedule_of_accumulated_batches_is_resumed(tmp_path):
+    def callbacks():
+        return [GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})]
+
+    _, expected = fit(tmp_path, 3, callbacks=callbacks())
+    t, actual = fit(tmp_path, 3, tmp_path / "epoch=0.ckpt", callbacks=callbacks(), seed=99)
+    assert not t.evaluated
+    assert_same_weights(weights(actual), weights(expected))
 
 
 def test_a_fitness_that_no_longer_gives_the_same_update_is_said(tmp_path):
