@@ -195,25 +195,24 @@ class Evolution:
         """
         population = self.population
         batch, weight = self._subset(batch)
+        if not weight:
+            return False
         members = self.ranks.share(population)
         if self.evaluation.pace is not None:
             name = f"generation {self.state.generation}, batch {self._batches}"
             self.evaluation.pace.start(name, len(population) * self.ranks.data)
         self._batches += 1
-        values: list[Any] = [None] * len(members)
-        if weight:
-            values = self._evaluate_members(fitness, batch, members)
-        elif self.ranks.world_size == 1:
-            return False
+        values = self._evaluate_members(fitness, batch, members)
         failures = [value.error for value in values if isinstance(value, Failure)]
-        results = self.ranks.gather(_results(values), population)
+        results = self.ranks.gather(_results(values, weight), population)
         failed = results[:, 1] < 0
         self._check_failures(failed, failures)
-        if not (results[:, 1] > 0).any():
+        weight = float(results[:, 1].max())  # of all processes, so the same on each
+        if weight <= 0:
             return False
         self._failed |= failed
-        self._fitness_sum += results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * (weight or 1.0)
-        self._weight += weight or 1.0
+        self._fitness_sum += results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * weight
+        self._weight += weight
         return True
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
@@ -330,7 +329,7 @@ class Evolution:
             return batch, 1.0
         total = batches.count(batch)
         seen = int(self._weight)  # with this option a batch weighs as much as it has samples
-        chosen = min(total, wanted - seen)
+        chosen = min(total, -(-(wanted - seen) // self.ranks.data))
         if 0 < chosen < total:
             key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
             uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # `seen` tells the batches apart
@@ -435,13 +434,13 @@ class Evolution:
         RandomState(device).load_state_dict(saved["random_state"])
 
 
-def _results(values: list[Any]) -> Tensor:
+def _results(values: list[Any], weight: float) -> Tensor:
     """Fitness and weight of members, float64 ``[members, 2]``: see :meth:`Ranks.gather`."""
     weights = torch.tensor(
-        [-1.0 if isinstance(value, Failure) else float(value is not None) for value in values], dtype=torch.float64
+        [-1.0 if isinstance(value, Failure) else weight * (value is not None) for value in values], dtype=torch.float64
     )
     fitness = torch.full((len(values),), math.nan, dtype=torch.float64)
-    given = [value for value, weight in zip(values, weights.tolist(), strict=True) if weight > 0]
+    given = [value for value, own in zip(values, weights.tolist(), strict=True) if own > 0]
     if given:
         fitness[weights > 0] = as_fitnesses(given, source="fitness").cpu().to(torch.float64)
     return torch.stack([fitness, weights], dim=1)

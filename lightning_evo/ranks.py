@@ -81,13 +81,13 @@ class Ranks:
         """What all processes found, for all members.
 
         Args:
-            results: Of this process's members: fitness and weight, float64 ``[members, 2]``. The weight is 1; 0 for a
-                member that declined, so that its fitness does not count; -1 for one that failed.
+            results: Of this process's members: fitness and weight, float64 ``[members, 2]``. The weight is positive; 0
+                for a member that declined, so that its fitness does not count; -1 for one that failed.
             population: The members.
 
         Returns:
-            The same for all members of the population: fitness is the mean over a group's processes, weighted by their
-            weights; a member that failed on one of them has failed.
+            The same for all members of the population: the mean over a group's processes, by their weights, and the sum
+            of these; a member that failed on one of them has failed.
         """
         if self.world_size == 1:
             return results
@@ -101,7 +101,7 @@ class Ranks:
             fitness, weight = found.unbind(2)
             failed, total = (weight < 0).any(0), weight.clamp(min=0).sum(0)
             mean = fitness.where(weight > 0, 0).sum(0) / total
-            merged.append(torch.stack([mean, torch.where(failed, -1, total.clamp(max=1))], dim=1))
+            merged.append(torch.stack([mean, torch.where(failed, -1, total)], dim=1))
         return torch.cat(merged)
 
 

@@ -71,14 +71,14 @@ def test_gathering_data():
     found = world(
         1, 2, [results((1, 1), (2, 1), (nan, 0), (nan, 0)), results((3, 1), (nan, -1), (5, 1), (nan, 0))], population(4)
     )
-    assert found[:, 1].tolist() == [1, -1, 1, 0]
+    assert found[:, 1].tolist() == [2, -1, 1, 0]
     assert found[[0, 2], 0].tolist() == [2, 5]
 
 
 def test_gathering_a_grid_with_more_ranks_than_pairs():
     nothing = results()
     found = world(3, 2, [results((1, 1), (2, 1)), results((3, 1), (4, 1)), *[nothing] * 4], population(2))
-    assert found.tolist() == [[2, 1], [3, 1]]
+    assert found.tolist() == [[2, 2], [3, 2]]
 
 
 def test_a_rank_outside_the_grid():

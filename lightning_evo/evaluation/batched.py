@@ -58,11 +58,20 @@ class Batched:
         fitness: Callable[[], Any],
         isolation: Isolation,
         members: Iterable[int] | None = None,
+        one_by_one: Callable[[list[int]], list[Any]] | None = None,
     ) -> list[Any]:
         """The fitness of members; see :func:`lightning_evo.evaluation.plain.evaluate`.
 
+        Args:
+            space: As there.
+            population: As there.
+            fitness: As there.
+            isolation: As there.
+            members: As there.
+            one_by_one: Evaluates members whose common forward raised an exception.
+
         Raises:
-            Exception: Whatever ``vmap`` raises on code that it can't transform.
+            Exception: Without ``one_by_one``, whatever a forward raises: ``vmap`` on code that it can't transform, say.
         """
         numbers = list(range(len(population)) if members is None else members)
         pair = population.per_direction
@@ -75,9 +84,12 @@ class Batched:
             group = numbers[len(values) : len(values) + size]
             try:
                 found, perturbed = self._forward(space, population, fitness, isolation, group)
-            except RuntimeError as error:
+            except Exception as error:
                 if size <= pair or not _is_out_of_memory(error):
-                    raise
+                    if one_by_one is None:
+                        raise
+                    values += one_by_one(group)
+                    continue
                 self.members_per_forward = size // 2 // pair * pair
                 warnings.warn(
                     f"{size} members in one forward need more memory than there is. Going on with "
@@ -167,5 +179,6 @@ def _free_memory(device: torch.device) -> int:
         return 1 << 30
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    shortage = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return shortage or isinstance(error, torch.OutOfMemoryError)

@@ -122,18 +122,24 @@ class Evaluation:
         failures = [f"{name} is compiled or scripted, which hides its weights" for name in self._hidden]
         if space.is_sharded and self.name != "plain":
             failures.append("weights are sharded over processes, and each writes its own part")
+
+        def limited() -> Any:  # of the check, which runs a pair at most at once
+            with time_limit(self.member_timeout and 2 * self.member_timeout):
+                return fitness()
+
         while True:
             way = ways[0]
             if way is None:
                 # Processes that hold a model together can't go on when one of them failed within a forward: it would
                 # give parts of the next member to those that still wait for this one's.
-                run = fitness if space.is_sharded else guarded(fitness, self.member_timeout, self.pace)
+                pace = self.pace if self._proven else None
+                run = fitness if space.is_sharded else guarded(fitness, self.member_timeout, pace)
                 values = plain.evaluate(space, population, run, isolation, members)
                 if values and all(isinstance(value, Failure) for value in values):  # which proves nothing of any way
                     return values
                 break
             try:
-                reason = None if proven else find_mismatch(way, space, population, fitness, isolation)
+                reason = None if proven else find_mismatch(way, space, population, limited, isolation)
                 if reason is None and fresh and self._brings_nothing(way, space, population):
                     ways = ways[1:]
                     continue
@@ -141,9 +147,7 @@ class Evaluation:
                     values = self._run(way, space, population, fitness, isolation, members)
                     break
             except NothingToCompare:  # the choice waits for a batch that tells
-                return plain.evaluate(
-                    space, population, guarded(fitness, self.member_timeout, self.pace), isolation, members
-                )
+                return plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
             except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
                 first_line = (str(error).strip().splitlines() or [""])[0]
                 reason = f"{type(error).__name__}: {first_line:.200}"
@@ -165,25 +169,25 @@ class Evaluation:
         isolation: Isolation,
         members: Sequence[int],
     ) -> list[Any]:
-        """Members by a way that is known to work. A batch of which one member fails is run again, one by one."""
-        one_by_one = guarded(fitness, self.member_timeout, self.pace)
+        """Members by a way that is known to work. A forward of which one member fails is run again, one by one."""
+        pace = self.pace if self._proven else None  # nobody is hurried while the choice is made
+        alone = guarded(fitness, self.member_timeout, pace)
         if isinstance(way, InForward):
-            return way(space, population, one_by_one, isolation, members)
+            return way(space, population, alone, isolation, members)
+        if not self._proven:  # this generation may find what the check did not
+            return way(space, population, fitness, isolation, members)
         size = population.per_direction if way.members_per_forward == "auto" else way.members_per_forward
         timeout = None if self.member_timeout is None else self.member_timeout * size
-
-        together = fitness if self.pace is None else self.pace.counted(fitness, size)
+        together = fitness if pace is None else pace.counted(fitness, size)
 
         def limited() -> Any:
             with time_limit(timeout):
                 return together()
 
-        try:
-            return way(space, population, limited, isolation, members)
-        except Exception:
-            if not self._proven:  # the first generation may find what the check did not
-                raise
-            return InForward()(space, population, one_by_one, isolation, members)
+        def one_by_one(group: list[int]) -> list[Any]:
+            return InForward()(space, population, alone, isolation, group)
+
+        return way(space, population, limited, isolation, members, one_by_one)
 
     def _brings_nothing(self, way: InForward | Batched, space: SearchSpace, population: Population) -> bool:
         """Whether so few members fit into one forward that they may as well run one by one."""

@@ -31,10 +31,10 @@ __all__ = [
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
 
 
-def shared_counter() -> Callable[[str, int], int]:
+def shared_counter(prefix: str) -> Callable[[str, int], int]:
     """Adds to a number that all processes share, by name, and gives the new one: at the store by which they met."""
     distributed: Any = torch.distributed
-    store = distributed.PrefixStore("lightning_evo", distributed.distributed_c10d._get_default_store())
+    store = distributed.PrefixStore(f"lightning_evo {prefix}", distributed.distributed_c10d._get_default_store())
     return store.add  # type: ignore[no-any-return]
 
 

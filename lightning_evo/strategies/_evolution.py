@@ -195,6 +195,12 @@ class EvoStrategyMixin(Strategy):
         if not module.automatic_optimization:
             if hasattr(module, "evolve"):  # EvolutionMixin
                 return
+            if self.evolution.ranks.world_size > 1:
+                raise ValueError(
+                    f"{type(module).__name__} uses manual optimization, which this strategy leaves alone: each of the "
+                    f"{self.evolution.ranks.world_size} processes would train by itself. Use a strategy of Lightning's "
+                    "own, or automatic optimization."
+                )
             rank_zero_warn(
                 f"{type(module).__name__} uses manual optimization, so the strategy leaves its steps "
                 "alone and nothing evolves. Use `lightning_evo.EvolutionMixin` to evolve inside `training_step`."

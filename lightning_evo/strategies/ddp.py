@@ -7,6 +7,7 @@ same noise and learn from the same fitness, so their weights stay equal. In a tr
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -118,6 +120,11 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         drop: object = drop_stragglers
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < 1:
             raise ValueError(f"drop_stragglers must be a share of the members, in [0, 1), got {drop_stragglers!r}.")
+        if drop_stragglers and shard != "population":
+            raise ValueError(
+                "drop_stragglers leaves out members, and works with shard='population' only: where processes divide "
+                "the data, each has every member. Leave it out."
+            )
         self._drop_stragglers = drop_stragglers
         methods = ("popen", "spawn", "fork", "forkserver")
         if start_method not in methods:
@@ -132,7 +139,7 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             **({} if timeout is None else {"timeout": timeout}),
         }
         super().__init__(algorithm, **options)
-        if drop_stragglers > 1 - self.evolution.minimum_evaluated:
+        if drop_stragglers > 1 - self.evolution.minimum_evaluated + 1e-9:
             raise ValueError(
                 f"drop_stragglers={drop_stragglers} leaves fewer members than minimum_evaluated="
                 f"{self.evolution.minimum_evaluated} asks for. Lower one of them."
@@ -174,8 +181,6 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             sum_over_all=self._sum_over_all,
             chunk=self._chunk if isinstance(self._chunk, int) else 1,
         )
-        if self._drop_stragglers and groups > 1:
-            self.evolution.evaluation.pace = Pace(_compat.shared_counter(), self._drop_stragglers)
         self.evolution.evaluating = no_collectives if groups > 1 else nullcontext
 
     def setup_distributed(self) -> None:  # noqa: D102
@@ -217,12 +222,21 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
             state = RandomState(self.root_device)
             state.load_state_dict(self.broadcast(state.state_dict()))
 
-    def _choose_parameters(self) -> None:
-        first = not self.evolution.is_set_up
-        super()._choose_parameters()
-        if first:  # without a seed every process has its own
-            self.evolution.state = replace(self.evolution.state, seed=self.broadcast(self.evolution.state.seed))
-        self._compare_weights()
+    def setup(self, trainer: Any) -> None:  # noqa: D102
+        super().setup(trainer)
+        if trainer.state.fn != "fit" or not self.evolution.is_set_up:
+            return
+        # Without a seed every process has its own; and a fit has counters of its own.
+        seed, name = self.broadcast((self.evolution.state.seed, uuid.uuid4().hex))
+        self.evolution.state = replace(self.evolution.state, seed=seed)
+        if self._drop_stragglers and self.world_size > 1:
+            self.evolution.evaluation.pace = Pace(_compat.shared_counter(name), self._drop_stragglers)
+
+    def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.evolution.has_fitness and self._checks_now:
+            self._compare_weights()
+            self._compare_batches(batch)
+        super()._evaluate(batch, *args, **kwargs)
 
     # --- the update ---
 
@@ -242,11 +256,30 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
 
     # --- checksums ---
 
+    @property
+    def _checks_now(self) -> bool:
+        every = self._checksum_every
+        return every > 0 and self.evolution.state.generation % every == 0 and self.evolution.ranks.world_size > 1
+
+    def _compare_batches(self, batch: Any) -> None:
+        """Stop if groups, which evaluate different members, do so on different data."""
+        groups, data = self._grid
+        if groups == 1:
+            return
+        sums: list[int] = []
+        apply_to_collection(batch, Tensor, lambda tensor: sums.append(_checksum(tensor)))
+        everyone = torch.cat(self._gather_from_all(torch.tensor([sum(sums) % (1 << 62)])))
+        if any((everyone[place::data] != everyone[place]).any() for place in range(data)):
+            raise RuntimeError(
+                f"Generation {self.evolution.state.generation}: processes evaluate different members on different "
+                "batches, so their fitness can't be compared. Does the dataloader have a DistributedSampler of its "
+                "own, or a dataset that divides itself by rank or draws at random? Give all the same batches, "
+                "or use shard='data'."
+            )
+
     def _compare_weights(self) -> None:
         """Stop if processes have different weights."""
         generation = self.evolution.state.generation
-        if not self._checksum_every or generation % self._checksum_every or self.evolution.ranks.world_size == 1:
-            return
         own = torch.tensor([_checksum(parameter.tensor) for parameter in self.evolution.space], dtype=torch.int64)
         total = own.sum(0, keepdim=True)
         everyone = torch.cat(self._gather_from_all(total))

@@ -4,11 +4,12 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 
 import pytest
 import torch
 
-from lightning_evo.evaluation.faults import time_limit
+from lightning_evo.evaluation.faults import Pace, time_limit
 from lightning_evo.evolution import Evolution
 
 WAYS = ["plain", "in_forward", "batched"]
@@ -167,3 +168,40 @@ def test_impossible_timeouts(timeout):
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match=r"minimum_evaluated must be a share of the members, in \[0, 1\]"):
         subject(minimum_evaluated=share)
+
+
+def test_what_a_forward_has_finished_is_kept():
+    """Others have done enough after the first two forwards of three members each."""
+    evolution, module = subject("batched", population=12, antithetic=False, members_per_forward=3)
+
+    def fitness(batch):
+        return -module(batch).square().sum()
+
+    batch, numbers = torch.ones(4, 3), Counter()
+    evolution.evaluate(fitness, batch)
+    evolution.conclude()
+
+    def add(name, amount):
+        numbers[name] += amount
+        return numbers[name]
+
+    evolution.evaluation.pace = Pace(add, drop=0.5)
+    with pytest.warns(UserWarning, match="6 of 12 members failed and are left out, the first with LeftOut: 6 of 12"):
+        assert evolution.evaluate(fitness, batch)
+    assert list(numbers.values()) == [6]
+
+
+def test_a_first_call_that_hangs():
+    evolution, module = subject("in_forward", member_timeout=0.3)
+    calls = []
+
+    def fitness(batch):
+        calls.append(0)
+        if len(calls) == 1:
+            time.sleep(30)
+        return -module(batch).square().sum()
+
+    start = time.perf_counter()
+    with pytest.warns(UserWarning, match="in_forward is not possible: TimeoutError"):
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert time.perf_counter() - start < 10

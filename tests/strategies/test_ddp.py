@@ -391,6 +391,79 @@ def test_a_slow_process_is_not_waited_for(world):
     assert min(seconds for seconds, _ in dropping[1][1]) < 0.4
 
 
+def train_twice(strategy):
+    """Without a seed, two modules one after the other."""
+    import os
+
+    quietly()
+    torch.manual_seed(int(os.environ["RANK"]))
+    run, found = trainer(EvoDDPStrategy(population=8, evaluation="plain", **strategy), 3), []
+    for steps in (3, 6):
+        module, run.fit_loop.max_steps = Model(dropout=0.0), steps
+        run.fit_loop.epoch_loop.max_steps = steps
+        run.fit(module, DataLoader(data(), 8))
+        found.append(digest(module))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("options", [{"shard": "data"}, {"drop_stragglers": 0.25}], ids=str)
+def test_a_second_fit(world, options):
+    assert len(set(only(world(2).run(train_twice, options)))) == 2
+
+
+class Unequal(torch.utils.data.IterableDataset):
+    """Batches of other sizes on each process."""
+
+    def __iter__(self):
+        x, y = data().tensors
+        for size in [(8, 3, 5, 7), (6, 8, 2, 9)][torch.distributed.get_rank()]:
+            yield x[:size], y[:size]
+
+
+def train_on_samples():
+    quietly()
+    strategy = EvoDDPStrategy(population=8, seed=1, shard="data", samples_per_generation=12, shaping="z_score")
+    module = Model(dropout=0.0)
+    run = trainer(strategy, 2, accumulate_grad_batches=2)
+    run.fit(module, DataLoader(Unequal(), None))
+    return digest(module), run.global_step
+
+
+def test_processes_with_different_numbers_of_samples_learn_alike(world):
+    assert only(world(2).run(train_on_samples))[1] == 2
+
+
+def train_on_own_sampler(shard):
+    quietly()
+    sampler = torch.utils.data.DistributedSampler(data(), 2, torch.distributed.get_rank())
+    module = Model(dropout=0.0)
+    trainer(EvoDDPStrategy(population=8, seed=1, shard=shard), 2).fit(module, DataLoader(data(), 8, sampler=sampler))
+    return digest(module)
+
+
+def test_members_on_different_batches(world):
+    world(2).run(train, {}, 1)  # the process group is there
+    message = "processes evaluate different members on different batches"
+    assert world(2).run(partial(refused, message, train_on_own_sampler), "population") == ["RuntimeError"] * 2
+    assert only(world(2).run(train_on_own_sampler, "data"))
+
+
+class Manual(Model):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def train_manually():
+    quietly()
+    trainer(EvoDDPStrategy(population=8, seed=1), 2).fit(Manual(), DataLoader(data(), 8))
+
+
+def test_manual_optimization(world):
+    message = "Manual uses manual optimization, which this strategy leaves alone: each of the 2 processes"
+    assert world(2).run(partial(refused, message, train_manually)) == ["ValueError"] * 2
+
+
 def test_a_grid_that_does_not_fit(world):
     message = "shard=(3, 1) is a grid of 3 processes, but there are 2 (1 nodes with 2 devices each)"
     assert world(2).run(partial(refused, message, train), {"shard": (3, 1)}) == ["ValueError"] * 2
@@ -407,6 +480,7 @@ def test_a_grid_that_does_not_fit(world):
         ({"checksum_every": -1}, "checksum_every must be a whole number >= 0"),
         ({"drop_stragglers": 1.0}, "drop_stragglers must be a share of the members, in [0, 1), got 1.0"),
         ({"drop_stragglers": 0.6}, "leaves fewer members than minimum_evaluated=0.5 asks for"),
+        ({"drop_stragglers": 0.1, "shard": "data"}, "works with shard='population' only"),
         ({"start_method": "thread"}, "start_method must be one of popen, spawn"),
         (
             {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
