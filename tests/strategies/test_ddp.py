@@ -399,7 +399,7 @@ def train_twice(strategy):
     torch.manual_seed(int(os.environ["RANK"]))
     run, found = trainer(EvoDDPStrategy(population=8, evaluation="plain", **strategy), 3), []
     for steps in (3, 6):
-        module, run.fit_loop.max_steps = Model(dropout=0.0), steps
+        module = Model(dropout=0.0)
         run.fit_loop.epoch_loop.max_steps = steps
         run.fit(module, DataLoader(data(), 8))
         found.append(digest(module))
