@@ -86,6 +86,7 @@ class SeedJournal(Callback):
 
     def _forget(self) -> None:
         self._journal: Journal | None = None
+        self._strategy: Any = None  # during fit
         self._opened: _Opened | None = None
         self._recalled: tuple[Record, Conditions] | None = None
         self._batches = 0  # training steps of the current generation so far
@@ -101,7 +102,7 @@ class SeedJournal(Callback):
             return
         self._close()
         self._forget()
-        strategy = trainer.strategy
+        strategy = self._strategy = trainer.strategy
         evolution = getattr(strategy, "evolution", None)
         if evolution is None:
             raise ValueError(
@@ -141,6 +142,7 @@ class SeedJournal(Callback):
         self._close()
 
     def _close(self) -> None:
+        self._strategy = None
         if self._journal is not None:
             self._journal.close()
 
@@ -152,6 +154,8 @@ class SeedJournal(Callback):
         Returns:
             Whether it is, so that nothing need be evaluated on this batch.
         """
+        if self._is_tuned(trainer):
+            return False
         evolution = trainer.strategy.evolution
         if self._opened is None:
             self._start(trainer)
@@ -190,6 +194,8 @@ class SeedJournal(Callback):
         rates = tuple(float(group["lr"]) for group in groups) or (update.learning_rate,)
         if len(set(rates)) == 1:
             rates = rates[:1]
+        if self._is_tuned(trainer):
+            return (lambda parameter: rates[number.get(id(parameter), 0) if len(rates) > 1 else 0]), clipping
         self._describe(update, number)
         double = any(parameter.tensor.dtype == torch.float64 for parameter in update.space)
         check = check_of(update.weights, torch.float64 if double else torch.float32)
@@ -231,10 +237,14 @@ class SeedJournal(Callback):
         return (lambda parameter: rates[number[id(parameter)]]), clipping
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """What a checkpoint says of the journal: plain numbers and strings; ``None`` before the first batch."""
-        if self._opened is None:
-            return None
+        """What a checkpoint says of the journal: plain numbers and strings; ``None`` before a new fit's first batch."""
+        if self._opened is None:  # a resumed fit's tuner saves and restores, too
+            return None if self._strategy is None else self._strategy.resumed_journal
         return {"run": self._opened.run, "path": self._opened.path, "batches": self._batches}
+
+    def _is_tuned(self, trainer: Any) -> bool:
+        """Whether a tuner of Lightning takes steps that it will undo: it leaves the Trainer none of its callbacks."""
+        return all(callback is not self for callback in trainer.callbacks)
 
     # --- generations ---
 

@@ -12,7 +12,14 @@ import lightning as L
 import pytest
 import torch
 from lightning import seed_everything
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
+from lightning.pytorch.tuner import Tuner
 from packaging.version import Version
 from torch import nn
 from torch.utils.data import DataLoader
@@ -209,6 +216,69 @@ def test_a_second_fit_of_the_same_trainer_has_a_journal_of_its_own(tmp_path):
     t.fit_loop.max_epochs = 2
     t.fit(module)
     assert [record.generation for record in read(tmp_path, "evolution-v1")] == [4, 5, 6, 7]
+
+
+class Tunable(Net):
+    def __init__(self, learning_rate=0.05):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.batch_size = 4
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate)
+
+    def train_dataloader(self):
+        return DataLoader(images(), self.batch_size)
+
+
+class InTheMiddle(LearningRateFinder):
+    """Looks before each epoch but the first. (One at the start of a fit makes Lightning forget that it resumes.)"""
+
+    def on_fit_start(self, trainer, module):
+        pass
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch > 0:
+            self.lr_find(trainer, module)
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize(
+    "tuner",
+    [
+        lambda: LearningRateFinder(num_training_steps=5),
+        lambda: BatchSizeFinder(steps_per_trial=2, max_trials=2, init_val=4),
+        lambda: InTheMiddle(num_training_steps=5),
+    ],
+    ids=["learning rate", "batch size", "in the middle"],
+)
+def test_what_a_tuner_tries_is_not_recorded(tmp_path, tuner):
+    t, module = fit(tmp_path, 2, module=Tunable, callbacks=[tuner()], strategy=in_place())
+    assert [path.name for path in tmp_path.glob("*.evoj")] == ["evolution.evoj"]
+    assert [record.generation for record in read(tmp_path)] == list(range(t.global_step))
+    assert {rate for record in read(tmp_path)[-2:] for rate in record.learning_rates} == {
+        group["lr"] for group in t.optimizers[0].param_groups
+    }
+    replayed = replay(tmp_path / "epoch=0.ckpt", tmp_path / "evolution.evoj")
+    assert_same_weights(replayed["state_dict"], weights(module))
+    # A resumed fit's tuner does not lose it the journal.
+    again = [callback for callback in [tuner()] if isinstance(callback, InTheMiddle)]
+    resumed, _ = fit(tmp_path, 3, tmp_path / "epoch=1.ckpt", module=Tunable, callbacks=again)
+    assert [record.generation for record in read(tmp_path)] == list(range(resumed.global_step))
+    assert [path.name for path in tmp_path.glob("*.evoj")] == ["evolution.evoj"]
+
+
+def test_a_tuner_before_the_fit(tmp_path):
+    seed_everything(7, verbose=False)
+    t = trainer(in_place(), max_epochs=2, max_steps=-1, enable_checkpointing=True, default_root_dir=tmp_path,
+                callbacks=[ModelCheckpoint(tmp_path)])  # fmt: skip
+    t.evaluated = Counter()
+    module = Tunable()
+    Tuner(t).lr_find(module, num_training=5)
+    assert not list(tmp_path.rglob("*.evoj"))
+    t.fit(module)
+    assert [record.generation for record in read(tmp_path)] == list(range(t.global_step))
+    assert len(list(tmp_path.rglob("*.evoj"))) == 1
 
 
 # --- resuming ---
