@@ -157,6 +157,11 @@ def _replay(options: argparse.Namespace) -> None:
 
 
 def _journal(options: argparse.Namespace) -> None:
+    if options.plot is not None and not options.plot.suffix:
+        sys.exit(
+            f"lightning-evo journal: {options.plot} does not say which kind of picture it is: name it "
+            f"{options.plot}.png, say."
+        )
     with Journal.open(options.journal) as journal:
         fitness = _fitness(journal)
         for table in journal_tables(journal, fitness):
@@ -247,5 +252,12 @@ def _draw(fitness: _Fitness, picture: Path) -> None:
     axes.set(xlabel="generation", ylabel="fitness")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=150)
-    pyplot.close(figure)
+    try:
+        if picture.suffix[1:].lower() not in (kinds := figure.canvas.get_supported_filetypes()):
+            sys.exit(
+                f"lightning-evo journal: matplotlib draws no {picture.suffix} files. Name the picture .png, .pdf or "
+                f".svg (or {', '.join(f'.{kind}' for kind in sorted(kinds) if kind not in ('png', 'pdf', 'svg'))})."
+            )
+        figure.savefig(picture, dpi=150)
+    finally:
+        pyplot.close(figure)

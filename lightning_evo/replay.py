@@ -64,7 +64,8 @@ def replay(
 
     Raises:
         JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
-            is missing or of another shape or dtype, or the algorithm can't be rebuilt or is another one.
+            is missing or of another shape or dtype, the algorithm can't be rebuilt or is another one, the checkpoint
+            can't be read, or there is no such device.
 
     Example:
         >>> import tempfile, lightning as L
@@ -84,7 +85,7 @@ def replay(
     """
     opened = Journal.open(journal) if not isinstance(journal, Journal) else journal
     try:
-        return _replay(_load(checkpoint), opened, to, algorithm, torch.device(device), exact, progress)
+        return _replay(_load(checkpoint), opened, to, algorithm, _device(device), exact, progress)
     finally:
         if opened is not journal:
             opened.close()
@@ -195,8 +196,11 @@ def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         return checkpoint
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
+    except OSError:
+        raise
+    except Exception as error:  # what is not a pickle makes the unpickler fail in any way: KeyError, IndexError, …
+        known = isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError))
+        first_line = (str(error).strip().splitlines() or [""])[0] if known else "it is not a file of torch.save."
         raise JournalError(
             f"{checkpoint} can't be read as plain data: {first_line:.200} If it is a checkpoint that holds objects of "
             "your code, load it yourself and pass what is in it: lightning_evo.replay.replay(torch.load(…), …)."
@@ -204,6 +208,18 @@ def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(loaded, Mapping):
         raise JournalError(f"{checkpoint} is not a checkpoint: it holds a {type(loaded).__name__}.")
     return loaded
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # "meta" holds no values
+    except Exception as error:  # a build of torch without it, no such GPU, …
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise JournalError(
+            f"There is no device {str(name)!r} here: {first_line:.200} Give cpu, cuda or cuda:1."
+        ) from error
+    return device
 
 
 def _algorithm(journal: Journal, given: EvolutionStrategy | None) -> EvolutionStrategy:
@@ -300,7 +316,7 @@ def written_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     if path.exists() and not overwrite:
         raise FileExistsError(message)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.new'}")
     try:
         yield new
         with open(new, "rb+") as file:

@@ -256,9 +256,15 @@ def test_replay_overwrites_only_when_told(journaled, tmp_path):
         (["--journal={folder}/step=4.ckpt"], "is not a seed journal"),
         (["--checkpoint={folder}/evolution.evoj"], "can't be read as plain data"),
         (["--checkpoint={folder}/end.pt"], "weights have the checksum"),
+        (["--checkpoint={folder}/note.txt"], "note.txt can't be read as plain data: it is not a file of torch.save."),
+        (["--checkpoint={folder}/empty.ckpt"], "empty.ckpt can't be read as plain data"),
+        (["--device=foo"], "There is no device 'foo' here"),
+        (["--device=meta"], "There is no device 'meta' here"),
     ],
 )
 def test_what_replay_refuses(journaled, tmp_path, arguments, message):
+    (journaled / "note.txt").write_text("hello, this is a note\n")
+    (journaled / "empty.ckpt").touch()
     output = tmp_path / "out.ckpt"
     with pytest.raises(SystemExit, match=f"lightning-evo replay: .*{re.escape(message)}"):
         replay(journaled, f"--output={output}", *(argument.format(folder=journaled) for argument in arguments))
@@ -323,6 +329,9 @@ def test_plot(journaled, tmp_path, capsys):
     with pytest.raises(SystemExit, match="not overwritten without --overwrite"):
         cli.main(command)
     cli.main([*command, "--overwrite"])
+    for name, message in (("noext", "name it .*noext.png"), ("x.xyz", r"no .xyz files. Name the picture .png")):
+        with pytest.raises(SystemExit, match=f"lightning-evo journal: .*{message}"):
+            cli.main([*command[:-1], str(tmp_path / name)])
     assert [path.name for path in tmp_path.iterdir()] == ["fitness.png"]
 
 

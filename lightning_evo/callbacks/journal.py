@@ -493,8 +493,8 @@ def _journal_from(header: Header, folder: Path) -> Path | None:
             found.append(path)
     if len(found) > 1:  # folds of a cross-validation, say, that differ in data only
         rank_zero_warn(
-            f"{preview([str(path) for path in found], 5)} all began just as this run does, so which of them it would go "
-            "on with after the launcher's restart is not clear. It begins a new one."
+            f"{preview([str(path) for path in found], 5)} all began just as this run does, so which of them it would "
+            "go on with after the launcher's restart is not clear. It begins a new one."
         )
         return None
     return found[0] if found else None
