@@ -257,6 +257,14 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
     """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves."""
     header, named = journal.header, saved.get("journal")
     if named is not None and named["run"] == header.run:
+        if named.get("weights") and first - 1 in journal:
+            found = weights_checksum(weights.space(journal.conditions_at(first - 1).parameters))
+            if found != named["weights"]:
+                raise JournalError(
+                    f"The checkpoint's weights have the checksum {found}; those of the run had {named['weights']} when "
+                    "it was written, so something else was saved (averaged weights, say) or changed since. Give "
+                    "another checkpoint of the run."
+                )
         return
     if first == header.generation and header.start:
         found = weights_checksum(weights.space(header.conditions.parameters))

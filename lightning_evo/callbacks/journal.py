@@ -31,6 +31,7 @@ from lightning_evo.journal import (
     next_free,
     weights_checksum,
 )
+from lightning_evo.search_space import SearchSpace
 from lightning_evo.update import Clipping, Update
 
 __all__ = ["SeedJournal"]
@@ -91,6 +92,7 @@ class SeedJournal(Callback):
         self._recalled: tuple[Record, Conditions] | None = None
         self._batches = 0  # training steps of the current generation so far
         self._parameters: tuple[RecordedParameter, ...] = ()
+        self._space: SearchSpace | None = None  # of the last generation that was recorded or recalled
         self._signature: tuple[tuple[int, int], ...] = ()
         self._warned: set[str] = set()
 
@@ -196,6 +198,7 @@ class SeedJournal(Callback):
             rates = rates[:1]
         if self._is_tuned(trainer):
             return (lambda parameter: rates[number.get(id(parameter), 0) if len(rates) > 1 else 0]), clipping
+        self._space = update.space
         self._describe(update, number)
         double = any(parameter.tensor.dtype == torch.float64 for parameter in update.space)
         check = check_of(update.weights, torch.float64 if double else torch.float32)
@@ -240,7 +243,10 @@ class SeedJournal(Callback):
         """What a checkpoint says of the journal: plain numbers and strings; ``None`` before a new fit's first batch."""
         if self._opened is None:  # a resumed fit's tuner saves and restores, too
             return None if self._strategy is None else self._strategy.resumed_journal
-        return {"run": self._opened.run, "path": self._opened.path, "batches": self._batches}
+        saved = {"run": self._opened.run, "path": self._opened.path, "batches": self._batches}
+        if self._space is not None and self._journal is not None:  # the process that writes
+            saved["weights"] = weights_checksum(self._space)
+        return saved
 
     def _is_tuned(self, trainer: Any) -> bool:
         """Whether a tuner of Lightning takes steps that it will undo: it leaves the Trainer none of its callbacks."""

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from lightning_evo import EvolutionMixin, EvoStrategy, journal
 from lightning_evo.callbacks import SeedJournal
 from lightning_evo.callbacks import journal as callback_module
-from lightning_evo.journal import Journal, JournalError
+from lightning_evo.journal import Journal, JournalError, weights_checksum
 from lightning_evo.replay import replay
 from tests.strategies.models import CallCounter, assert_same_weights, images, trainer, weights
 
@@ -152,7 +152,9 @@ def test_a_run_that_writes_checkpoints_has_a_journal_beside_them(tmp_path):
     for epoch in range(3):
         saved = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)["lightning_evo"]
         run = saved["journal"]["run"]
+        checksum = saved["journal"].pop("weights")
         assert saved["journal"] == {"run": run, "path": str(tmp_path / "evolution.evoj"), "batches": 0}
+    assert checksum == weights_checksum(t.strategy.evolution.space)
     with Journal.open(tmp_path / "evolution.evoj") as opened:
         assert opened.header.run == run
         assert opened.conditions.evaluation == (("evaluation", "plain"),)
@@ -566,6 +568,20 @@ def test_the_way_of_evaluating_is_taken_over_without_a_checkpoint(tmp_path, rest
 
 
 # --- what does not fit together ---
+
+
+def test_a_replay_begins_with_weights_of_the_run_only(tmp_path):
+    class Freeze(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            module.net[1].weight.requires_grad_(trainer.current_epoch != 1)
+
+    fit(tmp_path, 3, callbacks=[Freeze()])
+    for epoch in range(3):  # in each, other parameters evolve before and after the checkpoint
+        checkpoint = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)
+        replay(checkpoint, tmp_path / "evolution.evoj")
+        checkpoint["state_dict"]["net.4.bias"] *= 0.5
+        with pytest.raises(JournalError, match=r"something else was saved \(averaged weights, say\) or changed since"):
+            replay(checkpoint, tmp_path / "evolution.evoj")
 
 
 @pytest.mark.parametrize(
