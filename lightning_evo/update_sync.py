@@ -141,8 +141,8 @@ def synchronized(update: Update, name: UpdateSync, ranks: Ranks) -> Update:
     return replace(update, population=replace(update.population, perturbation=outer))
 
 
-class _Sharded(Perturbation):
-    """Sums each process's share of the elements there, and gathers."""
+class _Together(Perturbation):
+    """A perturbation whose sums are made by all processes; the noise itself is made by each."""
 
     def __init__(self, inner: Perturbation, ranks: Ranks) -> None:
         super().__init__(inner.key)
@@ -150,6 +150,10 @@ class _Sharded(Perturbation):
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         return self._inner.noise(directions, parameter, center)
+
+
+class _Sharded(_Together):
+    """Sums each process's share of the elements there, and gathers."""
 
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
@@ -165,15 +169,8 @@ class _Sharded(Perturbation):
         return torch.cat(self._ranks.gather_from_all(padded))[: stop - start]
 
 
-class _Summed(Perturbation):
+class _Summed(_Together):
     """Sums each process's share of the directions there, and adds the sums up."""
-
-    def __init__(self, inner: Perturbation, ranks: Ranks) -> None:
-        super().__init__(inner.key)
-        self._inner, self._ranks = inner, ranks
-
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
-        return self._inner.noise(directions, parameter, center)
 
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None

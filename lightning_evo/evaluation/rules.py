@@ -99,7 +99,7 @@ def _large_product(
     if transposed:
         return None
     result = x.new_empty(*x.shape[:2], len(weight))
-    first = last = 0
+    last = 0
     for rows, first, last in _blocks_of_rows(mode, parameter):
         result[:, :, first:last] = _product(x, rows.mT, None if biases is None else biases[:, first:last])
     return result if last == len(weight) else None
