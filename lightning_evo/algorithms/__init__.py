@@ -12,15 +12,18 @@ from typing import Any, Protocol
 
 from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms._base import Algorithm
+from lightning_evo.algorithms._options import Scaling
 from lightning_evo.algorithms.ars import ARS
 from lightning_evo.algorithms.ea4llm import EA4LLM
 from lightning_evo.algorithms.eggroll import EGGROLL
 from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
-from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy, Population, Recipe, Scaling
+from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy
 from lightning_evo.algorithms.fzoo import FZOO
 from lightning_evo.algorithms.lozo import LOZO
 from lightning_evo.algorithms.mezo import MEZO
 from lightning_evo.algorithms.openai_es import OPENAI_ES
+from lightning_evo.algorithms.population import Population
+from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 

@@ -9,7 +9,7 @@ user's environment.)
 The estimate divides by N members = 2 b, the paper by b: a learning rate here is twice the paper's.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 ARS = Recipe(
     name="ars",

@@ -11,7 +11,7 @@ SGD). For M samples in micro-batches of 16, use ``DataLoader(batch_size=16)`` an
 ``Trainer(accumulate_grad_batches=313)``: all batches of one accumulation window are seen by the same population.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 EA4LLM = Recipe(
     name="ea4llm",

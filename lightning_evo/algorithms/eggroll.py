@@ -14,7 +14,7 @@ members see the same prompts.) Vectors and scalars learn, too, by dense noise, w
 models leave them out: ``evolve`` does that.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 EGGROLL = Recipe(
     name="eggroll",

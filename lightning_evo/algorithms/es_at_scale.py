@@ -8,7 +8,7 @@ Two departures, both repairs: noise is independent for every tensor (the release
 are restored from a copy, bit for bit, where the released code subtracts the noise again.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 ES_AT_SCALE = Recipe(
     name="es_at_scale",

@@ -24,86 +24,27 @@ generations: see :mod:`lightning_evo.perturbations`. With ``momentum`` beta the 
 ``m_t = beta m_(t-1) + (1 - beta) scale sum_j w_j s_j eps_d(j)``. That needs no memory: m is a sum over past noise,
 which can be drawn again, so only its weights are kept.
 
-A published method of the family is a :class:`Recipe`: data, not a subclass.
+A published method of the family is a :class:`~lightning_evo.algorithms.recipe.Recipe`: data, not a subclass.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms._base import Algorithm
+from lightning_evo.algorithms._options import Scaling, check_number, check_options
+from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.noise import Distribution, NoiseKey
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
 from lightning_evo.shaping import Shaping, evaluated, raw, resolve, shape
 
-__all__ = ["ESState", "EvolutionStrategy", "Population", "Recipe", "Scaling"]
-
-Scaling = Literal["none", "sigma", "gradient"]
-
-
-@dataclass(frozen=True)
-class Population:
-    """The members of one generation, as addresses of noise: nothing is stored for a member but two numbers.
-
-    Attributes:
-        perturbation: The generation's noise and how it is laid over a tensor.
-        sigma: Distance of a member from the center, in standard deviations of the noise.
-        directions: Number of noise directions. With antithetic pairs, members ``2k`` and ``2k + 1`` are center plus
-            and minus direction ``k``; without, member ``k`` is center plus direction ``k``.
-        antithetic: Whether members come in such pairs.
-        center: ``[d]``, outside a module; inside one the weights themselves are the center.
-        generation: Its number. (That of the noise is another where noise is used for several generations.)
-    """
-
-    perturbation: Perturbation
-    sigma: float
-    directions: int
-    antithetic: bool
-    center: Tensor | None = field(default=None, repr=False)
-    generation: int = 0
-
-    def __len__(self) -> int:
-        return self.directions * self.per_direction
-
-    @property
-    def per_direction(self) -> int:
-        """Members that share one noise direction: 2 or 1."""
-        return 2 if self.antithetic else 1
-
-    @property
-    def signs(self) -> Tensor:
-        """The sign of each member's noise, float64 ``[members]``."""
-        pair = [1.0, -1.0] if self.antithetic else [1.0]
-        return torch.tensor(pair * self.directions, dtype=torch.float64)
-
-    def address(self, member: int) -> tuple[int, float]:
-        """The noise direction of a member, and its step along it: sigma or minus sigma."""
-        direction, second = divmod(member, self.per_direction)
-        return direction, -self.sigma if second else self.sigma
-
-    def vectors(self) -> Tensor:
-        """The members as vectors, ``[members, d]`` in the center's dtype.
-
-        Raises:
-            ValueError: If the state was made without a center.
-        """
-        if self.center is None:
-            raise ValueError(
-                "This population has no center: it lives in a module. Give `init` a vector to get vectors."
-            )
-        noise = self.perturbation.noise(range(self.directions), 0, self.center)
-        noise = noise.repeat_interleave(self.per_direction, dim=0) * self.signs[:, None].to(noise)
-        return (self.center + self.sigma * noise).to(self.center.dtype)
+__all__ = ["ESState", "EvolutionStrategy"]
 
 
 @dataclass(frozen=True)
@@ -180,64 +121,8 @@ class EvolutionStrategy(Algorithm[ESState]):
     name: str = "evolution_strategy"
 
     def __post_init__(self) -> None:
-        population: object = self.population
-        if isinstance(population, bool) or not isinstance(population, int) or population < 2:
-            raise ValueError(
-                f"population must be a whole number >= 2 (one has nothing to compare), got {population!r}."
-            )
-        if self.antithetic and self.population % 2:
-            raise ValueError(
-                f"population={self.population} is odd, but antithetic members come in pairs. Use "
-                f"{self.population + 1}, or antithetic=False."
-            )
-        if not isinstance(self.sigma, Schedule):
-            _check_number("sigma", self.sigma, "> 0", lambda value: value > 0)
-        elif self.sigma.end == 0:
-            raise ValueError("A sigma schedule must end above 0: with sigma 0 all members are equal.")
-        if not isinstance(self.learning_rate, Schedule):
-            _check_number("learning_rate", self.learning_rate, ">= 0", lambda value: value >= 0)
-        _check_number("weight_decay", self.weight_decay, ">= 0", lambda value: value >= 0)
-        for name in ("samples_per_generation", "noise_reuse", "basis_reuse"):
-            count = getattr(self, name)
-            if count is None and name == "samples_per_generation":
-                continue
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {count!r}.")
-        for name, choices in (("scaling", get_args(Scaling)), ("sigma_scale", get_args(SigmaScale))):
-            if getattr(self, name) not in choices:
-                given = getattr(self, name)
-                raise ValueError(
-                    f"Unknown {name} {given!r}.{did_you_mean(str(given), choices)} Choose one of {', '.join(choices)}."
-                )
-        resolve(self.shaping, self.top_k)
-        self._perturbation(ESState())
-        if self.basis_reuse > 1 and self.rank is None:
-            raise ValueError(
-                f"basis_reuse={self.basis_reuse} has no effect without rank: only noise of low rank has a basis. Give "
-                "a rank, or use noise_reuse."
-            )
-        if self.basis_reuse > 1 and self.basis_reuse % self.noise_reuse:
-            raise ValueError(
-                f"basis_reuse={self.basis_reuse} must be a multiple of noise_reuse={self.noise_reuse}: the noise can't "
-                "stay while its basis changes."
-            )
-        _check_number("momentum", self.momentum, "in [0, 1)", lambda value: 0 <= value < 1)
-        if self.momentum and self.basis_reuse == 1:
-            raise ValueError(
-                f"momentum={self.momentum} has no effect without basis_reuse > 1: it lasts as long as the basis. Give "
-                "rank and basis_reuse, or use an optimizer with momentum."
-            )
-        directions = self.population // (2 if self.antithetic else 1)
-        if self.top_k == 1 and not self.antithetic:
-            raise ValueError("top_k=1 without antithetic pairs compares a member with nothing. Use top_k >= 2.")
-        if self.top_k is not None and self.top_k not in range(1, directions + 1):
-            raise ValueError(f"top_k must be between 1 and the number of directions ({directions}), got {self.top_k}.")
-        if self.population == 2 and self.shaping == "z_score":
-            warnings.warn(
-                "With 2 members the z-score is always +1 and -1, so the size of the difference is lost. Use "
-                "shaping='raw' (as MeZO does) or more members.",
-                stacklevel=3,
-            )
+        check_options(self)
+        self._perturbation(ESState())  # which checks those of the noise
 
     # --- ask and tell ---
 
@@ -255,7 +140,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         if center is not None and (center.dim() != 1 or not center.is_floating_point()):
             raise ValueError(f"center must be a floating vector [d], got {center.dtype} {list(center.shape)}.")
         if sigma is not None:
-            _check_number("sigma", sigma, "> 0", lambda value: value > 0)
+            check_number("sigma", sigma, "> 0", lambda value: value > 0)
         return ESState(seed=seed, sigma=sigma, center=None if center is None else center.detach().clone())
 
     def current_sigma(self, state: ESState) -> float:
@@ -380,56 +265,3 @@ class EvolutionStrategy(Algorithm[ESState]):
             gradient = population.perturbation.weighted_sum(weights, 0, center) - self.weight_decay * center
             center = (center + self.current_learning_rate(state) * gradient).to(center.dtype)
         return replace(self.advance(state, weights), center=center)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A published method as data: the options that make it, and where it comes from.
-
-    Calling it gives an :class:`EvolutionStrategy` with these options, changed as you like.
-
-    Attributes:
-        name: Name in the registry.
-        summary: One line.
-        paper: Authors, year and link.
-        defaults: The published options.
-
-    Example:
-        >>> from lightning_evo.algorithms import get
-        >>> get("mezo")(sigma=1e-2).sigma
-        0.01
-    """
-
-    name: str
-    summary: str
-    paper: str
-    defaults: Mapping[str, Any]
-
-    @property
-    def options(self) -> list[str]:
-        """Names of the options it takes."""
-        return [field.name for field in fields(EvolutionStrategy) if field.name != "name"]
-
-    def __call__(self, **options: Any) -> EvolutionStrategy:
-        """The method with its published options where none is given (``None`` counts as not given).
-
-        Raises:
-            TypeError: If it has no such option; the message names the nearest.
-            ValueError: If an option is out of range.
-        """
-        for name in options:
-            if name not in self.options:
-                raise TypeError(
-                    f"{self.name!r} has no option {name!r}.{did_you_mean(name, self.options)} "
-                    f"Its options: {', '.join(self.options)}."
-                )
-        given = {name: value for name, value in options.items() if value is not None}
-        merged = {**self.defaults, **given}
-        if "shaping" in given and given["shaping"] != "top_k" and "top_k" not in given:
-            merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
-        return EvolutionStrategy(name=self.name, **merged)
-
-
-def _check_number(name: str, value: object, wanted: str, accept: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not accept(value):
-        raise ValueError(f"{name} must be a number {wanted}, got {value!r}.")

@@ -13,7 +13,7 @@ there, the estimate's 1 / eps is folded into eta; ``scaling="sigma"`` puts it ba
 step before into account, to save evaluations; here every loss is used once.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 FZOO = Recipe(
     name="fzoo",

@@ -14,7 +14,7 @@ projects the old one onto it: of two random subspaces hardly anything of N is in
 where the released code adds and subtracts the noise, which rounds.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 LOZO = Recipe(
     name="lozo",

@@ -8,7 +8,7 @@ Members are restored from a copy, where the released code adds and subtracts the
 of the weights in each step.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 MEZO = Recipe(
     name="mezo",

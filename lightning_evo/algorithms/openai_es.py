@@ -8,7 +8,7 @@ paper's own is ``"sigma"``). The paper steps with Adam, to which length means no
 a learning rate that was chosen for gradients. Weight decay is an option (default 0; the paper's code uses 0.005).
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 OPENAI_ES = Recipe(
     name="openai_es",

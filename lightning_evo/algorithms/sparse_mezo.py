@@ -11,7 +11,7 @@ Departure: the threshold h of each tensor is its quantile in every step, where t
 :mod:`lightning_evo.perturbations.sparse`.
 """
 
-from lightning_evo.algorithms.evolution_strategy import Recipe
+from lightning_evo.algorithms.recipe import Recipe
 
 SPARSE_MEZO = Recipe(
     name="sparse_mezo",

@@ -1,0 +1,60 @@
+"""A published method as data: the options of the family that make it, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lightning_evo._messages import did_you_mean
+from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published method as data: the options that make it, and where it comes from.
+
+    Calling it gives an :class:`EvolutionStrategy` with these options, changed as you like.
+
+    Attributes:
+        name: Name in the registry.
+        summary: One line.
+        paper: Authors, year and link.
+        defaults: The published options.
+
+    Example:
+        >>> from lightning_evo.algorithms import get
+        >>> get("mezo")(sigma=1e-2).sigma
+        0.01
+    """
+
+    name: str
+    summary: str
+    paper: str
+    defaults: Mapping[str, Any]
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the options it takes."""
+        return [field.name for field in fields(EvolutionStrategy) if field.name != "name"]
+
+    def __call__(self, **options: Any) -> EvolutionStrategy:
+        """The method with its published options where none is given (``None`` counts as not given).
+
+        Raises:
+            TypeError: If it has no such option; the message names the nearest.
+            ValueError: If an option is out of range.
+        """
+        for name in options:
+            if name not in self.options:
+                raise TypeError(
+                    f"{self.name!r} has no option {name!r}.{did_you_mean(name, self.options)} "
+                    f"Its options: {', '.join(self.options)}."
+                )
+        given = {name: value for name, value in options.items() if value is not None}
+        merged = {**self.defaults, **given}
+        if "shaping" in given and given["shaping"] != "top_k" and "top_k" not in given:
+            merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
+        return EvolutionStrategy(name=self.name, **merged)
