@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lightning_evo import kernels
+from lightning_evo.kernels.library import threads as threads_for
 from lightning_evo.noise import NoiseKey, address_of, draw, normal_table, row_size
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.rounding import move
@@ -174,9 +175,9 @@ def test_any_number_of_threads_gives_the_same_bits(distribution, threads):
     expected = results()
     for count in (2, 3, 16):
         threads(count)
-        assert kernels._threads(len(center)) == count
+        assert threads_for(len(center)) == count
         assert all(same_bits(a, b) for a, b in zip(results(), expected, strict=True))
-    assert kernels._threads(100) == 1
+    assert threads_for(100) == 1
 
 
 @needs_kernels

@@ -9,7 +9,6 @@ compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` goes without.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
@@ -22,18 +21,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_evo.kernels.library import DTYPES, Library
 
 __all__ = ["Library", "native", "wanted"]
 
 _SOURCE = Path(__file__).with_name("noise.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
-_DISTRIBUTIONS = {"gaussian": 0, "uniform": 1, "rademacher": 2}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ELEMENTS_PER_THREAD = 1 << 14  # below, starting a thread costs more than it saves
 
 
 def wanted() -> bool:
@@ -56,7 +53,7 @@ def native(*tensors: Tensor) -> Library | None:
 
 
 def _suits(tensor: Tensor) -> bool:
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype in _DTYPES and tensor.is_contiguous()
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype in DTYPES and tensor.is_contiguous()
 
 
 @lru_cache(maxsize=1)
@@ -148,210 +145,3 @@ def _processor() -> str:
 def _openmp() -> list[str]:
     """PyTorch's own OpenMP library where it brings one: two of them in a process would fight over the cores."""
     return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))]
-
-
-class Library:
-    """The functions of ``noise.cpp``.
-
-    Args:
-        path: The shared library.
-    """
-
-    _draw: Any
-    _members: Any
-    _sum: Any
-    _move: Any
-    _update: Any
-    _low_rank: Any
-
-    UNIT = 2048
-    """Elements that are whole rows of every distribution."""
-
-    MAXIMAL_RANK = 4
-    """Of :meth:`low_rank`."""
-
-    def __init__(self, path: Path) -> None:
-        functions = ctypes.CDLL(str(path))
-        pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-        signatures = {
-            "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
-            "members": (
-                *(integer, integer, pointer, pointer, whole, whole, whole, pointer, pointer, pointer, integer, integer),
-            ),
-            "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
-            "move": (integer, pointer, whole, whole, pointer, pointer, integer),
-            "update": (
-                *(integer, integer, pointer, pointer, pointer, whole, pointer, pointer, whole),
-                *(ctypes.c_float, pointer, integer),
-            ),
-            "low_rank": (
-                *(integer, pointer, whole, pointer, whole, pointer, pointer),
-                *(whole, whole, whole, whole, integer, pointer, integer),
-            ),
-        }
-        for name, arguments in signatures.items():
-            function = getattr(functions, f"lightning_evo_{name}")
-            function.argtypes, function.restype = arguments, ctypes.c_double if name == "update" else None
-            setattr(self, f"_{name}", function)
-
-    def draw(
-        self, distribution: str, address: Sequence[int], table: Tensor, first: int, members: Sequence[int], out: Tensor
-    ) -> None:
-        """Write the values of rows ``first``, ``first + 1``, … to ``out [members, rows, row size]``, float32."""
-        numbers = (ctypes.c_int64 * len(members))(*members)
-        self._draw(
-            _DISTRIBUTIONS[distribution],
-            _words(address),
-            table.data_ptr(),
-            first,
-            out.shape[1],
-            numbers,
-            len(members),
-            out.data_ptr(),
-            _threads(out.numel()),
-        )
-
-    def members(
-        self,
-        distribution: str,
-        address: Sequence[int],
-        table: Tensor,
-        first: int,
-        direction: int,
-        center: Tensor,
-        outs: Sequence[Tensor],
-        steps: Sequence[float],
-    ) -> None:
-        """``outs[i] = center + steps[i] * eps``, of tensors ``[rows, row size]``."""
-        self._members(
-            _DISTRIBUTIONS[distribution],
-            _DTYPES[center.dtype],
-            _words(address),
-            table.data_ptr(),
-            first,
-            center.shape[0],
-            direction,
-            center.data_ptr(),
-            (ctypes.c_void_p * len(outs))(*[out.data_ptr() for out in outs]),
-            (ctypes.c_float * len(steps))(*steps),
-            len(outs),
-            _threads(center.numel()),
-        )
-
-    def add_noise(
-        self,
-        distribution: str,
-        address: Sequence[int],
-        table: Tensor,
-        first: int,
-        directions: Sequence[int],
-        weights: Sequence[float],
-        total: Tensor,
-    ) -> None:
-        """``total += sum_d weights[d] eps_d``, one by one, of a float32 tensor ``[rows, row size]``."""
-        self._sum(
-            _DISTRIBUTIONS[distribution],
-            _words(address),
-            table.data_ptr(),
-            first,
-            total.shape[0],
-            (ctypes.c_int64 * len(directions))(*directions),
-            (ctypes.c_float * len(weights))(*weights),
-            len(weights),
-            total.data_ptr(),
-            _threads(total.numel() * len(weights)),
-        )
-
-    def move(self, address: Sequence[int], first: int, center: Tensor, step: Tensor) -> None:
-        """``center += step``, rounded stochastically; of vectors, ``step`` in float32."""
-        self._move(
-            _DTYPES[center.dtype],
-            _words(address),
-            first,
-            center.numel(),
-            center.data_ptr(),
-            step.data_ptr(),
-            _threads(center.numel()),
-        )
-
-    def update(
-        self,
-        distribution: str,
-        noise: Sequence[int],
-        rounding: Sequence[int],
-        table: Tensor,
-        directions: Sequence[int],
-        weights: Sequence[float],
-        coefficient: float,
-        center: Tensor,
-    ) -> float:
-        """``center += coefficient * sum_d weights[d] eps_d`` from offset 0 on, rounded stochastically.
-
-        Args:
-            distribution: Of the noise.
-            noise: Its address.
-            rounding: Address of the rounding's random numbers.
-            table: The normal distribution.
-            directions: Numbers of the directions.
-            weights: One for each.
-            coefficient: The learning rate.
-            center: A vector of a multiple of :attr:`UNIT` elements.
-
-        Returns:
-            The squared norm of the sum.
-        """
-        squares: float = self._update(
-            _DISTRIBUTIONS[distribution],
-            _DTYPES[center.dtype],
-            _words(noise),
-            _words(rounding),
-            table.data_ptr(),
-            center.numel() // self.UNIT,
-            (ctypes.c_int64 * len(directions))(*directions),
-            (ctypes.c_float * len(weights))(*weights),
-            len(weights),
-            coefficient,
-            center.data_ptr(),
-            _threads(center.numel() * len(weights)),
-        )
-        return squares
-
-    def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
-        """``bias + (x B) A^T`` for each member, in float32 until it is stored.
-
-        Args:
-            bias: ``[members or 1, outputs]``, of the dtype of ``x``, or ``None``.
-            x: ``[members or 1, rows, inputs]``.
-            b: B transposed, ``[members, rank, inputs]`` in float32.
-            a: A transposed, ``[members, rank, outputs]`` in float32.
-
-        Returns:
-            ``[members, rows, outputs]``, of the dtype of ``x``.
-        """
-        (members, rank, outputs), (rows, inputs) = a.shape, x.shape[1:]
-        out = x.new_empty(members, rows, outputs)
-        self._low_rank(
-            _DTYPES[x.dtype],
-            None if bias is None else bias.data_ptr(),
-            0 if bias is None or len(bias) == 1 else outputs,
-            x.data_ptr(),
-            0 if len(x) == 1 else rows * inputs,
-            b.data_ptr(),
-            a.data_ptr(),
-            members,
-            rows,
-            inputs,
-            outputs,
-            rank,
-            out.data_ptr(),
-            _threads(out.numel() + members * rows * inputs),
-        )
-        return out
-
-
-def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
-    return (ctypes.c_uint32 * len(address))(*address)
-
-
-def _threads(elements: int) -> int:
-    return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))

@@ -1,6 +1,7 @@
 // The operations of noise.py, rounding.py and perturbations/dense.py, fused for CPUs: noise is made in registers where
 // it is used and is never written to memory. Bit for bit what the plain tensor operations give (tests compare them), so
-// compile without contraction of multiply and add; low_rank alone sums in an order of its own. The layout of rows is described at the head of noise.py.
+// compile without contraction of multiply and add; low_rank alone sums in an order of its own. The layout of rows is
+// described at the head of noise.py.
 
 #include <cmath>
 #include <cstdint>
@@ -45,9 +46,10 @@ inline Lanes multiply(Lanes a, Lanes b) {
 #endif
 }
 
-// Philox4x32-10 for 16 consecutive blocks.
-inline void philox(const Address& address, uint64_t row, uint32_t member, uint32_t words[4][kBlocks]) {
-  constexpr int kVectors = kBlocks / kLanes;
+// Philox4x32-10 for the blocks of consecutive rows.
+template <int rows>
+inline void philox(const Address& address, uint64_t row, uint32_t member, uint32_t words[][4][kBlocks]) {
+  constexpr int kOfRow = kBlocks / kLanes, kVectors = rows * kOfRow;
   const Lanes zero = {};
   const Lanes multiplier0 = zero + 0xD2511F53u, multiplier1 = zero + 0xCD9E8D57u;
   Lanes x0[kVectors], x1[kVectors], x2[kVectors], x3[kVectors];
@@ -71,10 +73,12 @@ inline void philox(const Address& address, uint64_t row, uint32_t member, uint32
   }
   for (int v = 0; v < kVectors; v++)
     for (int i = 0; i < kLanes; i++) {
-      words[0][v * kLanes + i] = static_cast<uint32_t>(x0[v][i]);
-      words[1][v * kLanes + i] = static_cast<uint32_t>(x1[v][i]);
-      words[2][v * kLanes + i] = static_cast<uint32_t>(x2[v][i]);
-      words[3][v * kLanes + i] = static_cast<uint32_t>(x3[v][i]);
+      uint32_t(*of_row)[kBlocks] = words[v / kOfRow];
+      const int block = v % kOfRow * kLanes + i;
+      of_row[0][block] = static_cast<uint32_t>(x0[v][i]);
+      of_row[1][block] = static_cast<uint32_t>(x1[v][i]);
+      of_row[2][block] = static_cast<uint32_t>(x2[v][i]);
+      of_row[3][block] = static_cast<uint32_t>(x3[v][i]);
     }
 }
 
@@ -100,30 +104,38 @@ inline void look_up(const uint32_t* words, const float* table, float* values) {
 #endif
 }
 
-// One row of values.
-template <int distribution>
-inline void make_row(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
-  alignas(64) uint32_t words[4][kBlocks];
-  philox(address, row, member, words);
-  for (int w = 0; w < 4; w++) {
-    if (distribution == kGaussian) {
-      look_up(words[w], table, values + 32 * w);
-    } else if (distribution == kUniform) {
-      for (int i = 0; i < kBlocks; i++) values[16 * w + i] = static_cast<float>(words[w][i] >> 8) * 0x1p-24f;
-    } else {
-      for (int bit = 0; bit < 32; bit++)
-        for (int i = 0; i < kBlocks; i++)
-          values[512 * w + 16 * bit + i] = static_cast<float>(static_cast<int32_t>((words[w][i] >> bit) & 1) * 2 - 1);
+// Consecutive rows of values.
+template <int distribution, int rows>
+inline void make_rows(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
+  alignas(64) uint32_t words[rows][4][kBlocks];
+  philox<rows>(address, row, member, words);
+  for (int r = 0; r < rows; r++)
+    for (int w = 0; w < 4; w++) {
+      const uint32_t* word = words[r][w];
+      float* to = values + r * row_size(distribution) + w * (row_size(distribution) / 4);
+      if (distribution == kGaussian) {
+        look_up(word, table, to);
+      } else if (distribution == kUniform) {
+        for (int i = 0; i < kBlocks; i++) to[i] = static_cast<float>(word[i] >> 8) * 0x1p-24f;
+      } else {
+        for (int bit = 0; bit < 32; bit++)
+          for (int i = 0; i < kBlocks; i++)
+            to[16 * bit + i] = static_cast<float>(static_cast<int32_t>((word[i] >> bit) & 1) * 2 - 1);
+      }
     }
-  }
 }
 
-// The same with mean 0 and variance 1.
+// Rows that are made at once: a product waits for the one before it, so two rows take hardly longer than one. Signs are
+// so many in a row that this does not matter.
+constexpr int together(int distribution) { return distribution == kRademacher ? 1 : 2; }
+
+// So many rows, with mean 0 and variance 1.
 template <int distribution>
 inline void make_noise(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
-  make_row<distribution>(address, row, member, table, values);
+  constexpr int rows = together(distribution);
+  make_rows<distribution, rows>(address, row, member, table, values);
   if (distribution == kUniform)
-    for (int i = 0; i < row_size(kUniform); i++) values[i] = (values[i] - 0.5f) * 3.46410161513775458705f;
+    for (int i = 0; i < rows * row_size(kUniform); i++) values[i] = (values[i] - 0.5f) * 3.46410161513775458705f;
 }
 
 struct Float32 {
@@ -195,20 +207,28 @@ struct Float16 {
   static Half store(float value) { return static_cast<Half>(value); }
 };
 
+// Elements in the rows from `row` on that are made at once, of `count` rows in all.
+template <int distribution>
+inline int elements_at(int64_t row, int64_t count) {
+  constexpr int rows = together(distribution);
+  return row_size(distribution) * static_cast<int>(count - row < rows ? count - row : rows);
+}
+
 template <int distribution, class Type>
 void members(const Address& address, const float* table, int64_t first, int64_t count, uint32_t direction,
              const void* center, void* const* outs, const float* steps, int members, int threads) {
-  constexpr int size = row_size(distribution);
+  constexpr int size = row_size(distribution), rows = together(distribution);
   using Storage = typename Type::Storage;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
-  for (int64_t row = 0; row < count; row++) {
-    alignas(64) float values[size];
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
+  for (int64_t row = 0; row < count; row += rows) {
+    alignas(64) float values[rows * size];
     make_noise<distribution>(address, first + row, direction, table, values);
+    const int elements = elements_at<distribution>(row, count);
     const Storage* from = static_cast<const Storage*>(center) + row * size;
     for (int m = 0; m < members; m++) {
       Storage* to = static_cast<Storage*>(outs[m]) + row * size;
       const float step = steps[m];
-      for (int i = 0; i < size; i++) {
+      for (int i = 0; i < elements; i++) {
         const float product = values[i] * step;
         to[i] = Type::store(Type::load(from[i]) + product);
       }
@@ -219,14 +239,15 @@ void members(const Address& address, const float* table, int64_t first, int64_t 
 template <int distribution>
 void sum(const Address& address, const float* table, int64_t first, int64_t count, const int64_t* directions,
          const float* weights, int64_t number, float* total, int threads) {
-  constexpr int size = row_size(distribution);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
-  for (int64_t row = 0; row < count; row++) {
-    alignas(64) float values[size];
+  constexpr int size = row_size(distribution), rows = together(distribution);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
+  for (int64_t row = 0; row < count; row += rows) {
+    alignas(64) float values[rows * size];
+    const int elements = elements_at<distribution>(row, count);
     float* to = total + row * size;
     for (int64_t d = 0; d < number; d++) {  // one by one, in this order
       make_noise<distribution>(address, first + row, static_cast<uint32_t>(directions[d]), table, values);
-      for (int i = 0; i < size; i++) {
+      for (int i = 0; i < elements; i++) {
         const float product = values[i] * weights[d];
         to[i] = to[i] + product;
       }
@@ -237,44 +258,52 @@ void sum(const Address& address, const float* table, int64_t first, int64_t coun
 template <int distribution>
 void draw(const Address& address, const float* table, int64_t first, int64_t count, const int64_t* directions,
           int64_t number, float* out, int threads) {
-  constexpr int size = row_size(distribution);
-#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 64) if (threads > 1)
+  constexpr int size = row_size(distribution), rows = together(distribution);
+  const int64_t steps = (count + rows - 1) / rows;
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 32) if (threads > 1)
   for (int64_t d = 0; d < number; d++)
-    for (int64_t row = 0; row < count; row++)
-      make_row<distribution>(address, first + row, static_cast<uint32_t>(directions[d]), table,
-                             out + (d * count + row) * size);
+    for (int64_t step = 0; step < steps; step++) {
+      const int64_t row = step * rows;
+      const uint32_t direction = static_cast<uint32_t>(directions[d]);
+      float* to = out + (d * count + row) * size;
+      if (count - row >= rows)
+        make_rows<distribution, rows>(address, first + row, direction, table, to);
+      else
+        make_rows<distribution, 1>(address, first + row, direction, table, to);
+    }
 }
 
-// Rounds to one of the two neighbours, to the nearer one with the higher probability; see rounding.py. `uniform` is a
-// multiple of 2^-16 in [0, 1).
-inline float round_away(float value, float uniform, int dropped) {
+// Rounds to one of the two neighbours, to the nearer one with the higher probability; see rounding.py. `random` has 16
+// bits: a uniform number in units of 2^-16.
+inline float round_away(float value, uint32_t random, int dropped) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
-  const uint32_t up = static_cast<uint32_t>(static_cast<int32_t>(uniform * static_cast<float>(1 << dropped)));
-  const uint32_t rounded = (bits + up) & ~((1u << dropped) - 1);
+  const uint32_t rounded = (bits + (random >> (16 - dropped))) & ~((1u << dropped) - 1);
   const uint32_t result = (bits & 0x7F800000u) == 0x7F800000u ? bits : rounded;
   std::memcpy(&value, &result, 4);
   return value;
 }
 
-inline float round_to(BFloat16, float value, float uniform) { return round_away(value, uniform, 16); }
+inline float round_to(BFloat16, float value, uint32_t random) { return round_away(value, random, 16); }
 
-inline float round_to(Float16, float value, float uniform) {
+inline float round_to(Float16, float value, uint32_t random) {
   // Below 2^-14 float16 is a fixed grid of step 2^-24, not a shorter mantissa.
   const float steps = value * 0x1p24f, whole = std::trunc(steps);
-  const float away = uniform < std::fabs(steps - whole) ? 1.0f : 0.0f;
+  const float away = static_cast<float>(random) * 0x1p-16f < std::fabs(steps - whole) ? 1.0f : 0.0f;
   const float subnormal = (whole + std::copysign(away, steps)) * 0x1p-24f;
-  return std::fabs(value) < 0x1p-14f ? subnormal : round_away(value, uniform, 13);
+  return std::fabs(value) < 0x1p-14f ? subnormal : round_away(value, random, 13);
 }
 
-inline float round_to(Float32, float value, float) { return value; }
+inline float round_to(Float32, float value, uint32_t) { return value; }
 
-constexpr int kRoundingRow = 8 * kBlocks;     // elements that one row of words rounds: two values a word
-constexpr int kUnit = row_size(kRademacher);  // elements that are whole rows of every kind
+constexpr int kRoundingRow = 8 * kBlocks;        // elements that one row of words rounds: two values a word
+constexpr int kRoundingRows = 2 * kRoundingRow;  // and two rows, which are made at once
+constexpr int kUnit = row_size(kRademacher);     // elements that are whole rows of every kind
 
-// center += step for up to 128 elements, rounded where there is something to round.
+// center += step for up to 256 elements, rounded where there is something to round.
 template <class Type>
-inline void move_row(const Address& address, uint64_t row, typename Type::Storage* center, const float* step, int count) {
+inline void move_rows(const Address& address, uint64_t row, typename Type::Storage* center, const float* step,
+                      int count) {
   if (std::is_same<Type, Float32>::value) {
     for (int i = 0; i < count; i++) {
       const float from = Type::load(center[i]), to = from + step[i];
@@ -282,29 +311,27 @@ inline void move_row(const Address& address, uint64_t row, typename Type::Storag
     }
     return;
   }
-  alignas(64) uint32_t words[4][kBlocks];
-  alignas(64) float uniform[kRoundingRow];
-  philox(address, row, 0, words);
-  for (int w = 0; w < 4; w++)
-    for (int i = 0; i < kBlocks; i++) {
-      uniform[32 * w + i] = static_cast<float>(words[w][i] & 0xFFFF) * 0x1p-16f;
-      uniform[32 * w + kBlocks + i] = static_cast<float>(words[w][i] >> 16) * 0x1p-16f;
-    }
+  alignas(64) uint32_t words[2][4][kBlocks], random[kRoundingRows];
+  philox<2>(address, row, 0, words);
+  for (int w = 0; w < 8; w++) {
+    const uint32_t* word = words[w / 4][w % 4];
+    for (int i = 0; i < kBlocks; i++) random[32 * w + i] = word[i] & 0xFFFF;
+    for (int i = 0; i < kBlocks; i++) random[32 * w + kBlocks + i] = word[i] >> 16;
+  }
   for (int i = 0; i < count; i++) {
-    const float from = Type::load(center[i]);
-    const auto moved = Type::store(round_to(Type(), from + step[i], uniform[i]));
-    center[i] = step[i] == 0 ? center[i] : moved;
+    const auto from = center[i], moved = Type::store(round_to(Type(), Type::load(from) + step[i], random[i]));
+    center[i] = step[i] == 0 ? from : moved;
   }
 }
 
 template <class Type>
 void move(const Address& address, int64_t first, int64_t elements, void* center, const float* step, int threads) {
   typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 64) if (threads > 1)
-  for (int64_t row = 0; row < (elements + kRoundingRow - 1) / kRoundingRow; row++) {
-    const int64_t start = row * kRoundingRow, left = elements - start;
-    const int count = left < kRoundingRow ? static_cast<int>(left) : kRoundingRow;
-    move_row<Type>(address, first + row, to + start, step + start, count);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
+  for (int64_t start = 0; start < elements; start += kRoundingRows) {
+    const int64_t left = elements - start;
+    const int count = left < kRoundingRows ? static_cast<int>(left) : kRoundingRows;
+    move_rows<Type>(address, first + start / kRoundingRow, to + start, step + start, count);
   }
 }
 
@@ -313,29 +340,30 @@ template <int distribution, class Type>
 double update(const Address& noise, const Address& rounding, const float* table, int64_t units,
               const int64_t* directions, const float* weights, int64_t number, float coefficient, void* center,
               int threads) {
-  constexpr int size = row_size(distribution);
+  constexpr int rows = together(distribution), size = rows * row_size(distribution);
   typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
   double squares = 0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 8) reduction(+ : squares) if (threads > 1)
   for (int64_t unit = 0; unit < units; unit++) {
     alignas(64) float total[kUnit] = {}, values[size];
     for (int64_t d = 0; d < number; d++)
-      for (int r = 0; r < kUnit / size; r++) {
-        make_noise<distribution>(noise, unit * (kUnit / size) + r, static_cast<uint32_t>(directions[d]), table, values);
+      for (int start = 0; start < kUnit; start += size) {
+        const int64_t row = (unit * kUnit + start) / row_size(distribution);
+        make_noise<distribution>(noise, row, static_cast<uint32_t>(directions[d]), table, values);
         for (int i = 0; i < size; i++) {
           const float product = values[i] * weights[d];
-          total[r * size + i] = total[r * size + i] + product;
+          total[start + i] = total[start + i] + product;
         }
       }
-    for (int r = 0; r < kUnit / kRoundingRow; r++) {
-      float* sum = total + r * kRoundingRow;
+    for (int start = 0; start < kUnit; start += kRoundingRows) {
+      float* sum = total + start;
       float square = 0;
 #pragma omp simd reduction(+ : square)
-      for (int i = 0; i < kRoundingRow; i++) square += sum[i] * sum[i];
+      for (int i = 0; i < kRoundingRows; i++) square += sum[i] * sum[i];
       squares += square;
-      for (int i = 0; i < kRoundingRow; i++) sum[i] = sum[i] * coefficient;
-      const int64_t row = unit * (kUnit / kRoundingRow) + r;
-      move_row<Type>(rounding, row, to + row * kRoundingRow, sum, kRoundingRow);
+      for (int i = 0; i < kRoundingRows; i++) sum[i] = sum[i] * coefficient;
+      const int64_t element = unit * kUnit + start;
+      move_rows<Type>(rounding, element / kRoundingRow, to + element, sum, kRoundingRows);
     }
   }
   return squares;
