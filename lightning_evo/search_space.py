@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo._messages import did_you_mean, preview
+from lightning_evo.memory import extent, overlap
 from lightning_evo.shards import Shard, as_gradient, is_sharded, shape_of, shard_of
 
 __all__ = ["Evolve", "EvolvingParameter", "SearchSpace"]
@@ -85,7 +86,8 @@ class SearchSpace(Sequence[EvolvingParameter]):
     """The evolving parameters of a module, each once, in the module's order.
 
     Only floating-point parameters with ``requires_grad`` can evolve; frozen and integer ones are left alone. A weight
-    that is tied under several names is found under any of them and evolves once.
+    that is tied under several names is found under any of them and evolves once. Of two parameters that are different
+    views of the same memory, one of them transposed, say, only one can evolve, and the other moves with it.
 
     Args:
         module: The module whose parameters evolve.
@@ -95,7 +97,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
 
     Raises:
         ValueError: If nothing is chosen (the message lists the names), a regular expression is broken or matches
-            nothing, or a chosen parameter is not initialised yet.
+            nothing, a chosen parameter is not initialised yet, or two of them overlap in memory.
         TypeError: If ``evolve`` is none of the above.
 
     Example:
@@ -130,6 +132,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
                     f"Parameter {parameter.name!r} has no shape yet (a lazy module). Run one forward pass before "
                     "training, for example in `configure_model` or `setup`."
                 )
+        _check_apart(chosen)
         self._parameters = tuple(chosen)
 
     @property
@@ -190,6 +193,27 @@ def _has_memory_of_its_own(tensor: nn.Parameter) -> bool:
     if isinstance(tensor, nn.parameter.UninitializedParameter):
         return False
     return bool(tensor.numel()) and not tensor.is_meta and not is_sharded(tensor)
+
+
+def _check_apart(chosen: list[EvolvingParameter]) -> None:
+    """Raise a ValueError if two parameters overlap in memory."""
+    places = sorted(
+        (str(p.tensor.device), *extent(p.tensor), i) for i, p in enumerate(chosen) if _has_memory_of_its_own(p.tensor)
+    )
+    open_ones: list[tuple[str, int, int, int]] = []
+    for place in places:
+        device, start, _, number = place
+        open_ones = [before for before in open_ones if before[0] == device and before[2] > start]
+        for *_, other in open_ones:
+            first, second = (chosen[i] for i in sorted((number, other)))
+            if overlap(first.tensor.detach(), second.tensor.detach()):
+                raise ValueError(
+                    f"The parameters {first.name!r} and {second.name!r} are different views of the same memory, so "
+                    "each would be perturbed with the other's noise, too. Use one parameter for both (for a transposed "
+                    "one write `functional.linear(x, weight.t())` in the forward), or leave one out: by `evolve`, "
+                    "requires_grad=False or the optimizer. It moves with the other."
+                )
+        open_ones.append(place)
 
 
 def _padding_row(module: nn.Module, names: list[str]) -> int | None:

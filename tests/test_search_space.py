@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_evo import Evolution
 from lightning_evo.search_space import SearchSpace
 
 
@@ -111,6 +112,74 @@ def test_different_weights_stay_apart():
     module.append(nn.Parameter(storage[:2]))
     module.append(nn.Parameter(storage[2:]))
     assert [index for _, index in found(SearchSpace(module))] == [0, 1, 2, 3, 4, 5]
+
+
+OVERLAPS = {
+    "transposed": lambda weight: weight.data.t(),
+    "transposed_square": lambda weight: weight.data[:, :2].t(),
+    "flat": lambda weight: weight.data.view(-1),
+    "part": lambda weight: weight.data[1:2],
+    "crossing": lambda weight: weight.data.view(-1)[2:5],
+}
+
+
+@pytest.mark.parametrize("kind", OVERLAPS)
+def test_other_views_of_the_same_memory_can_not_both_evolve(kind):
+    module = nn.ParameterDict({"a": torch.randn(2, 3), "c": torch.randn(4)})
+    module["b"] = nn.Parameter(OVERLAPS[kind](module["a"]))
+    with pytest.raises(ValueError, match=r"The parameters 'a' and 'b' are different views of the same memory.*evolve"):
+        SearchSpace(module)
+    assert [parameter.name for parameter in SearchSpace(module, ["a", "c"])] == ["a", "c"]
+    module["b"].requires_grad_(False)
+    assert [parameter.name for parameter in SearchSpace(module)] == ["a", "c"]
+
+
+def test_parameters_that_interleave_are_apart():
+    """Columns of one matrix: each reaches over the other, and has no element of it."""
+    memory = torch.randn(4, 3)
+    module = nn.ParameterList([nn.Parameter(memory[:, i]) for i in range(3)])
+    assert len(SearchSpace(module)) == 3
+    module.append(nn.Parameter(memory[2:]))
+    with pytest.raises(ValueError, match="The parameters '0' and '3'"):
+        SearchSpace(module)
+
+
+def test_dtypes_that_share_bytes():
+    memory = torch.randn(4)
+    module = nn.ParameterList([nn.Parameter(memory), nn.Parameter(memory.view(torch.float16)[1:3])])
+    with pytest.raises(ValueError, match="The parameters '0' and '1'"):
+        SearchSpace(module)
+
+
+@pytest.mark.parametrize("evolve", ["embedding", "head"])
+@pytest.mark.parametrize("update", ["apply", "add_to_gradients"])
+def test_one_of_two_transposed_views_moves_the_other_with_it(evolve, update):
+    """As if there were one parameter: the plain loop perturbs the memory, and the update moves it once."""
+    torch.manual_seed(0)
+    embedding, head = nn.Linear(3, 5, bias=False), nn.Linear(5, 3, bias=False)
+    head.weight = nn.Parameter(embedding.weight.data.t())
+    module = nn.ModuleDict({"embedding": embedding, "head": head})
+    x, seen = torch.randn(4, 3), []
+
+    def fitness(x):
+        seen.append(torch.equal(head.weight, embedding.weight.t()))
+        return -(head(embedding(x)) - x).square().mean()
+
+    evolution = Evolution("openai_es", population=4, evolve=evolve, seed=0)
+    evolution.setup(module)
+    before = embedding.weight.detach().clone()
+    evolution.evaluate(fitness, x)
+    assert torch.equal(embedding.weight, before)
+    assert evolution.evaluation.summary.startswith("evaluation: plain")
+    assert all(seen[-4:])  # the tries before them read a member and the center
+    if update == "apply":
+        evolution.conclude().apply()
+    else:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        evolution.conclude().add_to_gradients()
+        optimizer.step()
+    assert not torch.equal(embedding.weight, before)
+    assert torch.equal(head.weight, embedding.weight.t())
 
 
 def names_in(error):
