@@ -6,7 +6,6 @@ is averaged before anything is learnt from it, as if the batches had been one.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,11 +22,10 @@ from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.isolation import Isolation, RandomState
-from lightning_evo.fitness import as_fitnesses
+from lightning_evo.generation import Reports, Scores, results_of
 from lightning_evo.noise import NoiseKey, Stream, draw
 from lightning_evo.ranks import Ranks
 from lightning_evo.search_space import Evolve, SearchSpace
-from lightning_evo.shaping import evaluated
 from lightning_evo.update import Update
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
@@ -114,11 +112,8 @@ class Evolution:
         self._resumed = False
         self._space: SearchSpace | None = None
         self._population: Population | None = None
-        self._fitness_sum = torch.zeros(algorithm.population, dtype=torch.float64)
-        self._failed = torch.zeros(algorithm.population, dtype=torch.bool)
-        self._batches = 0
-        self._weight = 0.0
-        self._warned: set[str] = set()
+        self._scores = Scores(algorithm.population)
+        self._reports = Reports()
 
     def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
         """Choose the search space. Continues with the next generation if the module is the same as before.
@@ -199,21 +194,14 @@ class Evolution:
             return False
         members = self.ranks.share(population)
         if self.evaluation.pace is not None:
-            name = f"generation {self.state.generation}, batch {self._batches}"
+            name = f"generation {self.state.generation}, batch {self._scores.batches}"
             self.evaluation.pace.start(name, len(population) * self.ranks.data)
-        self._batches += 1
+        self._scores.batches += 1
         values = self._evaluate_members(fitness, batch, members)
         failures = [value.error for value in values if isinstance(value, Failure)]
-        results = self.ranks.gather(_results(values, weight), population)
-        failed = results[:, 1] < 0
-        self._check_failures(failed, failures)
-        weight = float(results[:, 1].max())  # of all processes, so the same on each
-        if weight <= 0:
-            return False
-        self._failed |= failed
-        self._fitness_sum += results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * weight
-        self._weight += weight
-        return True
+        results = self.ranks.gather(results_of(values, weight), population)
+        self._reports.failures(self.state.generation, results[:, 1] < 0, failures, self.minimum_evaluated)
+        return self._scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
         """What ``fitness`` gives for some members."""
@@ -226,28 +214,6 @@ class Evolution:
                 return self.evaluation(module, space, self.population, run, isolation, members)
         finally:
             shared.restore()
-
-    def _check_failures(self, failed: Tensor, errors: list[Exception]) -> None:
-        """Stop if too many members failed; on the processes where one did, with its own exception."""
-        count = int(failed.sum())
-        if not count:
-            return
-        if len(failed) - count < self.minimum_evaluated * len(failed) or count == len(failed):
-            if errors:
-                raise errors[0]
-            raise RuntimeError(
-                f"Generation {self.state.generation}: {count} of {len(failed)} members failed on other processes; "
-                "their messages say why."
-            )
-        if errors and "raised" not in self._warned:
-            self._warned.add("raised")
-            first_line = (str(errors[0]).strip().splitlines() or [""])[0]
-            warnings.warn(
-                f"Generation {self.state.generation}: {count} of {len(failed)} members failed and are left out, the "
-                f"first with {type(errors[0]).__name__}: {first_line:.200}. This is said once; evo/failed_members "
-                "counts them.",
-                stacklevel=4,
-            )
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
@@ -269,7 +235,7 @@ class Evolution:
             )
         if sigma is not None:
             self._population = replace(self.population, sigma=sigma)
-        self._fitness_sum, self._weight = fitness.to(torch.float64), 1.0
+        self._scores.fitness_sum, self._scores.weight = fitness.to(torch.float64), 1.0
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.
@@ -277,9 +243,9 @@ class Evolution:
         Raises:
             RuntimeError: If no batch was evaluated.
         """
-        if not self._weight:
+        if not self.has_fitness:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
-        population, fitness = self.population, self._fitness_sum / self._weight
+        population, fitness = self.population, self._scores.fitness
         weights = self.algorithm.direction_weights(population, fitness, self.space.numel)
         update = Update(
             population=population,
@@ -289,7 +255,7 @@ class Evolution:
             weight_decay=self.algorithm.weight_decay,
             learning_rate=self.algorithm.current_learning_rate(self.state),
         )
-        self._report(update)
+        self._reports.learning(self.state.generation, update, self._scores.failed)
         self.state = self.algorithm.advance(self.state, update.weights)
         self._forget_batches()
         return update
@@ -297,30 +263,18 @@ class Evolution:
     @property
     def has_fitness(self) -> bool:
         """Whether a batch of the current generation was evaluated."""
-        return self._weight > 0
+        return self._scores.weight > 0
 
     def statistics(self) -> dict[str, float]:
         """Mean, deviation and best fitness of the current generation so far, over the members that did not fail.
 
         And how many did: by an exception, the timeout, or a fitness that is NaN or infinite.
         """
-        fitness = self._fitness_sum / self._weight
-        finite = fitness[fitness.isfinite()]
-        failed = {"failed_members": float(len(fitness) - len(finite))}
-        if not len(finite):
-            return {"fitness_mean": math.nan, "fitness_std": math.nan, "fitness_best": math.nan, **failed}
-        return {
-            **failed,
-            "fitness_mean": float(finite.mean()),
-            "fitness_std": float(finite.std(correction=0)),
-            "fitness_best": float(finite.max()),
-        }
+        return self._scores.statistics()
 
     def _forget_batches(self) -> None:
         self._population = None
-        self._failed, self._batches = torch.zeros_like(self._failed), 0
-        self._fitness_sum = torch.zeros_like(self._fitness_sum)
-        self._weight = 0.0
+        self._scores = Scores(self.algorithm.population)
 
     def _subset(self, batch: Any) -> tuple[Any, float]:
         """The part of a batch that this generation still wants, and what it weighs in the mean."""
@@ -328,43 +282,13 @@ class Evolution:
         if wanted is None:
             return batch, 1.0
         total = batches.count(batch)
-        seen = int(self._weight)  # with this option a batch weighs as much as it has samples
+        seen = int(self._scores.weight)  # with this option a batch weighs as much as it has samples
         chosen = min(total, -(-(wanted - seen) // self.ranks.data))
         if 0 < chosen < total:
             key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
             uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # `seen` tells the batches apart
             batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
         return batch, float(chosen)
-
-    def _report(self, update: Update) -> None:
-        failed = int((~update.fitness.isfinite()).sum())
-        if failed == len(update.fitness):
-            warnings.warn(
-                f"Generation {self.state.generation}: the fitness of every member is NaN or infinite. Nothing is "
-                "changed. Is sigma too large, or the center itself broken?",
-                stacklevel=3,
-            )
-        elif failed > int(self._failed.sum()) and "failed" not in self._warned:
-            self._warned.add("failed")
-            warnings.warn(
-                f"Generation {self.state.generation}: the fitness of {failed} of {len(update.fitness)} members is NaN "
-                "or infinite; NaN is left out, infinite ranks worst. This is said once.",
-                stacklevel=3,
-            )
-        elif not update and not evaluated(update.fitness, update.population.per_direction).any():
-            warnings.warn(
-                f"Generation {self.state.generation}: of every antithetic pair a member failed, so there is nothing to "
-                "compare and nothing is changed.",
-                stacklevel=3,
-            )
-        elif not update and "tied" not in self._warned:
-            self._warned.add("tied")
-            warnings.warn(
-                f"Generation {self.state.generation}: members that should be compared have the same fitness, so there "
-                "is nothing to learn. If this goes on, use a larger sigma, larger batches or a finer fitness. This is "
-                "said once.",
-                stacklevel=3,
-            )
 
     # --- checkpoints ---
 
@@ -378,8 +302,8 @@ class Evolution:
             "algorithm": self.algorithm.name,
             "seed": self.state.seed,
             "generation": self.state.generation,
-            "fitness_sum": self._fitness_sum.clone(),
-            "fitness_weight": self._weight,
+            "fitness_sum": self._scores.fitness_sum.clone(),
+            "fitness_weight": self._scores.weight,
             "random_state": RandomState(device).state_dict(),
         }
         saved.update(self.evaluation.state_dict())
@@ -429,18 +353,7 @@ class Evolution:
         self.evaluation.load_state_dict(saved)
         self._forget_batches()
         if saved["fitness_weight"]:
-            self._fitness_sum, self._weight = saved["fitness_sum"].cpu().clone(), saved["fitness_weight"]
+            self._scores.fitness_sum = saved["fitness_sum"].cpu().clone()
+            self._scores.weight = saved["fitness_weight"]
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])
-
-
-def _results(values: list[Any], weight: float) -> Tensor:
-    """Fitness and weight of members, float64 ``[members, 2]``: see :meth:`Ranks.gather`."""
-    weights = torch.tensor(
-        [-1.0 if isinstance(value, Failure) else weight * (value is not None) for value in values], dtype=torch.float64
-    )
-    fitness = torch.full((len(values),), math.nan, dtype=torch.float64)
-    given = [value for value, own in zip(values, weights.tolist(), strict=True) if own > 0]
-    if given:
-        fitness[weights > 0] = as_fitnesses(given, source="fitness").cpu().to(torch.float64)
-    return torch.stack([fitness, weights], dim=1)

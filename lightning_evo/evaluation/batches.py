@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -72,11 +72,13 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
     """The same kind of container with converted parts; anything else as it is."""
     if isinstance(batch, Mapping):
         converted = {key: convert(value) for key, value in batch.items()}
-        if not isinstance(batch, MutableMapping):
+        try:
+            rebuilt = copy.copy(batch)  # keeps what else it holds, a BatchEncoding's encodings for one
+            for key, value in converted.items():
+                rebuilt[key] = value  # type: ignore[index]  # one by one: transformers' outputs refuse `update`
+        except Exception:  # it can't be written to
             return type(batch)(converted)  # type: ignore[call-arg]
-        batch = copy.copy(batch)  # keeps what else it holds, a BatchEncoding's encodings for one
-        batch.update(converted)
-        return batch
+        return rebuilt
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(convert, batch))
     if isinstance(batch, list | tuple):

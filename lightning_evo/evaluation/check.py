@@ -2,6 +2,9 @@
 
 A member is evaluated both ways, and the center too: what the two ways differ by must be small beside what the
 perturbation changed. The member is farther from the center than real ones, so that the change stands out from rounding.
+
+An exception counts against a way of evaluating only if the way raises it twice running and the plain loop, with the
+same members and batch, does not: else it may be the user's own, now and then or always, and proves nothing.
 """
 
 from __future__ import annotations
@@ -21,20 +24,26 @@ from lightning_evo._messages import preview
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import _functorch, plain
 from lightning_evo.evaluation.batched import Batched
+from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.fitness import as_fitness
+from lightning_evo.memory import extent
 from lightning_evo.perturbations._base import noise_dtype
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["NothingToCompare", "find_mismatch"]
+__all__ = ["MembersFail", "NothingToCompare", "find_mismatch"]
 
 
-_LARGE = 1 << 26  # evolving elements above which only one of many like layers is compared
+_NOTHING = 1e-30  # a sigma that changes no weight
 
 
 class NothingToCompare(Exception):
     """The fitness is not a number, or the same for the center and a member: this batch can't tell right from wrong."""
+
+
+class MembersFail(NothingToCompare):
+    """The user's own code raises exceptions, by the plain loop, too; the cause is one of them."""
 
 
 def find_mismatch(
@@ -47,7 +56,7 @@ def find_mismatch(
     """Why a fast evaluation can't be trusted with this module.
 
     Args:
-        evaluation: It has run without an error.
+        evaluation: The way to try.
         space: The evolving parameters.
         population: The members.
         fitness: Runs the user's code.
@@ -58,47 +67,150 @@ def find_mismatch(
 
     Raises:
         NothingToCompare: If the batch can't tell.
+        MembersFail: If it can't, as the user's own code raises.
+        NeedsWeights: If the members' code writes to the weights. The center is put back.
+        CenterMoved: If it does, in a model too large for a copy, to a parameter of which there is none.
+        Exception: What only this way raises, twice.
     """
-    first = list(range(population.per_direction))
+    trial = _Trial(evaluation, space, population, fitness, isolation)
     aliases = _Aliases(space)
-    evaluation(space, population, aliases.watch(fitness), isolation, first)
+    trial.by_way(space, population, aliases.watch)
     if aliases.found:
         return f"{_names(aliases.found)} is read through another tensor that shares its memory"
     unseen = _representatives(space.subset(p for p in space if p.index not in evaluation.seen))
     space = _representatives(space.subset(p for p in space if p.index in evaluation.seen) or space)
     eps = max(torch.finfo(dtype).eps for dtype in {p.tensor.dtype for p in space} | aliases.autocast)
-    isolation.start_member()
-    with torch.no_grad():
-        center = _number(fitness())
+    center = trial.center()
+    # Rounding to 16 bits would hide that the center itself is evaluated otherwise.
+    unmoved = center if eps > 1e-4 else trial.by_way(space, replace(population, sigma=_NOTHING))
 
-    def by_plain_loop(some: SearchSpace) -> float:
-        return _number(plain.evaluate(some, population, fitness, isolation, first[:1])[0])
+    def compare(population: Population) -> str | None:
+        changed = trial.by_plain_loop(space, population)
+        if not math.isfinite(changed - center) or changed == center:
+            raise NothingToCompare
+
+        def agrees(some: SearchSpace) -> bool:
+            reference = changed if some is space else trial.by_plain_loop(some, population)
+            found = trial.by_way(some, population)
+            if not math.isfinite(reference) or not math.isfinite(found):
+                return repr(reference) == repr(found)
+            size = max(abs(reference), abs(center))
+            # Losses of 16-bit models are computed in float32, so they are rounded far less than the weights are.
+            allowed = 0.01 * abs(reference - center) + 16 * eps * size
+            if eps > 1e-4:
+                allowed = 0.25 * abs(reference - center) + eps / 8 * size
+            return abs(found - reference) <= allowed
+
+        if abs(unmoved - center) > 1e-4 * abs(changed - center) + 16 * eps * abs(center):
+            return "the center's fitness differs: are its random numbers (dropout) others?"
+        if unseen and repr(trial.by_plain_loop(unseen, population)) != repr(center):
+            return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
+        if agrees(space):
+            return None
+        return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
 
     # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
+    nothing = NothingToCompare()
     for sigma in (max(population.sigma, 0.3 * _root_mean_square(space)), 0.3, population.sigma):
-        population = replace(population, sigma=sigma)
-        changed = by_plain_loop(space)
-        if math.isfinite(changed - center) and changed != center:
-            break
-    else:
-        raise NothingToCompare
+        try:
+            return compare(replace(population, sigma=sigma))
+        except NothingToCompare as error:
+            nothing = error
+    raise nothing
 
-    def agrees(some: SearchSpace) -> bool:
-        reference, found = by_plain_loop(some), _number(evaluation(some, population, fitness, isolation, first)[0])
-        if not math.isfinite(reference) or not math.isfinite(found):
-            return repr(reference) == repr(found)
-        size = max(abs(reference), abs(center))
-        # Losses of 16-bit models are computed in float32, so they are rounded far less than the weights are.
-        allowed = 0.01 * abs(reference - center) + 16 * eps * size
-        if eps > 1e-4:
-            allowed = 0.25 * abs(reference - center) + eps / 8 * size
-        return abs(found - reference) <= allowed
 
-    if unseen and repr(by_plain_loop(unseen)) != repr(center):
-        return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
-    if agrees(space):
-        return None
-    return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
+class _Trial:
+    """Members, and the center, evaluated in both ways; the first of a pair counts. It leaves the center as it was."""
+
+    def __init__(
+        self,
+        evaluation: InForward | Batched,
+        space: SearchSpace,
+        population: Population,
+        fitness: Callable[[], Any],
+        isolation: Isolation,
+    ) -> None:
+        self._evaluation, self._isolation = evaluation, isolation
+        self._first = list(range(population.per_direction))
+        self._copied = _representatives(space)
+        self._space, self._fitness = space, fitness
+
+    def by_way(
+        self,
+        space: SearchSpace,
+        population: Population,
+        watch: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda fitness: fitness,
+    ) -> float:
+        def evaluate() -> Any:
+            return self._evaluation(space, population, watch(self._fitness), self._isolation, self._first)[0]
+
+        def run() -> Any:
+            with kept(self._copied):
+                return self._watched(evaluate)()
+
+        try:
+            return _number(_twice(run))
+        except (NeedsWeights, CenterMoved):
+            raise
+        except Exception:
+            self._plain(_representatives(space), population, self._first)  # raises what is the user's own
+            raise
+
+    def by_plain_loop(self, space: SearchSpace, population: Population) -> float:
+        return _number(self._plain(space, population, self._first[:1]))
+
+    def center(self) -> float:
+        def run() -> Any:
+            self._isolation.start_member()
+            with kept(self._copied), torch.no_grad():
+                return self._watched(self._fitness)()
+
+        return _number(_own(run))
+
+    def _plain(self, space: SearchSpace, population: Population, members: list[int]) -> Any:
+        perturbed = {parameter.index for parameter in space}  # which the loop itself puts back
+        rest = self._copied.subset(parameter for parameter in self._copied if parameter.index not in perturbed)
+
+        def run() -> Any:
+            with kept(rest):
+                return plain.evaluate(space, population, self._watched(self._fitness), self._isolation, members)[0]
+
+        return _own(run)
+
+    def _watched(self, evaluate: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            writes = Writes(self._space, self._copied)
+            try:
+                return evaluate()
+            finally:
+                writes.check()
+
+        return run
+
+
+def _twice(run: Callable[[], Any]) -> Any:
+    """What ``run`` gives at its first or second try; what it raises at the second one.
+
+    Raises:
+        NeedsWeights: At once, since that is no accident; also CenterMoved.
+    """
+    try:
+        return run()
+    except (NeedsWeights, CenterMoved):
+        raise
+    except Exception:
+        pass
+    return run()
+
+
+def _own(run: Callable[[], Any]) -> Any:
+    """Run the user's code as it is; what it raises twice is its own."""
+    try:
+        return _twice(run)
+    except (NeedsWeights, CenterMoved):
+        raise
+    except Exception as error:
+        raise MembersFail from error
 
 
 def _representatives(space: SearchSpace) -> SearchSpace:
@@ -106,7 +218,7 @@ def _representatives(space: SearchSpace) -> SearchSpace:
 
     The plain loop keeps a copy of what it perturbs, and there may be no memory for one of all weights.
     """
-    if space.numel <= _LARGE:
+    if space.numel <= LARGEST_COPY:
         return space
     kinds = {(re.sub(r"\d+", "#", p.name), p.tensor.shape): p for p in reversed(space)}
     return space.subset(p for p in space if kinds[re.sub(r"\d+", "#", p.name), p.tensor.shape] is p)
@@ -122,7 +234,7 @@ class _Aliases(TorchFunctionMode):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self._known = space.by_identity()
-        self._memory = [(parameter, *_extent(parameter.tensor)) for parameter in space if parameter.tensor.numel()]
+        self._memory = [(parameter, *extent(parameter.tensor)) for parameter in space if parameter.tensor.numel()]
         self._read: dict[int, EvolvingParameter] = {}
         self._device = space[0].tensor.device.type
         self.autocast: set[torch.dtype] = set()
@@ -150,7 +262,7 @@ class _Aliases(TorchFunctionMode):
             self.autocast.add(torch.get_autocast_dtype(self._device))
         for argument in tree_leaves((args, kwargs)):
             if isinstance(argument, Tensor) and id(argument) not in self._known and _has_memory(argument):
-                start, stop = _extent(argument)
+                start, stop = extent(argument)
                 for parameter, first, last in self._memory:
                     if start < last and first < stop:
                         self._read[parameter.index] = parameter
@@ -160,12 +272,6 @@ class _Aliases(TorchFunctionMode):
 def _has_memory(tensor: Tensor) -> bool:
     strided = tensor.layout == torch.strided and not tensor.is_meta and not torch.nn.parameter.is_lazy(tensor)
     return strided and not _functorch.is_wrapped(tensor) and tensor.numel() > 0
-
-
-def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First and last address of a tensor's memory."""
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
 
 
 def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:

@@ -1,45 +1,41 @@
 """Which evaluation is used: chosen by the model and its noise, proven against the plain loop, replaced where it fails.
 
-The rule of ``"auto"``:
-
-* With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
-* With dense noise a pair shares its noise: ``batched``, too, for models of up to 67 million evolving numbers, if a pair
-  fits and there are no convolutions and recurrent layers, whose stacks of weights run no faster than one by one.
-* Else ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
-  dense noise these two give the same bits, so nothing but speed depends on what was faster.
-
-Modules that are compiled or scripted hide their weights and are run by the plain loop.
+Of the ways that come into question (:mod:`~lightning_evo.evaluation.candidates`) the first one that the check
+(:mod:`~lightning_evo.evaluation.check`) does not refute runs the members (:mod:`~lightning_evo.evaluation.running`). A
+batch that proves nothing is run by the plain loop, and the choice waits for the next one.
 """
 
 from __future__ import annotations
 
-import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import torch
 from torch import nn
 
 from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import plain
 from lightning_evo.evaluation.batched import Batched
-from lightning_evo.evaluation.check import NothingToCompare, find_mismatch
-from lightning_evo.evaluation.faults import Failure, Pace, check_timeout, guarded, time_limit
+from lightning_evo.evaluation.candidates import (
+    EvaluationName,
+    brings_nothing,
+    candidates,
+    hidden_modules,
+    is_slower,
+)
+from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
+from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
+from lightning_evo.evaluation.faults import Failure, Pace, check_timeout, limited
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.fitness import as_fitness
+from lightning_evo.evaluation.running import Job, Way, name_of, run
 from lightning_evo.search_space import SearchSpace
 
 __all__ = ["Evaluation", "EvaluationName"]
 
-EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
-
-_HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
-_LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
+_TRIES = 10  # batches on which a check may be broken off by exceptions of the user's own
 
 
 class Evaluation:
@@ -79,9 +75,10 @@ class Evaluation:
         self.summary = ""
         """The choice and its reasons in one line; empty before the first generation."""
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
-        self._ways: list[InForward | Batched | None] | None = None  # best first; None is the plain loop
+        self._ways: list[Way] | None = None  # best first
         self._proven = False
-        self._hidden: list[str] = []  # modules that nothing but the plain loop can run
+        self._is_open = True  # as long as it was neither made nor taken over
+        self._tries = 0
         self._evolving: list[int] = []
 
     def __call__(
@@ -108,146 +105,136 @@ class Evaluation:
             where it raised an exception.
         """
         members = range(len(population)) if members is None else members
-        fresh = self._ways is None
+        self._look(module, space, population)
+        job = Job(space, population, fitness, isolation, members, self.member_timeout)
+        assert self._ways is not None
+        if not self._proven:
+            return self._choose(job, self._ways, self._obstacles(module, space))
+        way, *others = self._ways
+        try:
+            job_at_pace = replace(job, pace=self.pace)  # nobody is hurried while the choice is made
+            return run(way, job_at_pace, job_at_pace.in_forward)
+        except CenterMoved:
+            raise
+        except Exception as error:
+            if way is None:
+                raise
+            return self._choose(job, others, [], {_reason(error): [way.name]})
+
+    def _look(self, module: nn.Module, space: SearchSpace, population: Population) -> None:
+        """What there is to choose from, and whether what was proven still holds."""
         if self._ways not in (None, [None]) and space.is_sharded:  # taken over from a run of whole weights
             self._ways = None
         if self._ways is None:
             if space[0].tensor.device.type == "cpu":
                 keep_freed_memory()
-            self._ways = self._candidates(module, space, population)
+            self._ways = candidates(self.name, self._size, module, space, population)
         evolving = [parameter.index for parameter in space]
         if evolving != self._evolving:  # frozen or unfrozen since
-            self._evolving, self._proven = evolving, False
-        ways, proven = self._ways, self._proven  # as they stay, should the plain loop raise, too
-        failures = [f"{name} is compiled or scripted, which hides its weights" for name in self._hidden]
-        if space.is_sharded and self.name != "plain":
-            failures.append("weights are sharded over processes, and each writes its own part")
+            self._evolving, self._proven, self._tries = evolving, False, 0
 
-        def limited() -> Any:  # of the check, which runs a pair at most at once
-            with time_limit(self.member_timeout and 2 * self.member_timeout):
-                return fitness()
+    def _obstacles(self, module: nn.Module, space: SearchSpace) -> list[str]:
+        """Why nothing but the plain loop comes into question, where that is so."""
+        if self.name == "plain" or self._ways != [None]:
+            return []
+        hidden = hidden_modules(module)[:1]
+        obstacles = [f"{name} is compiled or scripted, which hides its weights" for name in hidden]
+        if space.is_sharded:
+            obstacles.append("weights are sharded over processes, and each writes its own part")
+        return obstacles
 
-        while True:
-            way = ways[0]
+    # --- the choice ---
+
+    def _choose(
+        self, job: Job, ways: list[Way], obstacles: list[str], refuted: dict[str, list[str]] | None = None
+    ) -> list[Any]:
+        """A batch's members by the first way that works, which is chosen; by the plain loop if the batch can't tell.
+
+        Args:
+            job: The batch's members.
+            ways: What to try.
+            obstacles: Why there are no others.
+            refuted: Names of the ways that don't work, by the reason; to be added to.
+        """
+        refuted = {} if refuted is None else refuted
+        for number, way in enumerate(ways):
             if way is None:
-                # Processes that hold a model together can't go on when one of them failed within a forward: it would
-                # give parts of the next member to those that still wait for this one's.
-                pace = self.pace if self._proven else None
-                run = fitness if space.is_sharded else guarded(fitness, self.member_timeout, pace)
-                values = plain.evaluate(space, population, run, isolation, members)
-                if values and all(isinstance(value, Failure) for value in values):  # which proves nothing of any way
-                    return values
                 break
             try:
-                reason = None if proven else find_mismatch(way, space, population, limited, isolation)
-                if reason is None and fresh and self._brings_nothing(way, space, population):
-                    ways = ways[1:]
+                mismatch = self._find_mismatch(way, job)
+                if mismatch is None and self._brings_nothing(way, job):
                     continue
-                if reason is None:
-                    values = self._run(way, space, population, fitness, isolation, members)
-                    break
-            except NothingToCompare:  # the choice waits for a batch that tells
-                return plain.evaluate(space, population, guarded(fitness, self.member_timeout), isolation, members)
-            except Exception as error:  # whatever vmap raises; an error of the user's own comes up again, by itself
-                first_line = (str(error).strip().splitlines() or [""])[0]
-                reason = f"{type(error).__name__}: {first_line:.200}"
-            failures.append(f"{way.name} is not possible: {reason}")
-            ways, proven = ways[1:], False
-        if not proven:
-            if isinstance(way, InForward) and self.name == "auto" and fresh and space.numel < _LARGE:
-                ways = [self._faster(way, space, population, fitness, isolation)]
-            self._ways, self._proven = ways, True
-            self._announce(failures)
+                values = self._first_run(way, job) if mismatch is None else []
+            except CenterMoved:
+                raise
+            except NothingToCompare as nothing:
+                if not self._gives_up(nothing):
+                    return run(None, job)
+                obstacles = [*obstacles, f"the check was broken off in {_TRIES} batches: {_reason(nothing)}"]
+                break
+            except Exception as error:  # whatever vmap raises
+                mismatch = _reason(error)
+            if mismatch is None:
+                self._decide([None] if self._is_slower(way, job) else ways[number:], _reasons(refuted, obstacles))
+                return values
+            refuted.setdefault(mismatch, []).append(way.name)
+        values = run(None, job)
+        if not values or not all(isinstance(value, Failure) for value in values):  # else it proves nothing of any way
+            self._decide([None], _reasons(refuted, obstacles))
         return values
 
-    def _run(
-        self,
-        way: InForward | Batched,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-        members: Sequence[int],
-    ) -> list[Any]:
-        """Members by a way that is known to work. A forward of which one member fails is run again, one by one."""
-        pace = self.pace if self._proven else None  # nobody is hurried while the choice is made
-        alone = guarded(fitness, self.member_timeout, pace)
-        if isinstance(way, InForward):
-            return way(space, population, alone, isolation, members)
-        if not self._proven:  # this generation may find what the check did not
-            return way(space, population, fitness, isolation, members)
-        size = population.per_direction if way.members_per_forward == "auto" else way.members_per_forward
-        timeout = None if self.member_timeout is None else self.member_timeout * size
-        together = fitness if pace is None else pace.counted(fitness, size)
+    def _find_mismatch(self, way: InForward | Batched, job: Job) -> str | None:
+        timeout = None if job.timeout is None else 2 * job.timeout  # a pair at most runs at once
+        return find_mismatch(way, job.space, job.population, limited(job.fitness, timeout), job.isolation)
 
-        def limited() -> Any:
-            with time_limit(timeout):
-                return together()
+    def _first_run(self, way: InForward | Batched, job: Job) -> list[Any]:
+        """All members, which may find what the check did not."""
 
-        def one_by_one(group: list[int]) -> list[Any]:
-            return InForward()(space, population, alone, isolation, group)
+        def judge(members: list[int]) -> list[Any]:
+            """Members whose forward raised: again; then by the plain loop, which decides whose fault it is."""
+            try:
+                return run(way, replace(job, members=members))
+            except NeedsWeights:
+                raise
+            except Exception as error:
+                if job.space.numel > LARGEST_COPY:
+                    raise
+                values = job.by_plain_loop(members)
+                if any(isinstance(value, Failure) for value in values):
+                    return values
+                raise error
 
-        return way(space, population, limited, isolation, members, one_by_one)
+        return run(way, job, judge)
 
-    def _brings_nothing(self, way: InForward | Batched, space: SearchSpace, population: Population) -> bool:
-        """Whether so few members fit into one forward that they may as well run one by one."""
-        if not isinstance(way, Batched) or self.name != "auto" or self._size != "auto":
-            return False
-        size = way.members_per_forward
-        return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
+    def _gives_up(self, nothing: NothingToCompare) -> bool:
+        """Whether the user's own exceptions have broken off enough checks."""
+        self._tries += isinstance(nothing, MembersFail)
+        return self._tries >= _TRIES
+
+    def _decide(self, ways: list[Way], failures: list[str]) -> None:
+        self._ways, self._proven, self._is_open = ways, True, False
+        self._announce(failures)
+
+    def _brings_nothing(self, way: InForward | Batched, job: Job) -> bool:
+        asked_for = self.name != "auto" or self._size != "auto" or not self._is_open
+        return isinstance(way, Batched) and not asked_for and brings_nothing(way, job.space, job.population)
+
+    def _is_slower(self, way: InForward | Batched, job: Job) -> bool:
+        return isinstance(way, InForward) and self.name == "auto" and self._is_open and is_slower(way, job)
 
     def forget(self) -> None:
         """Choose anew: the module is another one."""
-        self._ways, self._proven = None, False
-
-    def _candidates(
-        self, module: nn.Module, space: SearchSpace, population: Population
-    ) -> list[InForward | Batched | None]:
-        hidden = [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
-        self._hidden = [] if self.name == "plain" else hidden[:1]
-        if hidden or space.is_sharded:
-            return [None]
-        ways: dict[str, list[InForward | Batched | None]] = {
-            "plain": [None],
-            "in_forward": [InForward(), None],
-            "batched": [Batched(self._size), InForward(), None],
-        }
-        if self.name != "auto":
-            return ways[self.name]
-        return ways[
-            "batched" if self._size != "auto" or _profits_from_batching(module, space, population) else "in_forward"
-        ]
-
-    def _faster(
-        self,
-        way: InForward,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-    ) -> InForward | None:
-        """The plain loop, should it be faster and give the same bits: else runs would depend on how fast they were."""
-        seconds: dict[InForward | None, list[float]] = {way: [], None: []}
-        for member in range(min(3, len(population))):
-            values = []
-            for candidate, times in seconds.items():
-                start = time.perf_counter()
-                (value,) = (candidate or plain.evaluate)(space, population, fitness, isolation, [member])
-                values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
-                times.append(time.perf_counter() - start)
-            if repr(values[0]) != repr(values[1]):
-                return way
-        return way if min(seconds[way]) <= min(seconds[None]) else None
+        self._ways, self._proven, self._is_open, self._tries = None, False, True, 0
 
     def _announce(self, failures: list[str]) -> None:
         assert self._ways is not None
         way = self._ways[0]
-        self.summary = f"evaluation: {'plain' if way is None else way.name}"
+        self.summary = f"evaluation: {name_of(way)}"
         if isinstance(way, Batched):
             self.summary += f", {way.members_per_forward} members per forward"
         self.summary = "; ".join([self.summary, *failures])
         if failures and self.name != "auto":
-            warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=4)
+            warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=6)
 
     # --- checkpoints ---
 
@@ -256,7 +243,7 @@ class Evaluation:
         if not self._proven or self._ways is None:
             return {}
         way = self._ways[0]
-        state: dict[str, Any] = {"evaluation": "plain" if way is None else way.name}
+        state: dict[str, Any] = {"evaluation": name_of(way)}
         if isinstance(way, Batched):
             state["members_per_forward"] = way.members_per_forward
         return state
@@ -267,27 +254,28 @@ class Evaluation:
         size = state.get("members_per_forward", "auto") if self._size == "auto" else self._size
         if name is None or self.name not in ("auto", name):
             return
-        ways: list[InForward | Batched | None] = [None]
+        ways: list[Way] = [None]
         if name in ("in_forward", "batched"):
             ways.insert(0, InForward())
         if name == "batched":
             ways.insert(0, Batched(size))
-        self._ways, self._proven = ways, False
+        self._ways, self._proven, self._is_open = ways, False, False
 
 
-def _hides_its_weights(module: nn.Module) -> bool:
-    compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-    compiled = compiled or getattr(module, "_compiler_ctx", None) is not None  # where Lightning unwraps it
-    return compiled or isinstance(module, torch.jit.ScriptModule)
+def _reasons(refuted: dict[str, list[str]], obstacles: list[str]) -> list[str]:
+    """Why other ways are not used: each reason once."""
+    impossible = [
+        f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not possible: {reason}"
+        for reason, names in refuted.items()
+    ]
+    return [*impossible, *obstacles]
 
 
-def _is_low_rank(space: SearchSpace, population: Population) -> bool:
-    largest = max(space, key=lambda parameter: parameter.tensor.numel())
-    return population.perturbation.factors([0], largest.index, largest.tensor.detach()) is not None
-
-
-def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
-    if _is_low_rank(space, population):
-        return True
-    slow = (nn.modules.conv._ConvNd, nn.RNNBase)  # stacks of their weights run no faster than one after the other
-    return space.numel <= _HUGE and not any(isinstance(part, slow) for part in module.modules())
+def _reason(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, NeedsWeights):
+        return str(error)
+    if isinstance(error, MembersFail) and error.__cause__ is not None:
+        error = error.__cause__
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line:.200}"

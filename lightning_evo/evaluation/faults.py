@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Failure", "LeftOut", "Pace", "check_timeout", "guarded", "time_limit"]
+__all__ = ["Failure", "LeftOut", "Pace", "check_timeout", "guarded", "limited"]
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ def guarded(fitness: Callable[[], Any], timeout: float | None = None, pace: Pace
 
     Args:
         fitness: Evaluates a member.
-        timeout: Seconds after which a member has failed; see :func:`time_limit`.
+        timeout: Seconds after which a member has failed; see :func:`limited`.
         pace: Leaves members out.
     """
+    fitness = limited(fitness, timeout)
     if pace is not None:
         fitness = pace.counted(fitness)
 
     def run() -> Any:
         try:
-            with time_limit(timeout):
-                return fitness()
+            return fitness()
         except Exception as error:
             return Failure(error)
 
@@ -109,30 +108,46 @@ def check_timeout(timeout: float | None) -> None:
         raise ValueError("member_timeout needs a system with interval timers (Linux, macOS). Leave it out here.")
 
 
-@contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise a TimeoutError in this context after so many seconds; ``None`` means never.
+def limited(fitness: Callable[[], Any], seconds: float | None) -> Callable[[], Any]:
+    """A fitness that raises a TimeoutError after so many seconds; ``None`` means never.
 
     By an alarm signal, so between two instructions of Python: one long call into C, a GPU's kernel or a lock, say, is
-    waited for. An alarm of the user's own that is running starts again afterwards with what was left of it.
+    waited for. An alarm of the user's own that is running waits meanwhile, and goes on with what was left of it.
 
-    Raises:
-        RuntimeError: Outside the main thread, where Python takes no signals.
+    Returns:
+        What raises a RuntimeError outside the main thread, where Python takes no signals.
+
+    Example:
+        >>> import time
+        >>> limited(lambda: time.sleep(10), 0.1)()
+        Traceback (most recent call last):
+        ...
+        TimeoutError: The member's evaluation took longer than member_timeout=0.1 seconds.
     """
     if seconds is None:
-        yield
-        return
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("member_timeout works in the main thread only: Python takes signals nowhere else.")
+        return fitness
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"The member's evaluation took longer than member_timeout={seconds} seconds.")
+    def run() -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("member_timeout works in the main thread only: Python takes signals nowhere else.")
+        # Not a context manager: an alarm between its block and its end would leave its end out. Here all that follows
+        # `running = False` may be interrupted by a late alarm, which does nothing.
+        running = True
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    start, (left, interval) = time.monotonic(), signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        left = max(1e-6, left - (time.monotonic() - start)) if left else 0.0
-        signal.setitimer(signal.ITIMER_REAL, left, interval)
-        signal.signal(signal.SIGALRM, handler)
+        def stop(number: int, frame: FrameType | None) -> None:
+            if running:
+                raise TimeoutError(f"The member's evaluation took longer than member_timeout={seconds} seconds.")
+
+        left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # before `stop` is there: a user's alarm is no timeout
+        start, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            return fitness()
+        finally:
+            running = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+            if left:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, left - (time.monotonic() - start)), interval)
+
+    return run

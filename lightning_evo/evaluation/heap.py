@@ -13,26 +13,27 @@ from functools import lru_cache
 
 __all__ = ["keep_freed_memory"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
-_LARGEST = 1 << 25  # bytes: above it, and glibc knows no higher limit, every block comes from the system and returns
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # <malloc.h>
 
 
 @lru_cache(maxsize=1)
 def keep_freed_memory() -> bool:
-    """Let this process keep freed blocks of up to 32 MB instead of returning them.
+    """Let this process keep freed blocks, whatever their size, instead of returning them.
 
-    Its memory then stays at the highest it was. Nothing happens with another C library, or where the environment says
-    something else: ``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or ``glibc.malloc`` in ``GLIBC_TUNABLES``.
+    Its memory then stays near the highest it was. (What is free at the heap's end beyond 2 GB is still returned.)
+    Nothing happens with another C library, or where the environment says something else: ``MALLOC_TRIM_THRESHOLD_``,
+    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` or ``glibc.malloc`` in ``GLIBC_TUNABLES``.
 
     Returns:
         Whether it was done.
     """
-    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
+    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_"} & os.environ.keys()
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or not sys.platform.startswith("linux"):
         return False
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018  # other C libraries have a `mallopt` that does something else
-        return bool(library.mallopt(_MMAP_THRESHOLD, _LARGEST) and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
+        # A threshold for blocks of their own would not do: glibc knows none above 32 MB.
+        return bool(library.mallopt(_MMAP_MAX, 0) and library.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1))
     except (OSError, AttributeError):
         return False

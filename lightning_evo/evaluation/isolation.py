@@ -2,16 +2,18 @@
 
 While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
 (BatchNorm's statistics), metric states, attributes and train or eval modes. Afterwards all of them are as they were
-before the first. Not covered: what a member writes into an array, an object of another class, or a tensor of more than
-65,536 elements that an attribute holds (a data set, most likely). Register such tensors as buffers.
+before the first. Not covered: what a member writes into an array, an object of another class, a parameter that does
+not evolve, or a tensor of more than 65,536 elements that an attribute holds (a data set, most likely). Register such
+tensors as buffers. (What it writes into an evolving parameter: see :mod:`~lightning_evo.evaluation.center`.)
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
@@ -20,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_evo.memory import extent
 from lightning_evo.shards import is_sharded
 
-__all__ = ["Contents", "Isolation", "RandomState"]
+__all__ = ["Contents", "Isolation", "RandomState", "version_of"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
 _SMALL = 1 << 16  # elements of a tensor in an attribute that is worth a copy per generation, in case it is a counter
@@ -135,8 +138,8 @@ class Isolation:
         self._random = RandomState(self._device)
         self._modes = [(module, module.training) for module in modules]
         # A buffer that shares a weight's memory is part of the member, not of what it may leave behind.
-        weights = {_storage(parameter) for parameter in self._module.parameters()}
-        self._buffers = _Buffers(modules, weights)
+        weights = _Memory(self._module.parameters())
+        self._registries = _Registries(modules, weights)
         self._attributes = [
             _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
             for m in modules
@@ -146,13 +149,13 @@ class Isolation:
             tensor
             for attributes in self._attributes
             for tensor in attributes.tensors()
-            if tensor.numel() <= _SMALL and _storage(tensor) not in weights
+            if tensor.numel() <= _SMALL and tensor not in weights
         )
 
     def start_member(self) -> None:
         """Put everything back to where it was when the context was entered."""
         self._random.restore()
-        self._buffers.restore()
+        self._registries.restore()
         self._tensors.restore()
         for module, mode in self._modes:
             if module.training != mode:
@@ -188,24 +191,47 @@ def _metric_class() -> type | None:
     return None if torchmetrics is None else torchmetrics.Metric
 
 
-class _Buffers:
-    """The buffers of all modules: which tensors they are, and what these hold, where that is not weights' memory."""
+class _Registries:
+    """The parameters and buffers of all modules: which tensors they are, and what buffers hold in memory of their own.
 
-    def __init__(self, modules: list[nn.Module], weights: set[int]) -> None:
-        # TorchScript modules keep their buffers to themselves.
-        registries: list[Any] = [module._buffers for module in modules]
-        self._registries = [(own, own.copy()) for own in registries if isinstance(own, dict)]
+    What parameters hold is the members' business, but a forward may put another one in a parameter's place.
+    """
+
+    def __init__(self, modules: list[nn.Module], weights: _Memory) -> None:
+        # TorchScript modules keep theirs to themselves.
+        registries: list[Any] = [own for module in modules for own in (module._parameters, module._buffers)]
+        self._registries = [(own, dict(own)) for own in registries if isinstance(own, dict)]
         buffers = (buffer for module in modules for _, buffer in module.named_buffers(recurse=False))
         # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
         # writes through `.data` count it up.
-        own_memory = (buffer for buffer in buffers if _is_plain(buffer) and _storage(buffer) not in weights)
+        own_memory = (buffer for buffer in buffers if _is_plain(buffer) and buffer not in weights)
         self._contents = Contents(own_memory, trust_versions=False)
 
     def restore(self) -> None:
-        for registry, buffers in self._registries:
-            if registry or buffers:
-                _refill(registry, buffers)
+        for registry, tensors in self._registries:
+            same = len(registry) == len(tensors) and all(map(operator.is_, registry.values(), tensors.values()))
+            if not same:
+                registry.clear()
+                registry.update(tensors)
         self._contents.restore()
+
+
+class _Memory:
+    """Where some tensors lie."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._by_storage: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            self._by_storage.setdefault(_storage(tensor), []).append(tensor)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies among the bytes of one of them."""
+        storage = _storage(tensor)
+        neighbours = self._by_storage.get(storage) if storage else None  # 0: it holds nothing
+        if not neighbours:
+            return False
+        first, last = extent(tensor)
+        return any(first < stop and start < last for start, stop in map(extent, neighbours))
 
 
 class Contents:
@@ -220,7 +246,7 @@ class Contents:
         different = {id(tensor): tensor for tensor in tensors if _is_plain(tensor)}
         self._tensors = list(different.values())
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
-        self._versions = [_version(tensor) for tensor in self._tensors] if trust_versions else None
+        self._versions = [version_of(tensor) for tensor in self._tensors] if trust_versions else None
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -230,12 +256,13 @@ class Contents:
                 torch._foreach_copy_(self._tensors, self._copies)
             return
         for i, (tensor, version) in enumerate(zip(self._tensors, self._versions, strict=True)):
-            if version is None or _version(tensor) != version:
+            if version is None or version_of(tensor) != version:
                 tensor.copy_(self._copies[i])
-                self._versions[i] = _version(tensor)
+                self._versions[i] = version_of(tensor)
 
 
-def _version(tensor: Tensor) -> int | None:
+def version_of(tensor: Tensor) -> int | None:
+    """How often a tensor was written to; ``None`` where tensors don't count that."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -290,7 +317,7 @@ def _containers(values: Iterable[Any]) -> tuple[list[tuple[Any, Any]], list[Tens
         if isinstance(value, list | dict | set | deque):
             if id(value) in found:
                 continue
-            found[id(value)] = (value, value.copy())
+            found[id(value)] = (value, _entries(value))
         elif type(value) is Tensor:
             tensors.append(value)
             continue
@@ -300,15 +327,36 @@ def _containers(values: Iterable[Any]) -> tuple[list[tuple[Any, Any]], list[Tens
     return list(found.values()), tensors
 
 
-def _refill(container: Any, content: Any) -> None:
+# By the methods of the built-in classes: classes derived from them may refuse to be written to, as the outputs and
+# configurations of transformers and diffusers do, and they are only to hold what they held.
+
+
+def _entries(container: Any) -> Any:
+    """What a list, dictionary, set or deque holds."""
+    if isinstance(container, OrderedDict):
+        return list(OrderedDict.items(container))
+    if isinstance(container, dict):
+        return dict.copy(container)
+    return list(container)
+
+
+def _refill(container: Any, entries: Any) -> None:
+    """Have it hold what :func:`_entries` gave."""
     if isinstance(container, list):
-        container[:] = content
+        list.__setitem__(container, slice(None), entries)
     elif isinstance(container, deque):
-        container.clear()
-        container.extend(content)
+        deque.clear(container)
+        deque.extend(container, entries)
+    elif isinstance(container, set):
+        set.clear(container)
+        set.update(container, entries)
+    elif isinstance(container, OrderedDict):
+        OrderedDict.clear(container)
+        for key, value in entries:
+            OrderedDict.__setitem__(container, key, value)
     else:
-        container.clear()
-        container.update(content)
+        dict.clear(container)
+        dict.update(container, entries)
 
 
 class _MetricState(_Attributes):

@@ -5,7 +5,8 @@ arguments. Where an evolving parameter is among them, ``center + sigma * noise``
 duration of the call. So it does not matter which module owns a parameter or who reads it: tied heads,
 ``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What never comes by, because it
 is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is what the first
-generation's check is for (:mod:`lightning_evo.evaluation.check`).
+generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member is lost with the
+scratch tensor, so a write to a parameter raises :class:`~lightning_evo.evaluation.center.NeedsWeights`.
 
 Noise of low rank is not even made: ``x (W + A B^T)^T = x W^T + (x B) A^T`` (:mod:`lightning_evo.evaluation.low_rank`).
 
@@ -20,10 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import _functorch
+from lightning_evo.evaluation.center import NeedsWeights
+from lightning_evo.evaluation.isolation import version_of
 from lightning_evo.evaluation.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
@@ -48,6 +52,9 @@ class Perturbed(TorchFunctionMode):
     Attributes:
         seen: Indices of the parameters that were asked for.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
+
+    Raises:
+        NeedsWeights: From a call, or the context's end, if a parameter is written to or its address is asked for.
 
     Example:
         >>> from lightning_evo.algorithms import get
@@ -80,7 +87,10 @@ class Perturbed(TorchFunctionMode):
         self._space = space.by_identity()
         self._shared = {} if shared is None else shared
         self._scratch = {} if scratch is None else scratch
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._given: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
+        self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
+        self._refusal: NeedsWeights | None = None
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
         self._read: set[int] = set()
         self._room = _CACHED
@@ -114,15 +124,18 @@ class Perturbed(TorchFunctionMode):
     def tensor(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
         if parameter.index in self._cache:
-            return self._cache[parameter.index]
+            values, memory = self._cache[parameter.index]
+            self._give(parameter, memory)
+            return values
         with _functorch.outside():
-            values = self.stack(parameter) if self.level is not None else self._member(parameter)
+            values = memory = self.stack(parameter) if self.level is not None else self._member(parameter)
+        self._give(parameter, memory)
         if self.level is not None:
             values = _functorch.wrap(values, self.level)
         size = parameter.tensor.numel() * len(self.members)
         if parameter.index in self._read and size <= self._room:
             self._room -= size
-            self._cache[parameter.index] = values
+            self._cache[parameter.index] = values, memory
         self._read.add(parameter.index)
         return values
 
@@ -143,7 +156,15 @@ class Perturbed(TorchFunctionMode):
             return self.tensor(parameter)
         self._read.add(parameter.index)
         rows = self.rows(parameter, 0, len(center))
-        return self.tensor(parameter) if rows is None else rows[0]
+        if rows is None:
+            return self.tensor(parameter)
+        self._give(parameter, rows)
+        return rows[0]
+
+    def _give(self, parameter: EvolvingParameter, memory: Tensor) -> None:
+        """Note that a call is given a member's memory, if the call may write to it."""
+        if self._given is not None:
+            self._given.append((parameter, memory, version_of(memory)))
 
     def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
         """Some rows of the members' values, in scratch memory.
@@ -248,12 +269,31 @@ class Perturbed(TorchFunctionMode):
 
     def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call that is given evolving parameters."""
-        if function is Tensor.data_ptr:
-            raise RuntimeError("A weight's memory is read directly, by its address.")
         rule = RULES.get(function) if kwargs.keys() <= KEYWORDS else None
         result = NotImplemented if rule is None else rule(self, *args, **kwargs)
         if result is not NotImplemented:
             return result
+        if function is Tensor.data_ptr:
+            raise self._refused("A weight's memory is read directly, by its address.")
+        if function in _PURE:
+            return self._with_members(function, args, kwargs)
+        target = self.find(args[0]) if args else None
+        if target is not None and (
+            function == _SET_DATA or (torch.is_inference_mode_enabled() and _in_place(function))
+        ):
+            raise self._written(target)  # the latter, as tensors don't count writes there
+        given = self._given = []
+        try:
+            result = self._with_members(function, args, kwargs)
+        finally:
+            self._given = None
+        self._check_unwritten(given)
+        if function == _GET_DATA and self.level is None:  # whose writes are counted apart
+            self._data.append((given[0][0], result, version_of(result)))
+        return result
+
+    def _with_members(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call with the members' values in place of evolving parameters."""
         args = list(args)
         # The results of functions with a rule keep nothing of a weight's memory.
         for i, argument in enumerate(args if function in RULES else ()):
@@ -263,6 +303,26 @@ class Perturbed(TorchFunctionMode):
                 break  # there is scratch memory for one
         args = [self.replace_all(argument) for argument in args]
         return self._call(function, args, {name: self.replace_all(argument) for name, argument in kwargs.items()})
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        data, self._data = self._data, []
+        if self._refusal is not None and error is not self._refusal and (error is None or isinstance(error, Exception)):
+            raise self._refusal  # the user's code has caught it
+        if error is None:
+            self._check_unwritten(data)
+
+    def _check_unwritten(self, memory: list[tuple[EvolvingParameter, Tensor, int | None]]) -> None:
+        for parameter, values, version in memory:
+            if version_of(values) != version:
+                raise self._written(parameter)
+
+    def _written(self, parameter: EvolvingParameter) -> NeedsWeights:
+        return self._refused(f"{parameter.name} is written to by the members' code")
+
+    def _refused(self, reason: str) -> NeedsWeights:
+        self._refusal = NeedsWeights(reason)
+        return self._refusal
 
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self.level is not None and function in BATCHED:
@@ -289,6 +349,22 @@ class Perturbed(TorchFunctionMode):
             return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
         return argument
 
+
+def _in_place(function: Callable[..., Any]) -> bool:
+    """Whether a function writes to its first argument, by its name: ``clamp_``, ``__iadd__``, ``__setitem__``."""
+    name = getattr(function, "__name__", "")
+    special = name.startswith("__") and name.endswith("__")
+    return name in _IN_PLACE if special else name.endswith("_")
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+_IN_PLACE = frozenset(["__setitem__", *(f"__i{name}__" for name in _OPERATORS)])
+
+# They write to no argument, and are what most forwards call with a weight. (An embedding writes with ``max_norm``.)
+_PURE: frozenset[Any] = frozenset(RULES) - {functional.embedding} | {functional.layer_norm, functional.group_norm}
+
+_GET_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
+_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
 
 # They tell what kind of tensor a parameter is, and a member's is of the same kind.
 _HARMLESS: frozenset[Any] = frozenset(

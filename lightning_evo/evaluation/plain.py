@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.algorithms import Population
+from lightning_evo.evaluation.center import Center
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.perturbations import Perturbation
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
@@ -40,20 +41,20 @@ def evaluate(
     Returns:
         What ``fitness`` gave for each member.
     """
-    centers = [parameter.local.clone() for parameter in space]
+    center = Center(space)
     values = []
     try:
         for number in range(len(population)) if members is None else members:
             direction, step = population.address(number)
-            for parameter, center in zip(space, centers, strict=True):
-                member = _member(population.perturbation, direction, step, parameter, center)
-                parameter.local.copy_(parameter.keep_padding(member, center))
+            center.take_memory_back()
+            for parameter, value in zip(space, center.values, strict=True):
+                member = _member(population.perturbation, direction, step, parameter, value)
+                parameter.local.copy_(parameter.keep_padding(member, value))
             torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
             isolation.start_member()
             values.append(fitness())
     finally:
-        for parameter, center in zip(space, centers, strict=True):
-            parameter.local.copy_(center)
+        center.restore()
         torch.clear_autocast_cache()
     return values
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from lightning_evo.evaluation.batches import choose, count, random_samples
+from lightning_evo.evaluation.batches import SharedBatch, choose, count, random_samples
 
 Pair = namedtuple("Pair", ["x", "y"])
 ROWS = torch.tensor([0, 2, 5])
@@ -93,6 +93,36 @@ def test_mappings_of_all_kinds():
     assert by_default["missing"] == []
     assert torch.equal(by_default["a"], x()[ROWS])
     assert torch.equal(choose(MappingProxyType({"a": x()}), ROWS)["a"], x()[ROWS])
+
+
+class Output(OrderedDict):
+    """As the outputs of transformers: entries can be set, but not by ``update``."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("You cannot use ``update``")
+
+
+class Frozen(OrderedDict):
+    """Written once."""
+
+    def __init__(self, entries):
+        for key, value in entries.items():
+            OrderedDict.__setitem__(self, key, value)
+
+    def __setitem__(self, key, value):
+        raise TypeError("read only")
+
+
+@pytest.mark.parametrize("kind", [Output, Frozen])
+def test_mappings_that_refuse_to_be_updated(kind):
+    shared = SharedBatch(kind({"x": x(), "names": ["a"]}))
+    for _ in range(2):
+        batch = shared.for_member()
+        assert type(batch) is kind
+        assert torch.equal(batch["x"], x())
+        assert batch["names"] == ["a"]
+        batch["x"].zero_()
+        batch["names"].append("b")
 
 
 def test_entries_of_lists_with_one_per_sample():

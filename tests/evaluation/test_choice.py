@@ -13,6 +13,7 @@ from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.choice import Evaluation
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.evolution import Evolution
 from lightning_evo.search_space import SearchSpace
 from tests.evaluation.models import CPU, NOISE, cnn, evaluate, mlp, population
 
@@ -109,7 +110,7 @@ def test_the_first_generation_costs_a_few_calls_more():
     with Isolation(module, CPU) as isolation:
         evaluation, space, members = Evaluation("in_forward"), SearchSpace(module), population()
         evaluation(module, space, members, fitness, isolation)
-        assert 6 < next(calls) < 6 + 8
+        assert 6 < next(calls) < 6 + 10
         before = next(calls)
         evaluation(module, space, members, fitness, isolation)
         assert next(calls) == before + 6 + 1
@@ -307,6 +308,25 @@ def test_a_fitness_that_does_not_depend_on_the_weights_proves_nothing(first):
     assert torch.equal(values, expected)
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "rank_1"])
+def test_a_choice_that_waited_is_the_one_that_would_have_been_made(noise, monkeypatch):
+    """Where the first batch tells nothing; as a run does that was interrupted after it."""
+    monkeypatch.setattr("lightning_evo.evaluation.choice.is_slower", lambda way, job: True)
+    monkeypatch.setattr("lightning_evo.evaluation.batched._choose_size", lambda *_: 2)
+    module, x, members = mlp(), torch.randn(4, 6), population(**NOISE[noise])
+    chosen = []
+    for declines in (False, True):
+        evaluation = Evaluation()
+        if declines:
+            with Isolation(module, CPU) as isolation:
+                evaluation(module, SearchSpace(module), members, lambda: None, isolation)
+            assert evaluation.state_dict() == {}
+        choose(evaluation, module, members, lambda: module(x).square().mean())
+        chosen.append(evaluation.state_dict())
+    assert chosen[0] == chosen[1]
+    assert chosen[0]["evaluation"] == ("batched" if noise == "gaussian" else "plain")
+
+
 @pytest.mark.parametrize("factor", [0.0, torch.nan])
 def test_a_view_of_a_weight_is_found_whatever_the_fitness(factor):
     module, x = Cached(lambda w: w.detach()), torch.randn(8, 6)
@@ -386,3 +406,19 @@ def test_the_faster_way_is_taken_only_if_it_gives_the_same_bits(monkeypatch):
     monkeypatch.setattr(Batched, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("not today")))
     choose(other, module, population(rank=1), lambda: module(x).square().mean())
     assert way_of(other) == "in_forward"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batched_with_other_dropout_masks_is_refused(seed):
+    """A transformer's attention gives tensors that are not contiguous, for which batched members draw other masks."""
+    torch.manual_seed(seed)
+    layer = torch.nn.TransformerEncoderLayer(64, 2, 128, batch_first=True)
+    x = torch.randn(16, 16, 64)
+    fitness = []
+    for name in ("plain", "auto"):
+        evolution = Evolution(population=6, sigma=0.02, seed=0, evaluation=name)
+        evolution.setup(layer)
+        evolution.evaluate(lambda x: -layer(x).mean(1).square().mean(), x)
+        fitness.append(evolution.conclude().fitness)
+    assert "batched is not possible: the center's fitness differs" in evolution.evaluation.summary
+    torch.testing.assert_close(fitness[1], fitness[0], rtol=0, atol=1e-6 * float(fitness[0].std()) + 1e-6)

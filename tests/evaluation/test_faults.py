@@ -1,5 +1,6 @@
 """Members that fail or hang are left out; too many of them stop the run with the first one's exception."""
 
+import itertools
 import math
 import signal
 import threading
@@ -9,7 +10,8 @@ from collections import Counter
 import pytest
 import torch
 
-from lightning_evo.evaluation.faults import Pace, time_limit
+from lightning_evo.evaluation.faults import Pace, guarded, limited
+from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evolution import Evolution
 
 WAYS = ["plain", "in_forward", "batched"]
@@ -102,11 +104,11 @@ def test_on_another_process():
     evolution, module = subject()
 
     def gather(values):
-        failed = torch.tensor([[math.nan, -1.0]] * 4, dtype=torch.float64)
+        failed = torch.tensor([[math.nan, -1.0]] * 4 + [[math.inf, 0.0]], dtype=torch.float64)
         return [values, failed]
 
     evolution.minimum_evaluated = 0.75
-    evolution.ranks = replace(evolution.ranks, population=2, gather_from_all=gather)
+    evolution.ranks = replace(evolution.ranks, groups=2, gather_from_all=gather)
     with pytest.raises(RuntimeError, match="4 of 8 members failed on other processes"):
         evolution.evaluate(fails_for((), module), torch.ones(4, 3))
 
@@ -134,8 +136,7 @@ def test_an_alarm_of_the_users_goes_on():
     handler = signal.signal(signal.SIGALRM, lambda *_: None)
     try:
         before = signal.setitimer(signal.ITIMER_REAL, 50)
-        with time_limit(1):
-            time.sleep(0.01)
+        limited(lambda: time.sleep(0.01), 1)()
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50 - 0.01
     finally:
         signal.setitimer(signal.ITIMER_REAL, *before)
@@ -147,8 +148,7 @@ def test_outside_the_main_thread():
 
     def run():
         try:
-            with time_limit(1):
-                pass
+            limited(lambda: None, 1)()
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -168,6 +168,18 @@ def test_impossible_timeouts(timeout):
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match=r"minimum_evaluated must be a share of the members, in \[0, 1\]"):
         subject(minimum_evaluated=share)
+
+
+def test_the_time_limit_is_the_members_own():
+    """What counts members for all processes is not interrupted, nor does it make a member late."""
+
+    def add(name, amount):
+        time.sleep(0.1)
+        return 0
+
+    pace = Pace(add, drop=0.5)
+    pace.start("generation 0", members=2)
+    assert guarded(lambda: 1.0, 0.05, pace)() == 1.0
 
 
 def test_what_a_forward_has_finished_is_kept():
@@ -191,7 +203,243 @@ def test_what_a_forward_has_finished_is_kept():
     assert list(numbers.values()) == [6]
 
 
+@pytest.fixture
+def no_alarm():
+    """Without pytest-timeout's alarm, and with a handler of its own, whose calls it counts."""
+    calls = []
+    handler = signal.signal(signal.SIGALRM, lambda *_: calls.append(0))
+    before = signal.setitimer(signal.ITIMER_REAL, 0)
+    yield calls
+    signal.setitimer(signal.ITIMER_REAL, *before)
+    signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_late_alarm_is_ignored(no_alarm):
+    """It may come when the member has finished, up to the last instruction of the clean-up and after it."""
+    handlers = []
+    fitness = limited(lambda: handlers.append(signal.getsignal(signal.SIGALRM)) or 1.0, 5)
+    assert fitness() == 1.0
+    handlers[0](signal.SIGALRM, None)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    signal.raise_signal(signal.SIGALRM)
+    assert len(no_alarm) == 1  # the user's handler is back
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_an_alarm_during_the_clean_up_is_ignored(no_alarm, monkeypatch, raises):
+    set_timer, alarms = signal.setitimer, []
+
+    def fitness():
+        def stop_timer(which, seconds, interval=0.0):
+            signal.raise_signal(signal.SIGALRM)  # in the last moment
+            alarms.append(0)
+            return set_timer(which, seconds, interval)
+
+        monkeypatch.setattr(signal, "setitimer", stop_timer)
+        if raises:
+            raise ValueError("its own")
+        return 1.0
+
+    if raises:
+        with pytest.raises(ValueError, match="its own"):
+            limited(fitness, 5)()
+    else:
+        assert limited(fitness, 5)() == 1.0
+    assert len(alarms) == 1
+    assert not no_alarm
+    signal.raise_signal(signal.SIGALRM)
+    assert len(no_alarm) == 1
+
+
+def test_an_alarm_of_the_users_is_no_timeout(no_alarm, monkeypatch):
+    """The user's handler gets it, if it comes before the member begins; else it comes when the member has finished."""
+    set_handler = signal.signal
+
+    def alarm_before(number, handler):
+        signal.raise_signal(signal.SIGALRM)
+        monkeypatch.setattr(signal, "signal", set_handler)
+        return set_handler(number, handler)
+
+    monkeypatch.setattr(signal, "signal", alarm_before)
+    assert limited(lambda: 1.0, 5)() == 1.0
+    assert len(no_alarm) == 1
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    assert limited(lambda: time.sleep(0.2) or len(no_alarm), 5)() == 1
+    time.sleep(0.01)
+    assert len(no_alarm) == 2
+
+
+def test_limits_within_each_other(no_alarm):
+    """The inner one ends by itself; the outer one's time goes on meanwhile, and it speaks when the inner has ended."""
+
+    def inner():
+        with pytest.raises(TimeoutError, match="member_timeout=0.05"):
+            limited(lambda: time.sleep(10), 0.05)()
+        time.sleep(10)
+
+    start = time.perf_counter()
+    with pytest.raises(TimeoutError, match="member_timeout=0.2"):
+        limited(inner, 0.2)()
+    assert time.perf_counter() - start < 5
+    with pytest.raises(TimeoutError, match="member_timeout=0.05"):
+        limited(lambda: limited(lambda: time.sleep(0.2), 5)(), 0.05)()
+    assert not no_alarm
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_handler_that_python_did_not_set(no_alarm, monkeypatch):
+    """Of a library in C: Python can't set it again, and says None."""
+    set_handler = signal.signal
+    given = []
+
+    def by_c(number, handler):
+        given.append(handler)
+        set_handler(number, handler)
+
+    monkeypatch.setattr(signal, "signal", by_c)
+    assert limited(lambda: 1.0, 5)() == 1.0
+    assert given[1] == signal.SIG_DFL
+
+
+# --- the first generation's check ------------------------------------------------------------------------------------
+
+
+def positive(value):
+    """Raises where the value of a member is not, by a function that vmap can do."""
+    torch.linalg.cholesky(value.double().view(1, 1))
+
+
+def trouble(kind, module):
+    """Raises at some calls, of members and the check's alike."""
+    calls, center = itertools.count(1), module.weight.detach().clone()
+
+    def raise_now_and_then():
+        call = next(calls)
+        if (kind == "first_call" and call == 1) or (kind == "every_third_call" and call % 3 == 0):
+            raise ValueError("no reward today")
+        if kind == "far_members":  # the check's, farther away than any other
+            positive(0.12 - (module.weight - center).norm())
+
+    return raise_now_and_then
+
+
+@pytest.mark.parametrize("way", ["in_forward", "batched"])
+@pytest.mark.parametrize("kind", ["first_call", "every_third_call", "far_members"])
+@pytest.mark.filterwarnings("ignore:.*failed and are left out")
+def test_what_members_raise_now_and_then_does_not_count_against_a_way(way, kind):
+    options = {"members_per_forward": 2} if way == "batched" else {}
+    evolution, module = subject(way, minimum_evaluated=0.25, **options)
+    raise_now_and_then, before, raised = trouble(kind, module), module.weight.detach().clone(), []
+
+    def fitness(batch):
+        try:
+            raise_now_and_then()
+        except Exception as error:
+            raised.append(error)
+            raise
+        return -module(batch).square().sum()
+
+    assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert raised
+    assert evolution.evaluation.summary.startswith(f"evaluation: {way}")
+    assert "not possible" not in evolution.evaluation.summary
+    assert torch.equal(module.weight, before)
+
+
+@pytest.mark.parametrize("way", ["in_forward", "batched"])
+@pytest.mark.filterwarnings("ignore:.*failed and are left out")
+def test_members_that_always_raise_do_not_count_against_a_way(way):
+    """Nor do they stop the others of their forward; those of the check are among them in some generations."""
+    options = {"members_per_forward": 4} if way == "batched" else {}
+    evolution, module = subject(way, antithetic=False, minimum_evaluated=0.1, **options)
+    with torch.no_grad():
+        module.bias.zero_()
+    failed = []
+
+    def fitness(batch):
+        positive(0.01 - module.bias.sum())
+        return -module(batch).square().sum()
+
+    while not evolution.evaluation.summary:
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+        failed.append(evolution.statistics()["failed_members"])
+        evolution.conclude()
+        assert len(failed) < 10
+    assert evolution.evaluation.summary.startswith(f"evaluation: {way}")
+    assert "not possible" not in evolution.evaluation.summary
+    assert 0 < max(failed) < 8
+
+
+def test_checks_that_members_break_off_are_given_up_after_ten_batches():
+    """The center raises, and no member: a check needs it, and the plain loop does not."""
+    evolution, module = subject("in_forward", population=4)
+    center, checks = module.weight.detach().clone(), []
+
+    def fitness(batch):
+        if torch.equal(module.weight.view(-1).clone(), center.view(-1)):
+            checks.append(0)
+            raise ValueError("no reward for the center")
+        return -module(batch).square().sum()
+
+    for _ in range(9):
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+        assert evolution.evaluation.state_dict() == {}
+    with pytest.warns(UserWarning, match="the check was broken off in 10 batches: ValueError: no reward for the cen"):
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluation.state_dict() == {"evaluation": "plain"}
+    assert len(checks) == 20  # twice each
+    evolution.evaluate(fitness, torch.ones(4, 3))
+    assert len(checks) == 20
+    assert evolution.statistics()["failed_members"] == 0
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_an_exception_of_the_way_alone_counts_against_it_at_once(batches):
+    """Code that batches can't run, beside a member that fails by itself."""
+    evolution, module = subject("batched", antithetic=False, members_per_forward=8 // batches)
+
+    def fitness(batch):
+        return -module(batch).square().sum() * (1 + 0 * float(module(batch)[0, 0].item()))
+
+    with pytest.warns(UserWarning, match=r"batched is not possible: RuntimeError: .*item"):
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluation.state_dict() == {"evaluation": "in_forward"}
+    assert evolution.statistics()["failed_members"] == 0
+
+
+def test_what_only_some_batches_of_members_can_not_do_is_found_in_the_first_generation():
+    """Code that branches for the last members, which the check does not see."""
+    evolution, module = subject("batched", antithetic=False, members_per_forward=2)
+    calls = itertools.count()
+
+    def fitness(batch):
+        output = module(batch)
+        if next(calls) >= 6:
+            output = output * (1 + 0 * output.sum().item())
+        return -output.square().sum()
+
+    with pytest.warns(UserWarning, match=r"batched is not possible: RuntimeError: .*item"):
+        assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluation.state_dict() == {"evaluation": "in_forward"}
+    assert evolution.statistics()["failed_members"] == 0
+
+
+def test_exceptions_while_the_faster_way_is_measured():
+    evolution, module = subject("auto", antithetic=False)
+    evolution.evaluation._ways = [InForward(), None]
+    calls = itertools.count()
+
+    def fitness(batch):
+        if next(calls) >= 6 + 8:
+            raise ValueError("no reward today")
+        return -module(batch).square().sum()
+
+    assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluation.state_dict() == {"evaluation": "in_forward"}
+
+
 def test_a_first_call_that_hangs():
+    """It proves nothing: the second one tells."""
     evolution, module = subject("in_forward", member_timeout=0.3)
     calls = []
 
@@ -202,6 +450,22 @@ def test_a_first_call_that_hangs():
         return -module(batch).square().sum()
 
     start = time.perf_counter()
-    with pytest.warns(UserWarning, match="in_forward is not possible: TimeoutError"):
-        assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluate(fitness, torch.ones(4, 3))
     assert time.perf_counter() - start < 10
+    assert evolution.evaluation.summary == "evaluation: in_forward"
+
+
+def test_a_forward_of_the_first_generation_that_hangs():
+    evolution, module = subject("batched", member_timeout=0.1, members_per_forward=2, population=4, antithetic=False)
+    calls = itertools.count(1)
+
+    def fitness(batch):
+        if next(calls) == 8:  # of the members: the check has made six calls
+            time.sleep(30)
+        return -module(batch).square().sum()
+
+    start = time.perf_counter()
+    assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert time.perf_counter() - start < 10
+    assert evolution.evaluation.summary == "evaluation: batched, 2 members per forward"
+    assert evolution.statistics()["failed_members"] == 0

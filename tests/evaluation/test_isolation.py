@@ -4,7 +4,7 @@ import copy
 import itertools
 import random
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy
 import pytest
@@ -451,3 +451,66 @@ def test_logging_comes_back_if_the_snapshot_fails(monkeypatch):
         pass
     assert "log" not in vars(model)
     assert "log_dict" not in vars(model)
+
+
+class ReadOnly(OrderedDict):
+    """As configurations of diffusers and outputs of transformers are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.frozen = True
+
+    def __setitem__(self, key, value):
+        if hasattr(self, "frozen"):
+            raise TypeError("read only")
+        super().__setitem__(key, value)
+
+    def update(self, *args, **kwargs):
+        raise TypeError("read only")
+
+
+def test_containers_that_refuse_to_be_written_to_keep_what_they_hold():
+    module = Wrapper(nn.ReLU())
+    module.config = ReadOnly(b=1, a=[2])
+    module.outputs = None
+
+    def act(member):
+        assert (list(module.config.items()), module.outputs) == ([("b", 1), ("a", [2])], None)
+        OrderedDict.__setitem__(module.config, "c", 3)
+        module.config["a"].append(4)
+        module.outputs = ReadOnly(c=5)
+
+    run(module, act)
+    assert list(module.config.items()) == [("b", 1), ("a", [2])]
+    assert list(reversed(module.config)) == ["a", "b"]
+    assert module.outputs is None
+
+
+def test_a_parameter_that_a_forward_replaces_comes_back():
+    module = nn.Linear(2, 1)
+    weight = module.weight
+
+    def act(member):
+        assert module.weight is weight
+        module.weight = nn.Parameter(torch.zeros(1, 2))
+        module.scale = nn.Parameter(torch.ones(1))
+        del module.bias
+
+    run(module, act)
+    assert module.weight is weight
+    assert [name for name, _ in module.named_parameters()] == ["weight", "bias"]
+
+
+def test_a_buffer_beside_a_weight_in_the_same_memory_is_put_back():
+    memory = torch.zeros(6)
+    module = nn.Module()
+    module.weight = nn.Parameter(memory[:3])
+    module.register_buffer("count", memory[3:])
+    module.register_buffer("alias", memory[1:2])
+
+    def act(member):
+        assert module.count.tolist() == [0, 0, 0]
+        memory.add_(1)
+
+    run(module, act)
+    assert memory.tolist() == [3, 3, 3, 0, 0, 0]  # weights are the evaluation's to restore

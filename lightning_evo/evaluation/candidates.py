@@ -1,0 +1,113 @@
+"""Which ways of evaluating come into question for a model and its noise, best first: the rule of ``"auto"``.
+
+* With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
+* With dense noise a pair shares its noise: ``batched``, too, for models of up to 67 million evolving numbers, if a pair
+  fits and there are no convolutions and recurrent layers, whose stacks of weights run no faster than one by one.
+* Else ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
+  dense noise these two give the same bits, so nothing but speed depends on what was faster.
+
+Modules that are compiled or scripted hide their weights and are run by the plain loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation import plain
+from lightning_evo.evaluation.batched import Batched
+from lightning_evo.evaluation.faults import limited
+from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.running import Job, Way
+from lightning_evo.fitness import as_fitness
+from lightning_evo.search_space import SearchSpace
+
+__all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "is_slower"]
+
+EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
+
+_HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
+_LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
+
+
+def candidates(
+    name: EvaluationName,
+    size: int | Literal["auto"],
+    module: nn.Module,
+    space: SearchSpace,
+    population: Population,
+) -> list[Way]:
+    """The ways to try, best first; the last one is the plain loop, which always works.
+
+    Args:
+        name: What the user asks for.
+        size: Members per forward, if they run together.
+        module: The user's module.
+        space: Its evolving parameters.
+        population: The members.
+    """
+    if space.is_sharded or hidden_modules(module):
+        return [None]
+    if name == "auto":
+        name = "batched" if size != "auto" or _profits_from_batching(module, space, population) else "in_forward"
+    ways: dict[str, list[Way]] = {
+        "plain": [None],
+        "in_forward": [InForward(), None],
+        "batched": [Batched(size), InForward(), None],
+    }
+    return ways[name]
+
+
+def hidden_modules(module: nn.Module) -> list[str]:
+    """The names of submodules whose weights only the plain loop reaches: they are compiled or scripted."""
+    return [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
+
+
+def brings_nothing(way: Batched, space: SearchSpace, population: Population) -> bool:
+    """Whether so few members fit into one forward that they may as well run one by one."""
+    size = way.members_per_forward
+    return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
+
+
+def is_slower(way: InForward, job: Job) -> bool:
+    """Whether the plain loop is faster, and gives the same bits: else runs would depend on how fast they were."""
+    if job.space.numel >= _LARGE:
+        return False
+    fitness = limited(job.fitness, job.timeout)
+    seconds: dict[Way, list[float]] = {way: [], None: []}
+    for member in range(min(3, len(job.population))):
+        values = []
+        for candidate, times in seconds.items():
+            start = time.perf_counter()
+            try:
+                (value,) = (candidate or plain.evaluate)(job.space, job.population, fitness, job.isolation, [member])
+            except Exception:  # of the user's own: both ways are known to work
+                return False
+            values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
+            times.append(time.perf_counter() - start)
+        if repr(values[0]) != repr(values[1]):
+            return False
+    return min(seconds[way]) > min(seconds[None])
+
+
+def _hides_its_weights(module: nn.Module) -> bool:
+    compiled = getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+    compiled = compiled or getattr(module, "_compiler_ctx", None) is not None  # where Lightning unwraps it
+    return compiled or isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_low_rank(space: SearchSpace, population: Population) -> bool:
+    largest = max(space, key=lambda parameter: parameter.tensor.numel())
+    return population.perturbation.factors([0], largest.index, largest.tensor.detach()) is not None
+
+
+def _profits_from_batching(module: nn.Module, space: SearchSpace, population: Population) -> bool:
+    if _is_low_rank(space, population):
+        return True
+    slow = (nn.modules.conv._ConvNd, nn.RNNBase)  # stacks of their weights run no faster than one after the other
+    return space.numel <= _HUGE and not any(isinstance(part, slow) for part in module.modules())
