@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = tool_parser(arguments[0]).parse_args(arguments[1:])
         try:
             (_journal if arguments[0] == "journal" else _replay)(options)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            given = "does not exist" if isinstance(error, FileNotFoundError) else "is a folder"
+            sys.exit(f"lightning-evo {arguments[0]}: {error.filename} {given}. Name a file (journals end with .evoj).")
         except (JournalError, OSError, ModuleNotFoundError) as error:
             sys.exit(f"lightning-evo {arguments[0]}: {error}")
         return
@@ -128,7 +131,10 @@ def tool_parser(name: str) -> argparse.ArgumentParser:
         )
         parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
         parser.add_argument(
-            "--inexact", action="store_true", help="go on where this machine rounds otherwise than the run's did"
+            "--inexact",
+            action="store_true",
+            help="go on, with a warning, where this machine rounds "
+            "otherwise than the run's did, or the run's weights were moved by more than evolution",
         )
         overwritten = "--output"
     parser.add_argument(
@@ -153,7 +159,19 @@ def _replay(options: argparse.Namespace) -> None:
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         torch.save(replayed, new)
-    print(f"{options.output}: the weights after generation {replayed['lightning_evo']['generation']:,}")
+        compared = _compared(journal, replayed["lightning_evo"])
+    print(f"{options.output}: the weights after generation {replayed['lightning_evo']['generation']:,}. {compared}")
+
+
+def _compared(journal: Journal, replayed: dict[str, Any]) -> str:
+    """How far it is certain that a replay has the run's weights."""
+    generation, agreed = replayed["generation"], replayed["compared"]
+    if agreed == generation:
+        return "The run's had the same checksum."
+    later = min((checksum for checksum in journal.weights if checksum > generation), default=None)
+    return ("They were not compared with the run's" if agreed is None else f"The run's were the same at {agreed:,}") + (
+        ", and there is no later checksum." if later is None else f"; the next checksum of those is at {later:,}."
+    )
 
 
 def _journal(options: argparse.Namespace) -> None:
@@ -208,6 +226,8 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
     elements = sum(math.prod(parameter.shape) for parameter in parameters)
     rows["evolving"] = f"{elements:,} elements in {len(parameters):,} tensors"
     rows["start weights"] = header.start or "unknown (sharded)"
+    if journal.weights:
+        rows["checksums"] = f"{len(journal.weights):,} of weights, the last at generation {max(journal.weights):,}"
     rows["size"] = f"{journal.size:,} bytes"
     rows["tail"] = f"torn: {journal.torn} bytes, which resuming cuts off" if journal.torn else "complete"
     for name, value in rows.items():
@@ -261,3 +281,7 @@ def _draw(fitness: _Fitness, picture: Path) -> None:
         figure.savefig(picture, dpi=150)
     finally:
         pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,8 @@ def replay(
     """Rebuild the weights that a run had after some generation.
 
     What evolved is rebuilt, bit for bit. Everything else, such as buffers (BatchNorm's statistics) and frozen weights,
-    stays as the checkpoint has it.
+    stays as the checkpoint has it. Where the journal has a checksum of the run's weights (about every hundred
+    generations, and at the end of a fit), they are compared with it.
 
     Args:
         checkpoint: Of this run, at or before that generation; a path, or what is in it. For the run's first generation
@@ -54,18 +56,20 @@ def replay(
         to: Generations finished, as ``global_step`` counts them where each step is one; ``None`` for all recorded.
         algorithm: The run's algorithm, if the journal can't hold it: one with a function of your own for ``shaping``.
         device: Where to compute. The CPU and GPUs draw the same noise.
-        exact: Whether to stop where a generation's update is not, in its last bits, the one that was made.
+        exact: Whether to stop where a generation's update is not, in its last bits, the one that was made, or weights
+            are not those that the run had. If false, the weights are compared all the same, with one warning.
         progress: Called with the generations replayed and their total.
 
     Returns:
         A checkpoint of weights only, to be loaded by ``load_from_checkpoint`` or as ``["state_dict"]``: the given one
         without the states of optimizer, loops and callbacks, which a journal does not hold. It can be a further
-        replay's ``checkpoint``. Tensors are on the CPU.
+        replay's ``checkpoint``. Tensors are on the CPU. ``["lightning_evo"]["compared"]`` is the last generation at
+        which they were found to be the run's; what your own code did to weights after it is not seen.
 
     Raises:
         JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
             is missing or of another shape or dtype, the algorithm can't be rebuilt or is another one, the checkpoint
-            can't be read, or there is no such device.
+            can't be read, there is no such device, or (with ``exact``) the weights departed from the run's.
 
     Example:
         >>> import tempfile, lightning as L
@@ -111,7 +115,11 @@ def _replay(
     last = journal.end if to is None else to
     _check_range(journal, first, last)
     weights = _Weights(base.get("state_dict", base), device)
-    _check_run(journal, saved, first, weights)
+    comparison = _Comparison(journal, first, exact)
+    if _check_run(journal, saved, first, weights):
+        comparison.agreed = first
+    if first - 1 in journal:
+        comparison.at(first, weights.space(journal.conditions_at(first - 1).parameters))
     momentum = tuple((int(generation), tuple(values)) for generation, values in saved.get("momentum", ()))
     state = ESState(seed=journal.header.conditions.seed, generation=first, momentum=momentum)
     for generation in range(first, last):
@@ -134,13 +142,58 @@ def _replay(
             clipping = None
             if conditions.clipping is not None:
                 limit, by = conditions.clipping
-                clipping = Clipping(limit, cast(Literal["norm", "value"], by), record.coefficient)
+                clipping = Clipping(limit, by, record.coefficient)
             groups = {id(p.tensor): entry.group for p, entry in zip(space, conditions.parameters, strict=True)}
             update.apply(_learning_rates(rates, groups), clipping)
         state = algorithm.advance(state, update.weights)
+        comparison.at(generation + 1, space)
         if progress is not None:
             progress(generation + 1 - first, last - first)
-    return _checkpoint(base, weights, journal, state)
+    return _checkpoint(base, weights, journal, state, comparison.agreed)
+
+
+class _Comparison:
+    """Of the replayed weights with those that the run had, where the journal has a checksum of them."""
+
+    def __init__(self, journal: Journal, first: int, exact: bool) -> None:
+        self.agreed: int | None = None
+        """The last generation that both began with the same weights."""
+        self._journal, self._first, self._exact = journal, first, exact
+        self._warned = False
+
+    def at(self, generation: int, space: SearchSpace) -> None:
+        """Compare the weights with which a generation begins.
+
+        Args:
+            generation: Its number.
+            space: The parameters that evolved in the generation before.
+
+        Raises:
+            JournalError: If they are others than the run's, and that is not accepted.
+        """
+        recorded = self._journal.weights.get(generation)
+        if recorded is None:
+            return
+        found = weights_checksum(space)
+        if found == recorded:
+            self.agreed = generation
+            return
+        since = self._first if self.agreed is None else self.agreed
+        where = f"Between generations {since} and" if since < generation else "Before generation"
+        message = (
+            f"{where} {generation} of {self._journal.path} the run's weights departed from what its fitness gives: "
+            f"generation {generation} began with weights of the checksum {recorded}, and the replay has {found}. Most "
+            "likely your code or a callback moved them, too (clamped, normalized, pruned or averaged them, say), which "
+            "is not in a journal; or another processor or version of torch rounds otherwise. "
+        )
+        if self._exact:
+            raise JournalError(
+                f"{message}Resume the fit instead, which runs that code again; replay no further than {since}; or "
+                "accept weights that are not the run's: exact=False (`--inexact`)."
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{message}The replay goes on without that. This is said once.", stacklevel=4)
 
 
 def _learning_rates(rates: tuple[float, ...], groups: Mapping[int, int]) -> Callable[[nn.Parameter], float]:
@@ -253,11 +306,16 @@ def _check_range(journal: Journal, first: int, last: int) -> None:
         raise JournalError(f"{journal.path} ends at generation {end}; it does not have the way to {last}.")
 
 
-def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: _Weights) -> None:
-    """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves."""
+def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: _Weights) -> bool:
+    """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves.
+
+    Returns:
+        Whether the weights were compared, too.
+    """
     header, named = journal.header, saved.get("journal")
     if named is not None and named["run"] == header.run:
-        if named.get("weights") and first - 1 in journal:
+        compared = bool(named.get("weights")) and first - 1 in journal
+        if compared:
             found = weights_checksum(weights.space(journal.conditions_at(first - 1).parameters))
             if found != named["weights"]:
                 raise JournalError(
@@ -265,11 +323,11 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
                     "it was written, so something else was saved (averaged weights, say) or changed since. Give "
                     "another checkpoint of the run."
                 )
-        return
+        return compared
     if first == header.generation and header.start:
         found = weights_checksum(weights.space(header.conditions.parameters))
         if found == header.start:
-            return
+            return True
         raise JournalError(
             f"The checkpoint's weights have the checksum {found}; {journal.path} begins with {header.start}. Give the "
             "checkpoint that the run began with, or one that it wrote."
@@ -280,7 +338,9 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
     )
 
 
-def _checkpoint(base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState) -> dict[str, Any]:
+def _checkpoint(
+    base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState, compared: int | None
+) -> dict[str, Any]:
     # States that belong to the base's generation: nothing must go on from them by mistake.
     dropped = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY)
     others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
@@ -289,6 +349,7 @@ def _checkpoint(base: Mapping[str, Any], weights: _Weights, journal: Journal, st
         "seed": state.seed,
         "generation": state.generation,
         "journal": {"run": journal.header.run, "path": str(journal.path.resolve()), "batches": 0},
+        "compared": compared,
     }
     if state.momentum:
         saved["momentum"] = state.momentum

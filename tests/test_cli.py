@@ -251,8 +251,8 @@ def test_replay_overwrites_only_when_told(journaled, tmp_path):
     [
         (["--to-step=3"], "a replay only goes forward: 3 is before it"),
         (["--to-step=13"], "ends at generation 12"),
-        (["--journal=nowhere.evoj"], "No such file or directory: 'nowhere.evoj'"),
-        (["--checkpoint=nowhere.ckpt"], "No such file or directory: 'nowhere.ckpt'"),
+        (["--journal=nowhere.evoj"], "nowhere.evoj does not exist. Name a file"),
+        (["--checkpoint=nowhere.ckpt"], "nowhere.ckpt does not exist. Name a file"),
         (["--journal={folder}/step=4.ckpt"], "is not a seed journal"),
         (["--checkpoint={folder}/evolution.evoj"], "can't be read as plain data"),
         (["--checkpoint={folder}/end.pt"], "weights have the checksum"),
@@ -309,8 +309,8 @@ def test_journal_that_is_torn_or_empty(journaled, tmp_path, capsys):
     torn.write_bytes(content[:-3])
     cli.main(["journal", str(torn)])
     text = capsys.readouterr().out
-    assert "torn: 29 bytes, which resuming cuts off" in text
-    assert "0 to 10 (11)" in text
+    assert "torn: 25 bytes, which resuming cuts off" in text
+    assert "0 to 11 (12)" in text
     assert torn.read_bytes() == content[:-3]
     with Journal.open(torn) as journal:
         Journal.create(tmp_path / "empty.evoj", journal.header).close()

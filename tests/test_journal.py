@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_evo import EvolutionStrategy, Schedule, algorithms, journal
+from lightning_evo import EvolutionStrategy, Schedule, algorithms
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -22,6 +22,7 @@ from lightning_evo.journal import (
     check_of,
     describe_algorithm,
     describe_parameters,
+    format,
     next_free,
     rebuild_algorithm,
     weights_checksum,
@@ -66,7 +67,7 @@ def write(path, generations=3, header=None):
 
 @pytest.fixture
 def no_fsync(monkeypatch):
-    monkeypatch.setattr(journal.os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 # --- size ---
@@ -94,16 +95,27 @@ def test_a_generation_takes_16_bytes_and_8_for_each_member_and_what_changed(tmp_
     assert sizes == [plain + 16, plain, plain + 8, plain + 24, plain + 12]
 
 
+def test_a_checksum_of_the_weights_takes_28_bytes(tmp_path):
+    with Journal.create(tmp_path / "run.evoj", a_header()) as made:
+        made.append(a_record(0))
+        before = made.size
+        made.append_weights("0123456789abcdef" * 2)
+        assert made.size - before == (tmp_path / "run.evoj").stat().st_size - before == 28
+        assert (made.end, len(made)) == (1, 1)
+
+
 def test_20000_generations_of_two_members_are_less_than_a_megabyte(tmp_path, no_fsync):
-    """Also with a learning rate and a clipping that change in every one of them."""
+    """Also with a learning rate and a clipping that change in every one, and checksums of the weights."""
     path, header = tmp_path / "run.evoj", a_header()
     with Journal.create(path, header) as made:
         for generation in range(20_000):
             rates, coefficient = (1 / (generation + 1),), 1 / (generation + 2)
+            if generation and generation % 100 == 0:
+                made.append_weights(f"{generation:032x}")
             made.append(a_record(generation, learning_rates=rates, coefficient=coefficient), clipped(header.conditions))
         assert len(made) == 20_000
     change = 8 + len(json.dumps({"clipping": [1.0, "norm"]}, separators=(",", ":")))
-    head = path.stat().st_size - 20_000 * 48 - 8 - change
+    head = path.stat().st_size - 20_000 * 48 - 8 - change - 199 * 28
     assert 0 < head < 1500
     assert path.stat().st_size < 1_000_000
     with Journal.open(path) as read:
@@ -119,7 +131,7 @@ def test_every_append_is_on_the_disk_before_it_returns(tmp_path, monkeypatch):
         sizes.append(os.fstat(descriptor).st_size)
         real(descriptor)
 
-    monkeypatch.setattr(journal.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with Journal.create(tmp_path / "run.evoj", a_header()) as made:
         assert len(synced) == 2  # the file, and its folder
         for generation in range(3):
@@ -179,6 +191,76 @@ def test_a_generation_that_is_there_already(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_checksums_of_weights_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "run.evoj"
+    first, second, third = ("0123456789abcdef" * 2, "f" * 32, "0" * 32)
+    with Journal.create(path, a_header(generation=5)) as made:
+        assert made.weights == {}
+        made.append(a_record(5))
+        made.append_weights(first)
+        size = made.size
+        made.append_weights(first)  # it is there
+        assert made.size == size
+        made.append(a_record(6), clipped(made.conditions))
+        made.append(a_record(7))
+        made.append_weights(second)
+        made.append_weights(third)  # the last one counts
+        for opened in (made, Journal.open(path)):
+            with opened:
+                assert opened.weights == {6: first, 8: third}
+                assert (opened.end, opened.torn, opened.size) == (8, 0, path.stat().st_size)
+                assert list(opened) == [a_record(5), a_record(6), a_record(7)]
+    with Journal.open(path, append=True) as opened:
+        opened.append(a_record(8))
+        assert opened.weights == {6: first, 8: third}
+    with Journal.open(path) as opened:
+        assert list(opened)[3] == a_record(8)
+        with pytest.raises(TypeError):
+            opened.weights[3] = first
+
+
+@pytest.mark.parametrize("checksum", ["", "abc", "g" * 32, "0" * 30, "0" * 34])
+def test_what_is_no_checksum_of_weights(tmp_path, checksum):
+    with Journal.create(tmp_path / "run.evoj", a_header()) as made:
+        made.append(a_record(0))
+        size = made.size
+        with pytest.raises(ValueError, match=f"32 hexadecimal digits, not '{checksum}'"):
+            made.append_weights(checksum)
+        assert made.size == size == (tmp_path / "run.evoj").stat().st_size
+
+
+def test_a_checksum_of_weights_that_can_not_be_where_it_is(tmp_path):
+    """Of another generation, or between a change and the generation it belongs to."""
+    path = tmp_path / "run.evoj"
+    whole = write(path, 2)
+    with Journal.open(path) as opened:
+        crc, conditions, change = opened._crc, opened.conditions, replace(opened.conditions, accumulate=2)
+        other = format.weights_frame(1, "0" * 32, crc)
+        between = format.change_frame(conditions, change, crc) + format.weights_frame(2, "0" * 32, crc)
+        long = format._frame(0x02, bytes(21), crc)
+    for wrong, offset in ((other, 0), (long, 0), (between, len(between) - 28)):
+        path.write_bytes(whole + wrong)
+        with pytest.raises(JournalError, match=f"record of generation 2, at byte {len(whole) + offset},"):
+            Journal.open(path)
+
+
+def test_a_reader_that_does_not_know_checksums_of_weights_refuses_them(tmp_path, monkeypatch):
+    """So version 1 need not be counted up: older readers know no kind 0x02, and never skip what they do not know."""
+    path = tmp_path / "run.evoj"
+    with Journal.create(path, a_header()) as made:
+        made.append(a_record(0))
+        offset = made.size
+        made.append_weights("0" * 32)
+        made.append(a_record(1))
+    content = path.read_bytes()
+    assert content[offset + 4 : offset + 8] == struct.pack("<I", 0x02 << 24 | 20)
+    assert content[offset + 8 : offset + 28] == struct.pack("<I", 1) + bytes(16)
+    monkeypatch.setattr(format, "_WEIGHTS", 0xFF)  # as before there were any
+    with pytest.raises(JournalError, match=f"something of kind 0x2 at byte {offset}, which this version .* not know"):
+        Journal.open(path)
+    assert path.read_bytes() == content
+
+
 def test_nan_equals_nan(tmp_path):
     with Journal.create(tmp_path / "run.evoj", a_header()) as made:
         made.append(a_record(0, fitness=(math.nan, 1.0)))
@@ -210,6 +292,41 @@ def test_a_tail_that_is_torn_at_any_byte_is_cut_off_and_the_journal_goes_on(tmp_
     path.write_bytes(whole[:two])
     with Journal.open(path, append=True) as opened:
         assert (len(opened), opened.torn) == (2, 0)
+
+
+def test_a_checksum_of_weights_that_is_torn_at_any_byte_is_cut_off(tmp_path):
+    path = tmp_path / "run.evoj"
+    before = write(path)
+    with Journal.open(path, append=True) as opened:
+        opened.append_weights("0123456789abcdef" * 2)
+    whole = path.read_bytes()
+    for size in range(len(before) + 1, len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.warns(UserWarning, match=f"{size - len(before)} bytes were cut off after generation 2"):
+            opened = Journal.open(path, append=True)
+        with opened:
+            assert opened.weights == {}
+            assert path.read_bytes() == before
+            opened.append_weights("0123456789abcdef" * 2)
+        assert path.read_bytes() == whole
+
+
+def test_damage_that_only_a_checksum_of_weights_follows(tmp_path):
+    """It was complete once, so it is no torn tail."""
+    path = tmp_path / "run.evoj"
+    size = len(write(path))
+    with Journal.open(path, append=True) as opened:
+        opened.append_weights("0" * 32)
+    for position in (size - 1, size + 27):  # the last generation, then the checksum itself
+        damaged = bytearray(path.read_bytes())
+        damaged[position] ^= 1
+        (tmp_path / "damaged.evoj").write_bytes(damaged)
+        if position < size:
+            with pytest.raises(JournalError, match="the record of generation 2, at byte"):
+                Journal.open(tmp_path / "damaged.evoj")
+        else:
+            with Journal.open(tmp_path / "damaged.evoj") as opened:
+                assert (len(opened), opened.torn, opened.weights) == (3, 28, {})
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 100, 5000])
@@ -279,11 +396,11 @@ class FullDisk:
     def __init__(self, monkeypatch, room, code=errno.ENOSPC, fsync=False):
         self.room, self.code = room, code
         self.real = os.write
-        monkeypatch.setattr(journal.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
         if fsync:
             self.synced = 0
             self.real_fsync = os.fsync
-            monkeypatch.setattr(journal.os, "fsync", self.fsync)
+            monkeypatch.setattr(os, "fsync", self.fsync)
 
     def write(self, descriptor, data):
         if not self.room:
@@ -315,6 +432,21 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch, room):
     with Journal.open(path) as opened:
         assert len(opened) == 4
         assert opened.read(3) == a_record(3)
+
+
+def test_a_full_disk_and_a_checksum_of_weights(tmp_path, monkeypatch):
+    path = tmp_path / "run.evoj"
+    before = write(path)
+    with Journal.open(path, append=True) as opened:
+        with monkeypatch.context() as patched:
+            FullDisk(patched, 27)
+            with pytest.raises(OSError, match="checksum of the weights before generation 3 could not be written"):
+                opened.append_weights("0" * 32)
+        assert path.read_bytes() == before
+        assert opened.weights == {}
+        opened.append(a_record(3))
+    with Journal.open(path) as opened:
+        assert len(opened) == 4
 
 
 def test_a_disk_that_says_late_that_it_is_full(tmp_path, monkeypatch):
@@ -354,7 +486,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     def link(source, destination):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(journal.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     write(tmp_path / "run.evoj")
     with pytest.raises(FileExistsError):
         Journal.create(tmp_path / "run.evoj", a_header(run=1))
@@ -363,7 +495,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
 
 
 def a_head(version, body=b"{}"):
-    head = struct.pack("<8sHxxII", journal._MAGIC, version, len(body), 0)
+    head = struct.pack("<8sHxxII", format.MAGIC, version, len(body), 0)
     return head[:16] + struct.pack("<I", zlib.crc32(body, zlib.crc32(head))) + body
 
 
@@ -373,7 +505,7 @@ def a_head(version, body=b"{}"):
         (b"", "is empty, so it is not a journal"),
         (b"PK\x03\x04 and so on", r"is not a seed journal: .* this file with b'PK"),
         (b"\x89PNG\r\n\x1a\n", "is not a seed journal"),
-        (journal._MAGIC, "ends within its header, after 8 bytes"),
+        (format.MAGIC, "ends within its header, after 8 bytes"),
         (a_head(2), r"has format 2; this version of lightning-evo reads formats up to 1. Use a newer"),
         (a_head(1)[:-1], "header of .* is damaged"),
         (a_head(2)[:-1], "header of .* is damaged"),
@@ -394,7 +526,7 @@ def test_a_record_of_a_kind_that_is_not_known(tmp_path):
     path = tmp_path / "run.evoj"
     whole = write(path)
     with Journal.open(path, append=True) as opened:
-        frame = opened._frame(0x42, b"new")
+        frame = format._frame(0x42, b"new", opened._crc)
     path.write_bytes(whole + frame)
     with pytest.raises(JournalError, match=f"something of kind 0x42 at byte {len(whole)}"):
         Journal.open(path)

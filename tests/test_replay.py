@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_evo import Evolution, algorithms
+from lightning_evo import Evolution, algorithms, cli
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -40,8 +40,22 @@ class Network(nn.Module):
         return -sum((p.double() - target.mean()).square().sum() for p in self.parameters() if p.requires_grad)
 
 
-def train(path, generations, algorithm, clipping=None, rates=(0.05, 0.02), seed=3, keep=(), network=Network):
-    """A run outside Lightning that writes its journal; gives checkpoints of its start, ``keep`` and its end."""
+def train(
+    path,
+    generations,
+    algorithm,
+    clipping=None,
+    rates=(0.05, 0.02),
+    seed=3,
+    keep=(),
+    network=Network,
+    checksums=(),
+    meddle=lambda generation, module: None,
+):
+    """A run outside Lightning that writes its journal; gives checkpoints of its start, ``keep`` and its end.
+
+    ``meddle`` may move weights before a generation begins, as callbacks do.
+    """
     torch.manual_seed(seed)
     module = network()
     evolution = Evolution(algorithm, seed=seed, evaluation="plain")
@@ -63,6 +77,10 @@ def train(path, generations, algorithm, clipping=None, rates=(0.05, 0.02), seed=
     snapshots = {}
     with Journal.create(path, header) as journal:
         for generation in range(generations + 1):
+            with torch.no_grad():
+                meddle(generation, module)
+            if generation in checksums:
+                journal.append_weights(weights_checksum(evolution.space))
             if generation in (0, *keep, generations):
                 snapshots[generation] = {
                     "state_dict": {name: value.detach().clone() for name, value in module.state_dict().items()},
@@ -113,11 +131,13 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("name", algorithms.available())
 def test_every_algorithm(tmp_path, name):
     algorithm = algorithms.get(name)(**options(name))
-    snapshots = train(tmp_path / "run.evoj", 9, algorithm, keep=(5, 6))
+    snapshots = train(tmp_path / "run.evoj", 9, algorithm, keep=(5, 6), checksums=(3, 6, 9))
     for first, last in ((0, 9), (0, 5), (5, 6), (6, 9), (9, 9)):
         replayed = replay(snapshots[first], tmp_path / "run.evoj", to=last)
         assert_same(replayed["state_dict"], snapshots[last if last in snapshots else 9]["state_dict"])
         assert replayed["lightning_evo"]["generation"] == replayed["global_step"] == last
+        compared = [generation for generation in (3, 6, 9) if first <= generation <= last]
+        assert replayed["lightning_evo"]["compared"] == max(compared)
         assert not {"loops", "optimizer_states"} & replayed.keys()
     moved = {n for n, value in snapshots[0]["state_dict"].items() if not torch.equal(value, replayed["state_dict"][n])}
     assert moved == {"embedding.weight", "first.weight", "head.weight", "short.weight", "short.bias", "across"}
@@ -153,6 +173,84 @@ def test_bare_weights_of_the_start_are_known_by_their_checksum(tmp_path):
     assert replayed.keys() == {"state_dict", "lightning_evo"}
     assert replayed["state_dict"]["head.weight"].data_ptr() == replayed["state_dict"]["first.weight"].data_ptr()
     assert_same(snapshots[0]["state_dict"], train(tmp_path / "again.evoj", 0, algorithm)[0]["state_dict"])  # untouched
+
+
+def clamped_at_4(generation, module):
+    if generation == 4:
+        module.across.clamp_(-0.5, 0.5)
+
+
+def test_weights_that_more_than_evolution_has_moved(tmp_path, recwarn):
+    path, algorithm = tmp_path / "run.evoj", algorithms.get("openai_es")(population=4)
+    snapshots = train(path, 9, algorithm, keep=(3, 5), checksums=(2, 3, 7, 8), meddle=clamped_at_4)
+    with Journal.open(path) as journal:
+        recorded = journal.weights[7]
+    for first, since in ((0, 3), (3, 3)):
+        with pytest.raises(JournalError, match=f"Between generations {since} and 7 of .* departed") as error:
+            replay(snapshots[first], path)
+        assert f"generation 7 began with weights of the checksum {recorded}, and the replay has" in str(error.value)
+        assert f"replay no further than {since}" in str(error.value)
+        assert_same(replay(snapshots[first], path, to=3)["state_dict"], snapshots[3]["state_dict"])
+    later = replay(snapshots[5], path)  # from a checkpoint after it
+    assert_same(later["state_dict"], snapshots[9]["state_dict"])
+    assert later["lightning_evo"]["compared"] == 8
+    assert replay(snapshots[0], path, to=6)["lightning_evo"]["compared"] == 3  # wrong, and not said to be right
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="Between generations 3 and 7 .* The replay goes on without that") as said:
+        other = replay(snapshots[0], path, exact=False)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    assert (other["lightning_evo"]["generation"], other["lightning_evo"]["compared"]) == (9, 3)
+    assert not torch.equal(other["state_dict"]["across"], snapshots[9]["state_dict"]["across"])
+
+
+def test_a_checkpoint_that_is_not_what_its_generation_began_with(tmp_path):
+    path, algorithm = tmp_path / "run.evoj", algorithms.get("openai_es")(population=4)
+    snapshots = train(path, 5, algorithm, keep=(4,), checksums=(4,), meddle=clamped_at_4)
+    assert_same(replay(snapshots[4], path)["state_dict"], snapshots[5]["state_dict"])
+    snapshots[4]["state_dict"]["across"] *= 0.5
+    with pytest.raises(JournalError, match="Before generation 4 of .* departed"):
+        replay(snapshots[4], path, to=4)
+
+
+def test_a_journal_without_checksums_of_weights_is_replayed_as_ever(tmp_path):
+    algorithm = algorithms.get("openai_es")(population=4)
+    snapshots = train(tmp_path / "run.evoj", 4, algorithm, keep=(2,))
+    for first, compared in ((0, None), (2, None)):
+        replayed = replay(snapshots[first], tmp_path / "run.evoj")
+        assert_same(replayed["state_dict"], snapshots[4]["state_dict"])
+        assert replayed["lightning_evo"]["compared"] is compared
+    assert replay(snapshots[0]["state_dict"], tmp_path / "run.evoj")["lightning_evo"]["compared"] == 0  # the header's
+
+
+@pytest.mark.parametrize(
+    ("first", "to", "says"),
+    [
+        (0, 3, "the weights after generation 3. The run's had the same checksum."),
+        (0, 6, "the weights after generation 6. The run's were the same at 3; the next checksum of those is at 7."),
+        (5, 6, "after generation 6. They were not compared with the run's; the next checksum of those is at 7."),
+        (5, 9, "the weights after generation 9. The run's were the same at 8, and there is no later checksum."),
+        (0, 9, None),
+    ],
+)
+def test_the_command_line_says_how_far_weights_were_compared(tmp_path, capsys, first, to, says):
+    path, algorithm = tmp_path / "run.evoj", algorithms.get("openai_es")(population=4)
+    snapshots = train(path, 9, algorithm, keep=(5,), checksums=(2, 3, 7, 8), meddle=clamped_at_4)
+    torch.save(snapshots[first], tmp_path / "base.ckpt")
+    command = ["replay", "--checkpoint", str(tmp_path / "base.ckpt"), "--journal", str(path), "--to-step", str(to)]
+    output = tmp_path / "out.ckpt"
+    if says is None:
+        with pytest.raises(SystemExit, match="lightning-evo replay: Between generations 3 and 7 .* departed"):
+            cli.main([*command, "--output", str(output)])
+        assert not output.exists()
+        with pytest.warns(UserWarning, match="Between generations 3 and 7 .* departed"):
+            cli.main([*command, "--output", str(output), "--inexact"])
+        says = "the weights after generation 9. The run's were the same at 3, and there is no later checksum."
+    else:
+        cli.main([*command, "--output", str(output)])
+    assert says in " ".join(capsys.readouterr().out.split())
+    cli.main(["journal", str(path)])
+    assert "checksums │ 4 of weights, the last at generation 8" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_does_not_fit_together(tmp_path):
@@ -226,9 +324,10 @@ def test_failed_members_and_generations_with_nothing_to_learn(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_20000_generations_of_two_members(tmp_path, monkeypatch):
     """A whole run is less than a megabyte, and gives its weights back."""
-    monkeypatch.setattr("lightning_evo.journal.os.fsync", lambda descriptor: None)  # here nothing crashes
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # here nothing crashes
     path = tmp_path / "run.evoj"
 
     class Small(nn.Linear):
@@ -239,7 +338,8 @@ def test_20000_generations_of_two_members(tmp_path, monkeypatch):
             return -(self.weight.double() - target.mean()).square().sum() - self.bias.double().square().sum()
 
     algorithm = algorithms.get("mezo")(sigma=0.01)
-    snapshots = train(path, 20_000, algorithm, rates=(1e-2,), keep=(19_000,), network=Small)
+    every = range(100, 20_001, 100)
+    snapshots = train(path, 20_000, algorithm, rates=(1e-2,), keep=(19_000,), network=Small, checksums=every)
     assert path.stat().st_size < 1_000_000
     assert_same(replay(snapshots[19_000], path)["state_dict"], snapshots[20_000]["state_dict"])
     assert_same(replay(snapshots[0], path)["state_dict"], snapshots[20_000]["state_dict"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,10 +14,10 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from lightning_evo._messages import preview
 from lightning_evo.algorithms import EvolutionStrategy
+from lightning_evo.callbacks._journal_checksums import WeightsCheck
+from lightning_evo.callbacks._journal_choice import is_restart, open_journal
 from lightning_evo.journal import (
-    SUFFIX,
     Conditions,
     Header,
     Journal,
@@ -28,20 +27,13 @@ from lightning_evo.journal import (
     check_of,
     describe_algorithm,
     describe_parameters,
-    next_free,
     weights_checksum,
 )
+from lightning_evo.journal.records import parameter_names, same_parameters
 from lightning_evo.search_space import SearchSpace
 from lightning_evo.update import Clipping, Update
 
 __all__ = ["SeedJournal"]
-
-
-_had: set[Path] = set()
-"""Journals that this process has appended to: of its own fits, so not what a restart goes on with."""
-
-_starts = itertools.count()
-"""How many fits of this process have come to their first batch."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class SeedJournal(Callback):
 
     Raises:
         ValueError: At the start of fit, if the strategy is not one of ours with ``update="in_place"``, the module is
-            optimized manually, or the folder is not on a local disk.
+            optimized manually, the folder is not on a local disk, or the Trainer has another one of these callbacks.
         JournalError: At the first batch, if the checkpoint is of another run than the folder's journals, or the run's
             journal was written with other options or weights, or is damaged.
 
@@ -87,6 +79,7 @@ class SeedJournal(Callback):
 
     def _forget(self) -> None:
         self._journal: Journal | None = None
+        self._weights: WeightsCheck | None = None
         self._strategy: Any = None  # during fit
         self._opened: _Opened | None = None
         self._recalled: tuple[Record, Conditions] | None = None
@@ -104,6 +97,10 @@ class SeedJournal(Callback):
             return
         self._close()
         self._forget()
+        if any(isinstance(callback, SeedJournal) and callback is not self for callback in trainer.callbacks):
+            raise ValueError(
+                "The Trainer has several SeedJournal callbacks, but a run writes one journal. Leave all but one out."
+            )
         strategy = self._strategy = trainer.strategy
         evolution = getattr(strategy, "evolution", None)
         if evolution is None:
@@ -134,6 +131,12 @@ class SeedJournal(Callback):
                 f"SeedJournal appends to a file on a local disk, and {folder} is none. Give it a folder: "
                 "SeedJournal(dirpath=…)."
             )
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write with which weights the run ends. After an error they might be in the middle of a move."""
+        if self._weights is not None and self._space is not None:
+            self._weights.at_the_end(trainer.strategy.evolution.state.generation, self._space)
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -198,8 +201,10 @@ class SeedJournal(Callback):
             rates = rates[:1]
         if self._is_tuned(trainer):
             return (lambda parameter: rates[number.get(id(parameter), 0) if len(rates) > 1 else 0]), clipping
-        self._space = update.space
+        before, self._space = self._space or update.space, update.space
         self._describe(update, number)
+        if self._weights is not None:
+            self._weights.before(update.population.generation, before)
         double = any(parameter.tensor.dtype == torch.float64 for parameter in update.space)
         check = check_of(update.weights, torch.float64 if double else torch.float32)
         if self._recalled is not None:
@@ -210,7 +215,7 @@ class SeedJournal(Callback):
             rates, clipping = record.learning_rates, None
             if conditions.clipping is not None:
                 limit, by = conditions.clipping
-                clipping = Clipping(limit, by, record.coefficient)  # type: ignore[arg-type]
+                clipping = Clipping(limit, by, record.coefficient)
         else:
             coefficient = update.clip_coefficient(clipping) if update else 1.0
             if clipping is not None and clipping.by == "norm":
@@ -270,24 +275,33 @@ class SeedJournal(Callback):
         check: int,
     ) -> None:
         """Say where a recalled generation differs from what this process would have made of its fitness."""
-        if _without_groups(conditions.parameters) != _without_groups(self._parameters):
+        if not same_parameters(conditions.parameters, self._parameters):
             raise JournalError(
-                f"Generation {record.generation} of {self.path} evolved {_names(conditions.parameters)}; now "
-                f"{_names(self._parameters)} would evolve. Use the same module, `evolve` and freezing callbacks, or "
-                "resume in another folder."
+                f"Generation {record.generation} of {self.path} evolved {parameter_names(conditions.parameters)}; now "
+                f"{parameter_names(self._parameters)} would evolve. Use the same module, `evolve` and freezing "
+                "callbacks, or resume without a journal (EvoStrategy(journal=False))."
             )
         if rates != record.learning_rates:
             self._differs("learning rate", record.learning_rates, rates)
         given = None if clipping is None else (clipping.limit, clipping.by)
         if given != conditions.clipping:
             self._differs("clipping", conditions.clipping, given)
-        if check != record.check and "check" not in self._warned:
-            self._warned.add("check")
-            rank_zero_warn(
+        if check != record.check:
+            self._warn_once(
+                "check",
                 f"Generation {record.generation} of {self.path}: its fitness gives another update here than when it "
                 "was written, by another version of lightning-evo or torch, or on another processor. The weights will "
-                "not be those of the run that wrote it, bit for bit. This is said once."
+                "not be those of the run that wrote it, bit for bit.",
             )
+
+    def _weights_differ(self, generation: int) -> None:
+        self._warn_once(
+            "weights",
+            f"Generation {generation} of {self.path} began with other weights when it was written than it does here: "
+            "what moves them besides evolution (a callback that clamps or averages them, say) is another, or another "
+            "version or processor rounds otherwise. The weights will not be those of the run that wrote it, bit for "
+            "bit.",
+        )
 
     def _other_rhythm(self, record: Record, recorded: str, here: str) -> NoReturn:
         """Recorded fitness is that of certain batches: it must not be repeated on others."""
@@ -298,12 +312,16 @@ class SeedJournal(Callback):
         )
 
     def _differs(self, what: str, recorded: object, here: object) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            rank_zero_warn(
-                f"The journal {self.path} has another {what} ({recorded}) than this run ({here}). Recorded generations "
-                "are repeated as they were; then this run's own counts. This is said once."
-            )
+        self._warn_once(
+            what,
+            f"The journal {self.path} has another {what} ({recorded}) than this run ({here}). Recorded generations are "
+            "repeated as they were; then this run's own counts.",
+        )
+
+    def _warn_once(self, of: str, message: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
+            rank_zero_warn(f"{message} This is said once.")
 
     # --- opening ---
 
@@ -312,18 +330,24 @@ class SeedJournal(Callback):
         outcome: _Opened | Exception | None = None
         resumed = strategy.resumed_journal
         # torchrun counts failures by host: where one host's workers fail, those of another are started anew, uncounted.
-        # Only a process's first fit is what was broken off: later ones (folds, seeds) may begin in just the same way.
-        restarted = strategy.reduce_boolean_decision(next(_starts) == 0 and _restarted(), all=False)
+        restarted = strategy.reduce_boolean_decision(is_restart(), all=False)
         if trainer.is_global_zero:
             try:
-                self._journal = self._open(trainer, resumed, restarted)
-                _had.add(self._journal.path.resolve())
+                journal = self._journal = open_journal(
+                    self._header(trainer),
+                    Path(self._folder(trainer)),
+                    self.filename,
+                    resumed=resumed,
+                    checkpoint=trainer.ckpt_path,
+                    restarted=restarted,
+                )
+                self._weights = WeightsCheck(journal, self._weights_differ)
                 outcome = _Opened(
-                    run=self._journal.header.run,
-                    path=str(self._journal.path.resolve()),
+                    run=journal.header.run,
+                    path=str(journal.path.resolve()),
                     start=strategy.evolution.state.generation,
-                    end=self._journal.end,
-                    evaluation=dict(self._journal.conditions.evaluation),
+                    end=journal.end,
+                    evaluation=dict(journal.conditions.evaluation),
                 )
             except (JournalError, OSError) as error:
                 outcome = error
@@ -339,49 +363,6 @@ class SeedJournal(Callback):
         recorded = outcome.end - outcome.start
         what = f"generations {outcome.start} to {outcome.end - 1} are taken from it, not evaluated"
         rank_zero_info(f"Seed journal: {self.path}" + (f"; {what}." if recorded > 0 else "."))
-
-    def _open(self, trainer: Any, resumed: Mapping[str, Any] | None, restarted: bool) -> Journal:
-        """Continue the run's journal, or begin one."""
-        header = self._header(trainer)
-        folder = Path(self._folder(trainer))
-        if resumed is not None:
-            path = self._journal_of(int(resumed["run"]), _places(folder, trainer.ckpt_path, resumed.get("path")))
-        else:
-            path = _journal_from(header, folder) if restarted else None
-        if path is not None:
-            journal = Journal.open(path, append=True)
-            try:
-                if self._continues(journal, header):
-                    return journal
-            except BaseException:
-                journal.close()
-                raise
-            journal.close()
-        if path is None and resumed is not None:
-            rank_zero_warn(
-                f"The journal of the checkpoint's run {_run(int(resumed['run']))} was not found (it was "
-                f"{resumed.get('path')}). A new one begins at generation {header.generation}."
-            )
-        if path is not None and restarted:  # of a fit that had begun a new one, too
-            again = _journal_from(header, folder)
-            if again is not None and again != path:
-                return Journal.open(again, append=True)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # a file of that name, or a folder that can't be written to
-            raise JournalError(
-                f"The journal's folder {folder} can't be made ({error.strerror}). Give it another one: "
-                "SeedJournal(dirpath=…)."
-            ) from error
-        for _ in range(1000):
-            try:
-                return Journal.create(next_free(folder, self.filename), header)
-            except FileExistsError:  # another process was faster
-                continue
-        raise JournalError(
-            f"No free name was found for a journal in {folder}: each one that was tried had been taken by then. Give "
-            "it another folder: SeedJournal(dirpath=…)."
-        )
 
     def _header(self, trainer: Any) -> Header:
         strategy = trainer.strategy
@@ -402,141 +383,8 @@ class SeedJournal(Callback):
             summation=strategy.summation,
         )
 
-    def _journal_of(self, run: int, places: list[Path]) -> Path | None:
-        found, others = [], []
-        for path in _journals(places):
-            try:
-                there = Journal.peek(path).run
-            except JournalError as error:
-                others.append(f"{path} ({error})")
-                continue
-            if there == run:
-                found.append(path)
-            else:
-                others.append(f"{path} (run {_run(there)})")
-        if len(found) > 1:
-            raise JournalError(
-                f"Several journals are of the run {_run(run)}: {', '.join(map(str, found))}. Which of them goes on is "
-                "not clear; leave one of them there."
-            )
-        if others and not found:
-            raise JournalError(
-                f"The checkpoint is of the run {_run(run)}, and the journals beside it are of others: "
-                f"{preview(others, 5)}. Nothing was changed. Bring the run's journal there, resume in another folder "
-                "(SeedJournal(dirpath=…)), or without a journal (EvoStrategy(journal=False))."
-            )
-        return found[0] if found else None
-
-    def _continues(self, journal: Journal, header: Header) -> bool:
-        """Whether the journal goes on with the run that ``header`` would begin; ``False`` if a new one should.
-
-        Raises:
-            JournalError: If it holds generations that this run would have to take over, and can't.
-        """
-        first, options = header.generation, _option_differences(journal.header, header)
-        if first < journal.header.generation:
-            raise JournalError(
-                f"The checkpoint is of generation {first}, but its journal {journal.path} begins with generation "
-                f"{journal.header.generation}. Resume in another folder (SeedJournal(dirpath=…))."
-            )
-        known = first == journal.header.generation and header.start and journal.header.start
-        if known and header.start != journal.header.start:
-            raise JournalError(
-                f"{journal.path} begins with weights of the checksum {journal.header.start}, but the module's have "
-                f"{header.start}. They are of another run: resume from the checkpoint that the journal belongs to, "
-                "or in another folder (SeedJournal(dirpath=…))."
-            )
-        if first > journal.end:
-            rank_zero_warn(
-                f"{journal.path} ends with generation {journal.end - 1}, and the checkpoint is of generation {first}. "
-                "A journal has no gaps, so a new one begins here."
-            )
-            return False
-        if first == journal.end:
-            if options:
-                rank_zero_info(f"Other options than in {journal.path} ({'; '.join(options)}): a new journal begins.")
-            return not options
-        there = journal.conditions_at(first)
-        if there.seed != header.conditions.seed:
-            options.append(f"seed: {there.seed} there, {header.conditions.seed} here")
-        if _without_groups(there.parameters) != _without_groups(header.conditions.parameters):
-            options.append(f"parameters: {_names(there.parameters)} there, {_names(header.conditions.parameters)} here")
-        if options:
-            raise JournalError(
-                f"{journal.path} holds generations {first} to {journal.end - 1} of this run, but was written with "
-                f"other options: {'; '.join(options)}. Nothing was changed. Resume with the same options; or, to go "
-                "on from the checkpoint with these, in another folder (SeedJournal(dirpath=…))."
-            )
-        return True
-
     def _folder(self, trainer: Any) -> str | Path:
         if self.dirpath is not None:
             return self.dirpath
         folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
         return next((folder for folder in folders if folder), trainer.default_root_dir)  # type: ignore[no-any-return]
-
-
-def _restarted() -> bool:
-    """Whether a launcher has started this training again after a failure: torchrun or Slurm."""
-    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return any(os.environ.get(name, "0") not in ("", "0") for name in names)
-
-
-def _journal_from(header: Header, folder: Path) -> Path | None:
-    """The one journal that began just as this run does and that this process has not had, for a restart."""
-    places = [folder]
-    if folder.name == "checkpoints" and folder.parent.name.startswith("version_"):
-        places += sorted(folder.parent.parent.glob("version_*/checkpoints"))  # a logger's: each start has its own
-    found = []
-    for path in _journals(places):
-        if path.resolve() in _had:
-            continue
-        try:
-            there = Journal.peek(path)
-        except JournalError:
-            continue
-        if header.start and replace(there, run=header.run) == header:
-            found.append(path)
-    if len(found) > 1:  # folds of a cross-validation, say, that differ in data only
-        rank_zero_warn(
-            f"{preview([str(path) for path in found], 5)} all began just as this run does, so which of them it would "
-            "go on with after the launcher's restart is not clear. It begins a new one."
-        )
-        return None
-    return found[0] if found else None
-
-
-def _places(folder: Path, checkpoint: Any, recorded: str | None) -> list[Path]:
-    """Where the journal of a checkpoint may be."""
-    places = [folder]
-    if checkpoint and "://" not in str(checkpoint):
-        places.append(Path(checkpoint).parent)
-    if recorded:
-        places.append(Path(recorded).parent)
-    return places
-
-
-def _journals(places: Iterable[Path]) -> list[Path]:
-    found = {path.resolve(): path for place in places if place.is_dir() for path in sorted(place.glob(f"*{SUFFIX}"))}
-    return list(found)
-
-
-def _option_differences(there: Header, here: Header) -> list[str]:
-    old, new = ({**header.algorithm, "update_sync": header.summation} for header in (there, here))
-    return [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-
-
-def _without_groups(parameters: tuple[RecordedParameter, ...]) -> list[RecordedParameter]:
-    return [replace(parameter, group=0) for parameter in parameters]
-
-
-def _names(parameters: tuple[RecordedParameter, ...]) -> str:
-    return preview([f"{p.names[0]} {p.dtype} {list(p.shape)}" for p in parameters], 5)
-
-
-def _run(run: int) -> str:
-    return f"{run:016x}"

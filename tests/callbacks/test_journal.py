@@ -24,9 +24,8 @@ from packaging.version import Version
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_evo import EvolutionMixin, EvoStrategy, journal
-from lightning_evo.callbacks import SeedJournal
-from lightning_evo.callbacks import journal as callback_module
+from lightning_evo import EvolutionMixin, EvoStrategy
+from lightning_evo.callbacks import SeedJournal, _journal_choice
 from lightning_evo.journal import Journal, JournalError, weights_checksum
 from lightning_evo.replay import replay
 from tests.strategies.models import CallCounter, assert_same_weights, images, trainer, weights
@@ -136,8 +135,8 @@ def restarted(monkeypatch):
 
 
 def new_process(monkeypatch):
-    monkeypatch.setattr(callback_module, "_starts", count())
-    monkeypatch.setattr(callback_module, "_had", set())
+    monkeypatch.setattr(_journal_choice, "_starts", count())
+    monkeypatch.setattr(_journal_choice, "_had", set())
 
 
 # --- the journal of a run ---
@@ -646,7 +645,7 @@ def test_a_torn_journal_goes_on(tmp_path):
     _, expected = fit(tmp_path / "whole")
     fit(tmp_path / "part", 2)
     path = tmp_path / "part" / "evolution.evoj"
-    path.write_bytes(path.read_bytes()[:-5])
+    path.write_bytes(path.read_bytes()[: -28 - 5])  # the checksum of the weights at the end, and of a generation
     with pytest.warns(UserWarning, match="59 bytes were cut off after generation 6"):
         resumed, actual = fit(tmp_path / "part", 3, tmp_path / "part" / "epoch=0.ckpt")
     assert min(resumed.evaluated) == 7
@@ -756,12 +755,16 @@ def test_a_fitness_that_no_longer_gives_the_same_update_is_said(tmp_path):
 
     fit(tmp_path, 2, strategy=in_place(shaping=mine, scaling="none"))
     scale = 2.0
-    with pytest.warns(UserWarning, match="Generation 4 of .* its fitness gives another update here"):
+    with (
+        pytest.warns(UserWarning, match="Generation 4 of .* its fitness gives another update here"),
+        pytest.warns(UserWarning, match="Generation 8 of .* began with other weights when it was written"),
+    ):
         fit(tmp_path, 2, tmp_path / "epoch=0.ckpt", strategy=in_place(shaping=mine, scaling="none"))
     algorithm = in_place(shaping=mine, scaling="none").evolution.algorithm
     with pytest.raises(JournalError, match="its fitness gives another update here"):
         replay(tmp_path / "epoch=0.ckpt", tmp_path / "evolution.evoj", algorithm=algorithm)
-    replay(tmp_path / "epoch=0.ckpt", tmp_path / "evolution.evoj", algorithm=algorithm, exact=False)
+    with pytest.warns(UserWarning, match="Between generations 4 and 8 .* weights departed"):
+        replay(tmp_path / "epoch=0.ckpt", tmp_path / "evolution.evoj", algorithm=algorithm, exact=False)
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
@@ -777,7 +780,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
         return real(descriptor, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(journal.os, "write", write)
+        patched.setattr(os, "write", write)
         with pytest.raises(OSError, match="no space left on the disk"):
             fit(tmp_path / "part")
     assert 0 < len(read(tmp_path / "part")) < 12
@@ -822,6 +825,13 @@ def test_refusals(tmp_path, strategy, module, callback, message):
         fit(tmp_path, strategy=strategy(), module=module, callbacks=[callback()])
 
 
+def test_several_journals(tmp_path):
+    """The second one would be silently left out."""
+    with pytest.raises(ValueError, match="has several SeedJournal callbacks, but a run writes one journal"):
+        fit(tmp_path, callbacks=[SeedJournal(tmp_path / "a"), SeedJournal(tmp_path / "b")])
+    assert not list(tmp_path.rglob("*.evoj"))
+
+
 def test_journal_true_with_an_optimizer():
     with pytest.raises(ValueError, match="journal=True needs update='in_place'"):
         EvoStrategy(journal=True)
@@ -842,3 +852,5 @@ def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(JournalError, match=r"folder .*file can't be made \(File exists\)\. Give it another one"):
         fit(tmp_path, callbacks=[SeedJournal(tmp_path / "file")])
+    fit(tmp_path, callbacks=[SeedJournal(tmp_path / "another")])
+    assert len(read(tmp_path / "another")) == 12

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from lightning_evo import EvoDDPStrategy
 from lightning_evo.journal import Journal, JournalError
 from lightning_evo.replay import replay
-from tests.strategies.processes import Failed, processes
+from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.test_ddp import Model, data, digest, only, quietly, trainer
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,7 @@ def test_resumed_is_undisturbed(tmp_path, two, update_sync):
     assert [path.name for path in (tmp_path / "part").glob("*.evoj")] == ["evolution.evoj"]
     with Journal.open(tmp_path / "part" / "evolution.evoj") as journal:
         assert len(journal) == 18
+        assert list(journal.weights) == [12, 18]  # at the end of either fit
         assert journal.header.summation == ("all_reduce over 2 processes" if update_sync == "all_reduce" else "")
     if update_sync == "all_reduce":
         with pytest.raises(JournalError, match="added up by all_reduce over 2 processes"):
@@ -78,3 +79,65 @@ def test_an_error_of_the_first_process_ends_all(tmp_path, two):
     path.write_bytes(content)
     with pytest.raises(Failed, match="JournalError.*is damaged"):
         two.run(train, tmp_path, 3, tmp_path / "epoch=0.ckpt")
+
+
+FULL_DISK = """
+import errno, os, sys, time
+
+import torch
+import lightning as L
+from torch.utils.data import DataLoader, TensorDataset
+from lightning_evo import EvoDDPStrategy
+
+real = os.write
+
+
+def full(descriptor, data):
+    os.write = real
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Model(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.is_global_zero and self.trainer.strategy.evolution.state.generation == 3:
+            os.write = full  # what is written next is that generation
+        return self.layer(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+torch.manual_seed(0)
+trainer = L.Trainer(
+    strategy=EvoDDPStrategy(population=4, sigma=0.1, update="in_place", journal=True), devices=2, accelerator="cpu",
+    max_steps=10, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    default_root_dir=os.getcwd(),
+)
+try:
+    trainer.fit(Model(), DataLoader(TensorDataset(torch.randn(64, 4)), 8))
+except BaseException as error:
+    print(f"ended {os.environ['LOCAL_RANK']} {time.time()} {type(error).__name__}: {error}", flush=True)
+    sys.exit(1)
+"""
+
+
+def test_a_full_disk_of_the_first_process_ends_all_at_once(tmp_path):
+    """No message tells the others: they see that its connection was closed. They must not wait for a timeout."""
+    with pytest.raises(Failed) as failed:
+        run_script(FULL_DISK, tmp_path, timeout=120)
+    ends = {}
+    for line in str(failed.value).splitlines():
+        if line.startswith("ended "):
+            _, rank, moment, error = line.split(" ", 3)
+            ends[int(rank)] = float(moment), error
+    assert sorted(ends) == [0, 1]
+    assert ends[1][0] - ends[0][0] < 30  # on an idle machine less than a second; torch's timeout is 30 minutes
+    assert "Generation 3 could not be written to the journal" in ends[0][1]
+    assert "there is no space left on the disk" in ends[0][1]
+    assert "by peer" in ends[1][1]  # gloo's "Connection closed by peer. … Check the logs of the remote worker"
+    with Journal.open(tmp_path / "evolution.evoj") as journal:
+        assert (len(journal), journal.torn) == (3, 0)

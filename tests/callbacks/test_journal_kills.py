@@ -113,6 +113,7 @@ for pid, end, killed in ends:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(700)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.skipif(
     Version(L.__version__) < Version("2.5.3"),
@@ -126,7 +127,7 @@ def test_killed_a_hundred_times(tmp_path, checkpoints):
 
     def run(folder, kills):
         command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(kills), checkpoints]
-        done = subprocess.run(command, env=environment, timeout=280, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, timeout=580, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = (tmp_path / folder / "evaluations.txt").read_text().splitlines()
         evaluations = [tuple(map(int, line.split())) for line in lines]

@@ -1,0 +1,41 @@
+"""The seed journal: a run as the fitness of its members, a few bytes for each generation.
+
+Noise is a pure function of its address, so a generation is fully described by the fitness of its members. A journal is
+a file ``*.evoj`` that is only ever appended to:
+
+============================  ==========================================================================
+:mod:`.records`               what it says of a run and of each generation
+:mod:`.description`           algorithm, parameters and weights, as it says them
+:mod:`.format`                the same as bytes: head, frames, what a torn and what a damaged file is
+:mod:`.file`                  the file: created, opened, read and appended to
+:mod:`.disk`                  what it asks of the file system: fsync, locks, names that are never overwritten
+============================  ==========================================================================
+"""
+
+from lightning_evo.journal.description import (
+    check_of,
+    describe_algorithm,
+    describe_parameters,
+    rebuild_algorithm,
+    weights_checksum,
+)
+from lightning_evo.journal.file import SUFFIX, Journal, next_free
+from lightning_evo.journal.format import VERSION
+from lightning_evo.journal.records import Conditions, Header, JournalError, Record, RecordedParameter
+
+__all__ = [
+    "SUFFIX",
+    "VERSION",
+    "Conditions",
+    "Header",
+    "Journal",
+    "JournalError",
+    "Record",
+    "RecordedParameter",
+    "check_of",
+    "describe_algorithm",
+    "describe_parameters",
+    "next_free",
+    "rebuild_algorithm",
+    "weights_checksum",
+]

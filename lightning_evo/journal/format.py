@@ -1,0 +1,316 @@
+"""A journal's bytes.
+
+* **The head**, 20 bytes: a magic number, the format's version, the length of what follows and its CRC-32; then JSON:
+  the :class:`~lightning_evo.journal.Header`.
+* **Frames**, each with a CRC-32, its kind and its length in 8 bytes:
+
+  ==============  ====================================================================================================
+  *generation*    its number, a check of the update, the fitness of each member as float64, and what changed since the
+                  generation before: sigma, learning rates, how much was clipped
+  *change*        as JSON, the :class:`~lightning_evo.journal.Conditions` that are in force from the generation on that
+                  follows
+  *weights*       the checksum of the weights with which a generation begins, and its number: written before that
+                  generation is, or at the end of a fit. If there are several, the last one counts
+  ==============  ====================================================================================================
+
+The CRC of a frame begins with that of the head, so a frame of another journal is not taken for one of this.
+
+A crash in the middle of an append leaves a torn tail, which is found by length and CRC. Damage anywhere else is an
+error, and so is a frame of a kind that is not known: a reader never skips what it doesn't understand, so the format's
+version need not count kinds.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lightning_evo.journal.records import Conditions, Header, JournalError, Record, RecordedParameter
+
+__all__ = [
+    "VERSION",
+    "Contents",
+    "Entry",
+    "change_frame",
+    "damage",
+    "generation_frame",
+    "head",
+    "read_fitness",
+    "read_header",
+    "scan",
+    "weights_frame",
+]
+
+VERSION = 1
+MAGIC = b"\x89EVOJ\r\n\x1a"
+_HEAD = struct.Struct("<8sHxxII")  # magic, version, length of the JSON, CRC-32 of everything else
+_FRAME = struct.Struct("<II")  # CRC-32 of everything after it; kind in the upper 8 bits, length of the rest in 24
+_LONGEST = 1 << 24
+_GENERATION_HEAD = struct.Struct("<IHH")  # generation, number of learning rates, check of the update
+_WEIGHTS_PAYLOAD = struct.Struct("<I16s")  # generation, checksum
+
+_CHANGE, _WEIGHTS = 0x01, 0x02
+_GENERATION = 0x10  # together with flags that say what is there:
+_BATCHES, _COEFFICIENT, _SIGMA, _RATES = 0x1, 0x2, 0x4, 0x8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a generation lies in the file, and what it shares with its neighbours."""
+
+    offset: int  # of its frame
+    record: Record  # without fitness
+    conditions: Conditions
+
+
+@dataclass
+class Contents:
+    """What a pass over a file has found."""
+
+    entries: list[Entry] = field(default_factory=list)
+    weights: dict[int, str] = field(default_factory=dict)  # checksums, by the generation that begins with them
+    end: int = 0  # where the last good frame ends
+    torn: int = 0  # bytes after it
+
+
+# --- the head ---
+
+
+def head(header: Header) -> bytes:
+    """A journal without generations.
+
+    Raises:
+        ValueError: If a generation would not fit into a frame: more than about two million members.
+    """
+    if 8 * header.population + 64 >= _LONGEST:
+        raise ValueError(f"A journal takes at most about two million members; there are {header.population:,}.")
+    body = json.dumps(asdict(header), separators=(",", ":")).encode()
+    crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(MAGIC, VERSION, len(body), 0)))
+    return _HEAD.pack(MAGIC, VERSION, len(body), crc) + body
+
+
+def read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
+    """The header, and the CRC with which those of the frames begin. Leaves the file at the first frame.
+
+    Raises:
+        JournalError: If it is not that of a journal, damaged, or of a newer format.
+    """
+    head = file.read(_HEAD.size)
+    if not head:
+        raise JournalError(f"{path} is empty, so it is not a journal. Delete it.")
+    if head[: len(MAGIC)] != MAGIC[: len(head)]:
+        raise JournalError(
+            f"{path} is not a seed journal: a journal begins with {MAGIC!r}, this file with {head[:8]!r}. It is not "
+            "touched; name it otherwise if it lies among journals."
+        )
+    if len(head) < _HEAD.size:
+        raise JournalError(f"{path} ends within its header, after {len(head)} bytes. Restore it from a copy.")
+    magic, version, length, expected = _HEAD.unpack(head)
+    body = file.read(min(length, os.fstat(file.fileno()).st_size))
+    crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(magic, version, length, 0)))
+    if len(body) != length or crc != expected or head[10:12] != b"\0\0":
+        raise JournalError(
+            f"The header of {path} is damaged: its checksum is {crc:08x}, and {expected:08x} was written. Restore the "
+            "file from a copy; or move it away and resume from a checkpoint, with which a new journal begins."
+        )
+    if version > VERSION:
+        raise JournalError(
+            f"{path} has format {version}; this version of lightning-evo reads formats up to {VERSION}. Use a newer "
+            "version."
+        )
+    values = json.loads(body)
+    values["conditions"] = _load_conditions(values["conditions"])
+    return Header(**values), crc
+
+
+# --- frames ---
+
+
+def generation_frame(record: Record, last: Record | None, crc: int) -> bytes:
+    """A generation, of which ``last`` is the one before."""
+    kind, parts = _GENERATION, []
+    rates: tuple[float, ...] = ()
+    if record.batches != 1:
+        kind |= _BATCHES
+        parts.append(struct.pack("<I", record.batches))
+    if record.coefficient != 1.0:
+        kind |= _COEFFICIENT
+        parts.append(struct.pack("<d", record.coefficient))
+    if last is None or record.sigma != last.sigma:
+        kind |= _SIGMA
+        parts.append(struct.pack("<d", record.sigma))
+    if last is None or record.learning_rates != last.learning_rates:
+        kind |= _RATES
+        rates = record.learning_rates
+        parts.append(struct.pack(f"<{len(rates)}d", *rates))
+    fitness = [math.nan if math.isnan(value) else value for value in record.fitness]  # one NaN, of one sign
+    parts.append(struct.pack(f"<{len(fitness)}d", *fitness))
+    payload = _GENERATION_HEAD.pack(record.generation, len(rates), record.check) + b"".join(parts)
+    return _frame(kind, payload, crc)
+
+
+def change_frame(before: Conditions, after: Conditions, crc: int) -> bytes:
+    """What is in force from the next generation on."""
+    old, new = asdict(before), asdict(after)
+    changed = {name: new[name] for name in new if new[name] != old[name]}
+    return _frame(_CHANGE, json.dumps(changed, separators=(",", ":")).encode(), crc)
+
+
+def weights_frame(generation: int, checksum: str, crc: int) -> bytes:
+    """The checksum of the weights with which a generation begins.
+
+    Raises:
+        ValueError: If it is not 32 hexadecimal digits.
+    """
+    try:
+        digest = bytes.fromhex(checksum)
+    except ValueError:
+        digest = b""
+    if len(digest) != 16:
+        raise ValueError(f"A checksum of weights is 32 hexadecimal digits, not {checksum!r}.")
+    return _frame(_WEIGHTS, _WEIGHTS_PAYLOAD.pack(generation, digest), crc)
+
+
+def _frame(kind: int, payload: bytes, crc: int) -> bytes:
+    if len(payload) >= _LONGEST:
+        raise ValueError(f"A frame of a journal holds at most 16 MiB, not {len(payload):,} bytes.")
+    rest = struct.pack("<I", kind << 24 | len(payload)) + payload
+    return struct.pack("<I", zlib.crc32(rest, crc)) + rest
+
+
+def read_fitness(file: BinaryIO | io.FileIO, population: int, crc: int) -> tuple[float, ...] | None:
+    """The fitness in the generation's frame that begins here; ``None`` if it is damaged."""
+    frame = _read_frame(file, crc)
+    return None if frame is None else struct.unpack(f"<{population}d", frame[1][-8 * population :])
+
+
+def _read_frame(file: BinaryIO | io.FileIO, seed: int) -> tuple[int, bytes] | None:
+    """Kind and payload of the frame that begins here; ``None`` if it is torn or damaged."""
+    head = file.read(_FRAME.size)
+    if len(head) < _FRAME.size:
+        return None
+    crc, word = _FRAME.unpack(head)
+    length = word & 0xFFFFFF
+    payload = file.read(length)
+    if len(payload) < length or zlib.crc32(payload, zlib.crc32(head[4:], seed)) != crc:
+        return None
+    return word >> 24, payload
+
+
+def _load_generation(kind: int, payload: bytes, last: Record | None, population: int) -> Record | None:
+    """A generation without its fitness; ``None`` if the lengths don't fit."""
+    if len(payload) < _GENERATION_HEAD.size:
+        return None
+    generation, count, check = _GENERATION_HEAD.unpack_from(payload)
+    batches, coefficient, position = 1, 1.0, _GENERATION_HEAD.size
+    layout = "<" + "".join(code for flag, code in ((_BATCHES, "I"), (_COEFFICIENT, "d"), (_SIGMA, "d")) if kind & flag)
+    layout += f"{count}d"
+    if len(payload) != position + struct.calcsize(layout) + 8 * population:
+        return None
+    values = list(struct.unpack_from(layout, payload, position))
+    if kind & _BATCHES:
+        batches = values.pop(0)
+    if kind & _COEFFICIENT:
+        coefficient = values.pop(0)
+    if last is None:
+        if not (kind & _SIGMA and kind & _RATES):
+            return None
+        last = Record(generation, (), math.nan, ())
+    sigma = values.pop(0) if kind & _SIGMA else last.sigma
+    rates = tuple(values) if kind & _RATES else last.learning_rates
+    return Record(generation, (), sigma, rates, coefficient, batches, check)
+
+
+def _load_conditions(values: Mapping[str, Any], before: Conditions | None = None) -> Conditions:
+    values = dict(values)
+    if "parameters" in values:
+        values["parameters"] = tuple(
+            RecordedParameter(**{**entry, "names": tuple(entry["names"]), "shape": tuple(entry["shape"])})
+            for entry in values["parameters"]
+        )
+    if values.get("clipping") is not None:
+        values["clipping"] = tuple(values["clipping"])
+    if "evaluation" in values:
+        values["evaluation"] = tuple((name, value) for name, value in values["evaluation"])
+    return Conditions(**values) if before is None else replace(before, **values)
+
+
+def _load_weights(payload: bytes, generation: int) -> str | None:
+    """The checksum with which this generation begins; ``None`` if it is of another one."""
+    if len(payload) != _WEIGHTS_PAYLOAD.size:
+        return None
+    of, digest = _WEIGHTS_PAYLOAD.unpack(payload)
+    return digest.hex() if of == generation else None
+
+
+# --- the whole file ---
+
+
+def scan(file: BinaryIO, path: Path, header: Header, crc: int) -> Contents:
+    """Read all frames.
+
+    Raises:
+        JournalError: If a frame is damaged that is not the last one, or says what can't be.
+    """
+    size, contents, conditions = os.fstat(file.fileno()).st_size, Contents(end=file.tell()), header.conditions
+    start = contents.end
+    while start < size:
+        generation = header.generation + len(contents.entries)
+        frame = _read_frame(file, crc)
+        if frame is None:
+            file.seek(start)
+            if _another_frame(file.read(), crc):  # so this one was once complete
+                raise damage(path, generation, start)
+            break
+        kind, payload = frame
+        if kind == _CHANGE:
+            conditions = _load_conditions(json.loads(payload), conditions)
+        elif kind == _WEIGHTS:
+            checksum = _load_weights(payload, generation)
+            if checksum is None or start != contents.end:  # it does not come between a change and its generation
+                raise damage(path, generation, start)
+            contents.weights[generation] = checksum
+            contents.end = file.tell()
+        elif kind & 0xF0 == _GENERATION:
+            last = contents.entries[-1].record if contents.entries else None
+            record = _load_generation(kind, payload, last, header.population)
+            if record is None or record.generation != generation:
+                raise damage(path, generation, start)
+            contents.entries.append(Entry(start, record, conditions))
+            contents.end = file.tell()  # not after a change, which belongs to the generation that follows it
+        else:
+            raise JournalError(
+                f"{path} holds something of kind {kind:#x} at byte {start}, which this version of lightning-evo "
+                "does not know. Use the version that wrote it, or a newer one."
+            )
+        start = file.tell()
+    contents.torn = size - contents.end
+    return contents
+
+
+def _another_frame(rest: bytes, crc: int) -> bool:
+    """Whether a good frame begins somewhere after the first byte."""
+    for start in range(1, len(rest) - _FRAME.size + 1):
+        expected, word = _FRAME.unpack_from(rest, start)
+        kind, stop = word >> 24, start + _FRAME.size + (word & 0xFFFFFF)
+        possible = (kind in (_CHANGE, _WEIGHTS) or kind & 0xF0 == _GENERATION) and stop <= len(rest)
+        if possible and zlib.crc32(rest[start + 4 : stop], crc) == expected:
+            return True
+    return False
+
+
+def damage(path: Path, generation: int, offset: int) -> JournalError:
+    """The error that says where a journal is damaged."""
+    return JournalError(
+        f"{path} is damaged: the record of generation {generation}, at byte {offset}, does not have its checksum, and "
+        "good ones follow it. Nothing was changed. Restore the file from a copy; or move it away and resume from a "
+        "checkpoint, which evaluates the lost generations again."
+    )
