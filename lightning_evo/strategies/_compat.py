@@ -26,6 +26,7 @@ __all__ = [
     "shared_counter",
     "remove_module_hooks",
     "reset_seed",
+    "only_note_sigterm",
 ]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
@@ -36,6 +37,23 @@ def shared_counter(prefix: str) -> Callable[[str, int], int]:
     distributed: Any = torch.distributed
     store = distributed.PrefixStore(f"lightning_evo {prefix}", distributed.distributed_c10d._get_default_store())
     return store.add  # type: ignore[no-any-return]
+
+
+def only_note_sigterm(trainer: Any) -> None:
+    """Have the Trainer only take note of SIGTERM, and stop before the next batch, as before Lightning 2.6.
+
+    From then on its handler broadcasts, in the middle of whatever it has interrupted: among members that is an error,
+    so the member fails and the signal is forgotten; elsewhere it waits for processes that wait for this one.
+    """
+    connector = trainer._signal_connector
+
+    def take_note(signum: Any, frame: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = take_note
 
 
 def parent_strategy(namespace: Namespace, name: str) -> type[Any]:

@@ -8,7 +8,6 @@ hooks, callbacks and progress are those of backpropagation.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,6 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
 from lightning_evo.evaluation.choice import EvaluationName
 from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
@@ -26,6 +24,7 @@ from lightning_evo.noise import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
+from lightning_evo.strategies._checks import check_module
 from lightning_evo.update import Clipping, Update, group_learning_rates
 
 __all__ = ["EvoStrategyMixin"]
@@ -218,35 +217,7 @@ class EvoStrategyMixin(Strategy):
                 )
 
     def _check(self, module: Any) -> None:
-        base = _compat.lightning_module_class(module)
-        if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-            raise ValueError(
-                "training_step(dataloader_iter) can't evolve: every member would take another batch. Take `batch` "
-                "instead."
-            )
-        if type(module).backward is not base.backward:
-            rank_zero_warn(f"{type(module).__name__}.backward is not called: evolution has no backward pass.")
-        if any(isinstance(optimizer, torch.optim.SparseAdam) for optimizer in self.optimizers):
-            raise ValueError("SparseAdam takes sparse gradients only, and the estimate is dense. Use Adam.")
-        complex_names = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
-        if complex_names:
-            rank_zero_warn(f"Complex parameters don't evolve and stay as they are: {preview(complex_names)}.")
-        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self.optimizers):
-            raise ValueError(
-                "LBFGS calls its closure several times and needs exact gradients, so it can't step on a population's "
-                "estimate. Use SGD, Adam or any other first-order optimizer."
-            )
-        has_optimizer = bool(self._optimized_parameters)
-        if not has_optimizer and not self._update_in_place:
-            raise ValueError(
-                "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
-                "update='in_place' with learning_rate=…"
-            )
-        if has_optimizer and self.evolution.learning_rate_was_given:
-            raise ValueError(
-                "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
-                "learning rate counts. Set it there, or return None and use update='in_place'."
-            )
+        check_module(module, self.optimizers, self._update_in_place, self.evolution.learning_rate_was_given)
 
     def _choose_parameters(self) -> None:
         """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from lightning_evo.evaluation.isolation import RandomState
-from lightning_evo.ranks import Ranks
-from lightning_evo.strategies._evolution import EvoStrategyMixin
+from lightning_evo.strategies._processes import ProcessesEvoMixin
 
 __all__ = ["Regathering", "ShardedEvoMixin", "share"]
 
@@ -56,33 +53,10 @@ class Regathering(ParallelStrategy):
             return super().predict_step(*args, **kwargs)
 
 
-class ShardedEvoMixin(EvoStrategyMixin, Regathering):
+class ShardedEvoMixin(ProcessesEvoMixin, Regathering):
     """The evolving strategy for sharded weights."""
 
     strategy_name: str
-
-    @property
-    def _groups(self) -> tuple[int, int]:
-        """Groups that divide the population, and the processes of each, which hold the weights together."""
-        raise NotImplementedError
-
-    def setup_environment(self) -> None:
-        super().setup_environment()
-        groups, processes = self._groups
-        self.evolution.ranks = Ranks(groups, processes, self.global_rank, self._gather_from_all)
-
-    def _gather_from_all(self, values: torch.Tensor) -> list[torch.Tensor]:
-        mine = values.to(self.root_device)
-        everything = [torch.empty_like(mine) for _ in range(self.world_size)]
-        torch.distributed.all_gather(everything, mine)
-        return [theirs.to(values.device) for theirs in everything]
-
-    def setup(self, trainer: Any) -> None:
-        super().setup(trainer)
-        if trainer.state.fn == "fit" and self.evolution.is_set_up:
-            # Without a seed every process has its own.
-            state = self.evolution.state
-            self.evolution.state = replace(state, seed=self.broadcast(state.seed))
 
     def _check(self, module: nn.Module) -> None:
         super()._check(module)
@@ -93,10 +67,6 @@ class ShardedEvoMixin(EvoStrategyMixin, Regathering):
                 f"{option} takes a statistic of each whole tensor, and no process has one of strategy="
                 f"{self.strategy_name!r}. Leave it out, or use strategy='evo_ddp'."
             )
-        groups, _ = self._groups
-        if groups > 1:  # dropout: members must not differ by the processes that evaluate them
-            state = RandomState(self.root_device)
-            state.load_state_dict(self.broadcast(state.state_dict()))
         if self.evolution.evaluation.member_timeout is not None:
             raise ValueError(
                 f"member_timeout can't be used with strategy={self.strategy_name!r}: a process that gave a member up "

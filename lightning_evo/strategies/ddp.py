@@ -15,32 +15,46 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
 
-from lightning_evo._messages import preview
 from lightning_evo.algorithms import Algorithm
+from lightning_evo.collectives import no_collectives
 from lightning_evo.evaluation.faults import Pace
-from lightning_evo.evaluation.isolation import RandomState
-from lightning_evo.ranks import Ranks, no_collectives
 from lightning_evo.strategies import _compat
-from lightning_evo.strategies._evolution import EvoStrategyMixin
-from lightning_evo.strategies._network import choose_interface, connect
+from lightning_evo.strategies._checksums import compare_batches, compare_weights
+from lightning_evo.strategies._processes import ProcessesEvoMixin, connection_options, refuse
 from lightning_evo.update import Update
 from lightning_evo.update_sync import UpdateSync, check_update_sync, choose, synchronized
 
-__all__ = ["DDPEvoMixin", "Shard"]
+__all__ = ["DDPEvoMixin", "Division"]
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import DDPStrategy
 else:
     DDPStrategy = object
 
-Shard = Literal["population", "data"] | tuple[int, int]
+Division = Literal["population", "data"] | tuple[int, int]
 """What processes divide among them; two numbers make a grid of so many groups and so many processes in each."""
 
-_PIECE = 1 << 20  # elements that are added up at a time for a checksum
+_UNUSED = dict.fromkeys(  # options of Lightning's strategy and of DistributedDataParallel
+    (
+        "broadcast_buffers",
+        "bucket_cap_mb",
+        "check_reduction",
+        "ddp_comm_hook",
+        "ddp_comm_state",
+        "ddp_comm_wrapper",
+        "delay_all_reduce_named_params",
+        "find_unused_parameters",
+        "gradient_as_bucket_view",
+        "init_sync",
+        "model_averaging_period",
+        "param_to_hook_all_reduce",
+        "skip_all_reduce_unused_params",
+        "static_graph",
+    ),
+    "there is no DistributedDataParallel around the module, as there are no gradients to reduce. Leave it out",
+)
 
 
 class _Unwrapped(DDPStrategy):
@@ -66,7 +80,7 @@ class _Unwrapped(DDPStrategy):
             tensor.copy_(whole)
 
 
-class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
+class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
     """Evolve on several processes that hold the same weights: on one machine or many, on CPUs or GPUs.
 
     Args:
@@ -92,7 +106,7 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
 
     Raises:
         ValueError: If an option has an impossible value; the message says what was expected.
-        TypeError: If the algorithm has no such option.
+        TypeError: If the algorithm has no such option, or it is one of DistributedDataParallel.
     """
 
     strategy_name = "evo_ddp"
@@ -101,7 +115,7 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         self,
         algorithm: str | Algorithm[Any] = "openai_es",
         *,
-        shard: Shard | list[int] = "population",
+        shard: Division | list[int] = "population",
         update_sync: UpdateSync = "auto",
         checksum_every: int = 100,
         drop_stragglers: float = 0.0,
@@ -112,6 +126,7 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         cluster_environment: Any = None,
         **options: Any,
     ) -> None:
+        refuse(options, _UNUSED)
         _check_shard(shard)
         check_update_sync(update_sync)
         every: object = checksum_every
@@ -129,14 +144,14 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         methods = ("popen", "spawn", "fork", "forkserver")
         if start_method not in methods:
             raise ValueError(f"start_method must be one of {', '.join(methods)}, got {start_method!r}.")
-        self._shard, self._update_sync, self._checksum_every = shard, update_sync, checksum_every
+        self._shard, self._checksum_every = shard, checksum_every
+        self._update_sync, self._chosen_update_sync = update_sync, update_sync
         self._chunk = options.get("members_per_forward")
         self._parent_options = {
             "start_method": start_method,
-            "process_group_backend": process_group_backend,
             "parallel_devices": parallel_devices,
             "cluster_environment": cluster_environment,
-            **({} if timeout is None else {"timeout": timeout}),
+            **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
         if drop_stragglers > 1 - self.evolution.minimum_evaluated + 1e-9:
@@ -154,7 +169,6 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
 
     @property
     def _grid(self) -> tuple[int, int]:
-        """Groups that divide the members, and processes of each that divide the data."""
         processes = self.num_nodes * self.num_processes
         if self._shard == "population":
             return processes, 1
@@ -170,42 +184,12 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         return groups, data
 
     def setup_environment(self) -> None:
-        """Start the processes' connection; from then on the evolution knows the others."""
-        groups, data = self._grid
+        """Connect the processes; from then on the evolution knows the others."""
         super().setup_environment()
-        self.evolution.ranks = Ranks(
-            population=groups,
-            data=data,
-            rank=self.global_rank,
-            gather_from_all=self._gather_from_all,
-            sum_over_all=self._sum_over_all,
-            chunk=self._chunk if isinstance(self._chunk, int) else 1,
-        )
-        self.evolution.evaluating = no_collectives if groups > 1 else nullcontext
-
-    def setup_distributed(self) -> None:  # noqa: D102
-        if self.num_nodes > 1 and self.cluster_environment is not None:
-            choose_interface(self.cluster_environment.main_address)
-        connect(self._get_process_group_backend(), self._timeout, self.root_device)
-        super().setup_distributed()
-
-    def _gather_from_all(self, values: Tensor) -> list[Tensor]:
-        mine = values.to(self.root_device)
-        everything = [torch.empty_like(mine) for _ in range(self.world_size)]
-        torch.distributed.all_gather(everything, mine)
-        return [theirs.to(values.device) for theirs in everything]
-
-    def _sum_over_all(self, values: Tensor) -> Tensor:
-        torch.distributed.all_reduce(values)
-        return values
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Groups train on the same data; evaluation divides it among all processes."""
-        if self.lightning_module is not None and self.lightning_module.trainer.training:
-            _, data = self._grid
-            return {"num_replicas": data, "rank": self.global_rank % data}
-        return dict(super().distributed_sampler_kwargs)
+        ranks = self.evolution.ranks
+        if isinstance(self._chunk, int):
+            self.evolution.ranks = replace(ranks, chunk=self._chunk)
+        self.evolution.evaluating = no_collectives if ranks.groups > 1 else nullcontext
 
     # --- setup ---
 
@@ -216,26 +200,19 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
                 "sync_batchnorm=True can't be used: its statistics would mix the members that different processes "
                 "evaluate. Leave it out; members see the statistics of their own batch."
             )
-        groups, _ = self._grid
-        if groups > 1:
-            # Dropout and shuffling: members must not differ by the process that evaluates them.
-            state = RandomState(self.root_device)
-            state.load_state_dict(self.broadcast(state.state_dict()))
 
     def setup(self, trainer: Any) -> None:  # noqa: D102
         super().setup(trainer)
-        if trainer.state.fn != "fit" or not self.evolution.is_set_up:
-            return
-        # Without a seed every process has its own; and a fit has counters of its own.
-        seed, name = self.broadcast((self.evolution.state.seed, uuid.uuid4().hex))
-        self.evolution.state = replace(self.evolution.state, seed=seed)
-        if self._drop_stragglers and self.world_size > 1:
+        self._chosen_update_sync = self._update_sync  # "auto" measures in each fit
+        if trainer.state.fn == "fit" and self._drop_stragglers and self.world_size > 1:
+            name = self.broadcast(uuid.uuid4().hex)  # a fit has counters of its own
             self.evolution.evaluation.pace = Pace(_compat.shared_counter(name), self._drop_stragglers)
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
-        if not self.evolution.has_fitness and self._checks_now:
-            self._compare_weights()
-            self._compare_batches(batch)
+        every, ranks, generation = self._checksum_every, self.evolution.ranks, self.evolution.state.generation
+        if not self.evolution.has_fitness and ranks.world_size > 1 and every and generation % every == 0:
+            compare_weights(self.evolution.space, ranks, generation)
+            compare_batches(batch, ranks, generation)
         super()._evaluate(batch, *args, **kwargs)
 
     # --- the update ---
@@ -249,50 +226,10 @@ class DDPEvoMixin(EvoStrategyMixin, _Unwrapped):
         ranks = self.evolution.ranks
         if ranks.world_size == 1 or not update:
             return update
-        if self._update_sync == "auto":
-            self._update_sync, why = choose(update, ranks)
+        if self._chosen_update_sync == "auto":
+            self._chosen_update_sync, why = choose(update, ranks)
             rank_zero_info(why)
-        return synchronized(update, self._update_sync, ranks)
-
-    # --- checksums ---
-
-    @property
-    def _checks_now(self) -> bool:
-        every = self._checksum_every
-        return every > 0 and self.evolution.state.generation % every == 0 and self.evolution.ranks.world_size > 1
-
-    def _compare_batches(self, batch: Any) -> None:
-        """Stop if groups, which evaluate different members, do so on different data."""
-        groups, data = self._grid
-        if groups == 1:
-            return
-        sums: list[int] = []
-        apply_to_collection(batch, Tensor, lambda tensor: sums.append(_checksum(tensor)))
-        everyone = torch.cat(self._gather_from_all(torch.tensor([sum(sums) % (1 << 62)])))
-        if any((everyone[place::data] != everyone[place]).any() for place in range(data)):
-            raise RuntimeError(
-                f"Generation {self.evolution.state.generation}: processes evaluate different members on different "
-                "batches, so their fitness can't be compared. Does the dataloader have a DistributedSampler of its "
-                "own, or a dataset that divides itself by rank or draws at random? Give all the same batches, "
-                "or use shard='data'."
-            )
-
-    def _compare_weights(self) -> None:
-        """Stop if processes have different weights."""
-        generation = self.evolution.state.generation
-        own = torch.tensor([_checksum(parameter.tensor) for parameter in self.evolution.space], dtype=torch.int64)
-        total = own.sum(0, keepdim=True)
-        everyone = torch.cat(self._gather_from_all(total))
-        different = (everyone != everyone[0]).nonzero().flatten().tolist()
-        if not different:
-            return
-        sums = torch.stack(self._gather_from_all(own))
-        names = [p.name for p, equal in zip(self.evolution.space, (sums == sums[0]).all(0), strict=True) if not equal]
-        raise RuntimeError(
-            f"Generation {generation}: the weights of processes {', '.join(map(str, different))} are not those of "
-            f"process 0, in {preview(names)}. All must learn alike: does something write to the weights on some "
-            "processes only, or do they differ in hardware or versions? Resume from a checkpoint."
-        )
+        return synchronized(update, self._chosen_update_sync, ranks)
 
 
 def _check_shard(shard: object) -> None:
@@ -304,16 +241,3 @@ def _check_shard(shard: object) -> None:
             "shard must be 'population', 'data' or two whole numbers >= 1 (groups, processes of a group), got "
             f"{shard!r}."
         )
-
-
-@torch.no_grad()
-def _checksum(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor, in which every element counts by its place."""
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().contiguous().view(-1).view(integer)
-    total = 0
-    for start in range(0, len(bits), _PIECE):
-        piece = bits[start : start + _PIECE].to(torch.int64)
-        places = torch.arange(start, start + len(piece), device=piece.device) * 2 + 1
-        total += int((piece * places).sum())
-    return (total + (1 << 63)) % (1 << 64) - (1 << 63)

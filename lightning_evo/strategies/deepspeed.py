@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm
 from lightning_evo.strategies import _compat
+from lightning_evo.strategies._processes import connection_options, refuse
 from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
 
 __all__ = ["DeepSpeedEvoMixin"]
@@ -32,7 +33,59 @@ if TYPE_CHECKING:
 else:
     DeepSpeedStrategy = object
 
-_UNUSED = {  # sections of DeepSpeed's configuration that would do nothing here
+_UNUSED = {  # options of Lightning's strategy
+    **dict.fromkeys(
+        ("offload_optimizer", "offload_optimizer_device", "optimizer_buffer_count", "sub_group_size"),
+        "there is no optimizer's state. Leave it out",
+    ),
+    **dict.fromkeys(
+        (
+            "allgather_bucket_size",
+            "allgather_partitions",
+            "contiguous_gradients",
+            "overlap_comm",
+            "reduce_bucket_size",
+            "reduce_scatter",
+        ),
+        "there are no gradients to reduce. Leave it out",
+    ),
+    **dict.fromkeys(
+        ("hysteresis", "initial_scale_power", "loss_scale", "loss_scale_window", "min_loss_scale"),
+        "there is no backward pass, for which a loss would be scaled. Leave it out",
+    ),
+    **dict.fromkeys(
+        (
+            "contiguous_memory_optimization",
+            "cpu_checkpointing",
+            "partition_activations",
+            "synchronize_checkpoint_boundary",
+        ),
+        "no activations are kept, as there is no backward pass. Leave it out",
+    ),
+    **dict.fromkeys(
+        ("exclude_frozen_parameters", "load_full_weights"),
+        "checkpoints are ordinary files with all weights. Leave it out",
+    ),
+    **dict.fromkeys(
+        (
+            "block_size",
+            "max_in_cpu",
+            "nvme_path",
+            "offload_params_device",
+            "overlap_events",
+            "params_buffer_count",
+            "params_buffer_size",
+            "queue_depth",
+            "remote_device",
+            "single_submit",
+            "thread_count",
+        ),
+        "members are written into the partitions, which stay in memory: the CPU's with offload_parameters=True",
+    ),
+    "pin_memory": "set it in `config`, beside the device of offload_param",
+    "zero_optimization": "weights are always partitioned. To leave them whole use strategy='evo_ddp'",
+}
+_UNUSED_SECTIONS = {  # of DeepSpeed's configuration that would do nothing here
     "optimizer": "return the optimizer from `configure_optimizers`; its learning rate counts",
     "scheduler": "return the scheduler from `configure_optimizers`",
     "gradient_clipping": "use Trainer(gradient_clip_val=…)",
@@ -195,7 +248,7 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
     Raises:
         ModuleNotFoundError: If DeepSpeed is not installed.
         ValueError: If an option has an impossible value; the message says what was expected.
-        TypeError: If the algorithm has no such option.
+        TypeError: If the algorithm has no such option, or it is one of DeepSpeed that has no effect.
     """
 
     strategy_name = "evo_deepspeed_stage_3"
@@ -217,6 +270,7 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
                 "strategy='evo_deepspeed_stage_3' needs DeepSpeed. Install it: "
                 "DS_BUILD_OPS=0 pip install 'lightning-evo[deepspeed]'"
             )
+        refuse(options, _UNUSED)
         given: object = update
         if given != "in_place":
             raise ValueError(
@@ -230,15 +284,14 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
             "stage": stage,
             "offload_parameters": offload_parameters,
             "config": config,
-            "process_group_backend": process_group_backend,
-            **({} if timeout is None else {"timeout": timeout}),
+            **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, update="in_place", **options)
         self.config = _checked(self.config)
 
     @property
-    def _groups(self) -> tuple[int, int]:
-        return 1, self.world_size
+    def _grid(self) -> tuple[int, int]:
+        return 1, self.num_nodes * self.num_processes
 
     def _check(self, module: nn.Module) -> None:
         super()._check(module)
@@ -281,7 +334,7 @@ def _checked(config: Any) -> dict[str, Any]:
             f"stage3_param_persistence_threshold must be 0, got {threshold!r}: parameters below it stay whole on every "
             "process, and their perturbations would be ignored. Leave it out."
         )
-    for name, instead in _UNUSED.items():
+    for name, instead in _UNUSED_SECTIONS.items():
         if name in config:
             raise ValueError(f"{name!r} in DeepSpeed's configuration has no effect on evolution: {instead}.")
     if "offload_optimizer" in zero:

@@ -18,6 +18,7 @@ from lightning_evo.algorithms import Algorithm
 from lightning_evo.evolution import CHECKPOINT_KEY
 from lightning_evo.shards import is_sharded
 from lightning_evo.strategies import _compat
+from lightning_evo.strategies._processes import connection_options, refuse
 from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
 
 __all__ = ["FSDPEvoMixin"]
@@ -28,6 +29,24 @@ else:
     ModelParallelStrategy = object
 
 _OPTIMIZERS = "optimizer_states"
+
+_UNUSED = {  # options of Lightning's strategies for FSDP and FSDP2
+    **dict.fromkeys(
+        ("data_parallel_size", "device_mesh", "sharding_strategy"),
+        "shards=… says how many processes hold one copy of the weights",
+    ),
+    "tensor_parallel_size": "there is no tensor parallelism; fully_shard in `configure_model` divides the weights",
+    **dict.fromkeys(
+        ("auto_wrap_policy", "cpu_offload", "ignored_modules", "ignored_states", "use_orig_params"),
+        "FSDP2 is told what to shard, and how, by calls of fully_shard in `configure_model`",
+    ),
+    **dict.fromkeys(
+        ("activation_checkpointing", "activation_checkpointing_policy", "backward_prefetch", "limit_all_gathers"),
+        "there is no backward pass. Leave it out",
+    ),
+    "mixed_precision": "use Trainer(precision=…)",
+    "state_dict_type": "use save_distributed_checkpoint=True or False",
+}
 
 
 class _Parent(Regathering, ModelParallelStrategy):
@@ -97,7 +116,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
 
     Raises:
         ValueError: If an option has an impossible value; the message says what was expected.
-        TypeError: If the algorithm has no such option.
+        TypeError: If the algorithm has no such option, or it is one of FSDP that has no effect.
     """
 
     strategy_name = "evo_fsdp"
@@ -112,22 +131,21 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         timeout: timedelta | None = None,
         **options: Any,
     ) -> None:
+        refuse(options, _UNUSED)
         given: object = shards
         if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
             raise ValueError(f"shards must be 'auto' or a whole number >= 1, got {shards!r}.")
         self._shards: int | Literal["auto"] = shards
         self._parent_options = {
             "save_distributed_checkpoint": save_distributed_checkpoint,
-            "process_group_backend": process_group_backend,
-            **({} if timeout is None else {"timeout": timeout}),
+            **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
 
     # --- processes ---
 
     @property
-    def _groups(self) -> tuple[int, int]:
-        """Groups that divide the population, and the processes of each."""
+    def _grid(self) -> tuple[int, int]:
         processes = self.num_nodes * self.num_processes
         shards = processes if self._shards == "auto" else self._shards
         if processes % shards:
@@ -138,7 +156,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         return processes // shards, shards
 
     def setup_environment(self) -> None:  # noqa: D102
-        groups, shards = self._groups
+        groups, shards = self._grid
         # Checked by Lightning; there is no tensor parallelism, and the mesh of the population is made below.
         self._data_parallel_size, self._tensor_parallel_size = groups * shards, 1
         super().setup_environment()
@@ -152,14 +170,6 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
             )
             assert self.lightning_module is not None
             self.lightning_module._device_mesh = self._device_mesh
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Groups train on the same data; evaluation divides it among all."""
-        if self.lightning_module is not None and self.lightning_module.trainer.training:
-            _, shards = self._groups
-            return {"num_replicas": shards, "rank": self.global_rank % shards}
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     # --- setup ---
 
@@ -178,7 +188,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
     @torch.no_grad()
     def _check_and_share_weights(self, module: nn.Module) -> None:
         """Copies of the same weights become equal: those that are not sharded, and those of different groups."""
-        groups, shards = self._groups
+        groups, shards = self._grid
         tensor: Any
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if not is_sharded(tensor):

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from datetime import timedelta
 from functools import partial
 
 import lightning as L
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evo import EvoDDPStrategy
+from lightning_evo.strategies._checksums import checksum, dense_parts
 from tests.strategies.processes import Failed, processes
 
 GENERATIONS = 50
@@ -213,6 +215,27 @@ def test_ways_of_making_the_update(world, update, precision):
     difference = torch.tensor(found["all_reduce"]["weights"]) - torch.tensor(found["replicated"]["weights"])
     assert difference.abs().max() < tolerance
     assert difference.abs().mean() < tolerance / 10
+
+
+def choices():
+    """How often two fits of one Trainer choose who makes the update."""
+    from lightning_evo.strategies import ddp
+
+    quietly()
+    found, choose = [], ddp.choose
+    ddp.choose = lambda *args: found.append(choose(*args)) or found[-1]
+    try:
+        run = trainer(EvoDDPStrategy(population=4, seed=1), 2)
+        for steps in (2, 4):
+            run.fit_loop.epoch_loop.max_steps = steps
+            run.fit(Model(), DataLoader(data(), 8))
+    finally:
+        ddp.choose = choose
+    return len(found)
+
+
+def test_each_fit_chooses_anew_and_once(world):
+    assert world(2).run(choices) == [2, 2]
 
 
 class CountBytes(L.Callback):
@@ -448,6 +471,62 @@ def test_members_on_different_batches(world):
     assert only(world(2).run(train_on_own_sampler, "data"))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_checksums_of_batches_of_all_kinds():
+    graph = torch.eye(3).to_sparse()
+    batches = [
+        graph,
+        graph * 2,
+        torch.eye(3).to_sparse_csr(),
+        torch.ones(2, dtype=torch.complex128),
+        torch.tensor([1j]),
+    ]
+    sums = [sum(map(checksum, dense_parts(batch))) for batch in batches]
+    assert len(set(sums)) == len(sums)
+    assert sums == [sum(map(checksum, dense_parts(batch.clone()))) for batch in batches]
+
+
+class Uneven(torch.utils.data.IterableDataset):
+    """A dataset with other batches on each process, the number of which nobody knows before."""
+
+    def __iter__(self):
+        x, y = data().tensors
+        for _ in range(5 - torch.distributed.get_rank()):
+            yield x[:8], y[:8]
+
+
+def train_unevenly(loader, shard, max_steps=-1, **options):
+    quietly()
+    own = trainer(EvoDDPStrategy(population=8, seed=1, shard=shard), max_steps, max_epochs=2, **options)
+    own.fit(Model(), loader())
+    return own.global_step
+
+
+def known():
+    x, y = data().tensors
+    samples = 48 - 16 * torch.distributed.get_rank()
+    return DataLoader(TensorDataset(x[:samples], y[:samples]), 8, sampler=range(samples))
+
+
+def unknown():
+    return DataLoader(Uneven(), None)
+
+
+@pytest.mark.parametrize("shard", ["population", "data"])
+def test_processes_with_different_numbers_of_batches(world, shard):
+    world(2).run(train, {}, 1)  # the process group is there
+    message = "different numbers of training batches: process 0 has 6, process 1 has 4."
+    run = partial(train_unevenly, use_distributed_sampler=False)
+    assert world(2).run(partial(refused, message, run), known, shard) == ["RuntimeError"] * 2
+    message = "different numbers of training batches: this is the last one of processes 1, but not of the others."
+    assert world(2).run(partial(refused, message, run), unknown, shard) == ["RuntimeError"] * 2
+    world(2).run(partial(run, limit_train_batches=4), known, shard)
+    world(2).run(partial(run, limit_train_batches=4), unknown, shard)
+    for loader in (known, unknown):  # nobody comes to where they differ
+        assert world(2).run(partial(run, max_steps=4), loader, shard) == [4, 4]
+        assert world(2).run(partial(run, max_steps=2, accumulate_grad_batches=2), loader, shard) == [2, 2]
+
+
 class Manual(Model):
     def __init__(self):
         super().__init__()
@@ -481,6 +560,11 @@ def test_a_grid_that_does_not_fit(world):
         ({"drop_stragglers": 1.0}, "drop_stragglers must be a share of the members, in [0, 1), got 1.0"),
         ({"drop_stragglers": 0.6}, "leaves fewer members than minimum_evaluated=0.5 asks for"),
         ({"drop_stragglers": 0.1, "shard": "data"}, "works with shard='population' only"),
+        ({"timeout": 30}, "timeout must be a positive datetime.timedelta, such as timedelta(minutes=5), got 30"),
+        ({"timeout": timedelta(0)}, "timeout must be a positive datetime.timedelta"),
+        ({"process_group_backend": "glo"}, "Unknown process_group_backend 'glo'. Did you mean 'gloo'?"),
+        ({"process_group_backend": "cpu:gloo,cuda:ncl"}, "Did you mean 'nccl'? Use 'nccl' for GPUs"),
+        ({"process_group_backend": 3}, "Unknown process_group_backend 3. Use 'nccl' for GPUs, 'gloo' for CPUs"),
         ({"start_method": "thread"}, "start_method must be one of popen, spawn"),
         (
             {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
@@ -493,6 +577,30 @@ def test_impossible_options(options, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         EvoDDPStrategy(**options)
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"find_unused_parameters": True}, {"gradient_as_bucket_view": True}, {"static_graph": True}, {"bucket_cap_mb": 5}],
+    ids=str,
+)
+def test_options_of_distributed_data_parallel(option):
+    (name,) = option
+    with pytest.raises(TypeError, match=rf"^{name} is no option of .*: there is no DistributedDataParallel.*Leave it"):
+        EvoDDPStrategy(**option)
+
+
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo,cuda:nccl", None])
+def test_options_of_the_connection(backend):
+    strategy = EvoDDPStrategy(process_group_backend=backend, timeout=timedelta(minutes=2))
+    assert strategy.process_group_backend == backend
+    assert strategy._timeout == timedelta(minutes=2)
+
+
+def test_nccl_without_gpus(world):
+    message = "process_group_backend='nccl' connects GPUs only"
+    refusals = world(2).run(partial(refused, message, train), {"process_group_backend": "nccl"})
+    assert refusals == ["ValueError"] * 2
 
 
 # --- launchers ------------------------------------------------------------------------------------------------------

@@ -181,6 +181,32 @@ def test_what_is_refused(arguments, message):
 
 
 @needs_deepspeed
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("offload_optimizer", "there is no optimizer's state"),
+        ("reduce_bucket_size", "there are no gradients to reduce"),
+        ("loss_scale", "there is no backward pass"),
+        ("cpu_checkpointing", "no activations are kept"),
+        ("load_full_weights", "checkpoints are ordinary files"),
+        ("nvme_path", "the CPU's with offload_parameters=True"),
+        ("zero_optimization", "use strategy='evo_ddp'"),
+    ],
+)
+def test_options_of_lightnings_own_strategy(option, message):
+    with pytest.raises(TypeError, match=f"^{option} is no option of this strategy: .*{message}"):
+        lightning_evo.EvoDeepSpeedStrategy(**{option: 1})
+
+
+@needs_deepspeed
+def test_options_of_the_connection():
+    with pytest.raises(ValueError, match="timeout must be a positive"):
+        lightning_evo.EvoDeepSpeedStrategy(timeout=5)
+    with pytest.raises(ValueError, match="Unknown process_group_backend 'nccll'. Did you mean 'nccl'"):
+        lightning_evo.EvoDeepSpeedStrategy(process_group_backend="nccll")
+
+
+@needs_deepspeed
 def test_a_configuration_in_a_file(tmp_path):
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))

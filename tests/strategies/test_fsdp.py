@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_evo import EvoFSDPStrategy
 from tests.strategies.processes import Failed, processes, run_script
-from tests.strategies.sharded import Classifier, fit, weights_after, whole
+from tests.strategies.sharded import Classifier, fit, samples, weights_after, whole
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -359,6 +359,41 @@ def refusal(module, arguments):
 def test_shards_that_are_no_number(shards):
     with pytest.raises(ValueError, match="shards must be 'auto' or a whole number >= 1"):
         EvoFSDPStrategy(shards=shards)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"timeout": 60}, ValueError, "timeout must be a positive datetime.timedelta"),
+        ({"process_group_backend": "gluu"}, ValueError, "Unknown process_group_backend 'gluu'. Did you mean 'gloo'"),
+        ({"data_parallel_size": 2}, TypeError, "data_parallel_size is no option of this strategy: shards=… says"),
+        ({"tensor_parallel_size": 2}, TypeError, "there is no tensor parallelism"),
+        ({"auto_wrap_policy": None}, TypeError, "by calls of fully_shard in `configure_model`"),
+        ({"mixed_precision": None}, TypeError, r"use Trainer\(precision=…\)"),
+    ],
+    ids=str,
+)
+def test_options_of_the_connection_and_of_lightnings_own_strategies(options, error, message):
+    with pytest.raises(error, match=message):
+        EvoFSDPStrategy(**options)
+
+
+class Uneven(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        x, y = samples(40).tensors
+        for _ in range(5 - torch.distributed.get_rank()):
+            yield x[:8], y[:8]
+
+
+class OnUnevenData(Classifier):
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(Uneven(), None)
+
+
+def test_processes_with_different_numbers_of_batches(two):
+    """Before one waits for the other's part of the weights."""
+    with pytest.raises(Failed, match="this is the last one of processes 1, but not of the others"):
+        together(two, OnUnevenData())
 
 
 def test_the_other_ways_of_evaluating_say_why_not(two):

@@ -1,0 +1,57 @@
+"""What a module and its optimizers must be like, or need not be, to evolve."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from lightning_evo._messages import preview
+from lightning_evo.strategies import _compat
+
+__all__ = ["check_module"]
+
+
+def check_module(module: Any, optimizers: Sequence[Any], in_place: bool, learning_rate_was_given: bool) -> None:
+    """Refuse what can't work, and say what has no effect.
+
+    Args:
+        module: A LightningModule, optimized automatically.
+        optimizers: What its ``configure_optimizers`` returned.
+        in_place: Whether weights are moved without an optimizer.
+        learning_rate_was_given: Whether the strategy was given one.
+
+    Raises:
+        ValueError: If it can't be trained by evolution; the message says what to change.
+    """
+    base = _compat.lightning_module_class(module)
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            "training_step(dataloader_iter) can't evolve: every member would take another batch. Take `batch` instead."
+        )
+    if type(module).backward is not base.backward:
+        rank_zero_warn(f"{type(module).__name__}.backward is not called: evolution has no backward pass.")
+    if any(isinstance(optimizer, torch.optim.SparseAdam) for optimizer in optimizers):
+        raise ValueError("SparseAdam takes sparse gradients only, and the estimate is dense. Use Adam.")
+    complex_names = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
+    if complex_names:
+        rank_zero_warn(f"Complex parameters don't evolve and stay as they are: {preview(complex_names)}.")
+    if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+        raise ValueError(
+            "LBFGS calls its closure several times and needs exact gradients, so it can't step on a population's "
+            "estimate. Use SGD, Adam or any other first-order optimizer."
+        )
+    has_optimizer = any(group["params"] for optimizer in optimizers for group in optimizer.param_groups)
+    if not has_optimizer and not in_place:
+        raise ValueError(
+            "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
+            "update='in_place' with learning_rate=…"
+        )
+    if has_optimizer and learning_rate_was_given:
+        raise ValueError(
+            "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
+            "learning rate counts. Set it there, or return None and use update='in_place'."
+        )

@@ -1,0 +1,145 @@
+"""What all strategies of several processes have in common: a grid of processes, connected, that start alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_evo._messages import did_you_mean
+from lightning_evo.evaluation.isolation import RandomState
+from lightning_evo.ranks import Ranks
+from lightning_evo.strategies import _compat
+from lightning_evo.strategies._evolution import EvoStrategyMixin
+from lightning_evo.strategies._network import choose_interface, connect
+
+__all__ = ["ProcessesEvoMixin", "connection_options", "refuse"]
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import ParallelStrategy
+else:
+    ParallelStrategy = object
+
+
+def connection_options(backend: str | None, timeout: timedelta | None) -> dict[str, Any]:
+    """The options of Lightning's strategies that say how processes are connected.
+
+    Raises:
+        ValueError: If torch knows no such backend, or the timeout is not a positive timedelta.
+    """
+    given: object = timeout
+    if given is not None and not (isinstance(given, timedelta) and given > timedelta()):
+        raise ValueError(
+            f"timeout must be a positive datetime.timedelta, such as timedelta(minutes=5), got {timeout!r}."
+        )
+    if backend is not None:
+        known = list(torch.distributed.Backend.backend_list)
+        # "gloo", or one for each kind of device: "cpu:gloo,cuda:nccl".
+        for name in [part.rpartition(":")[2] for part in str(backend).split(",")]:
+            if name.lower() not in known:
+                raise ValueError(
+                    f"Unknown process_group_backend {backend!r}.{did_you_mean(name, known)} Use 'nccl' for GPUs, "
+                    "'gloo' for CPUs, or leave it out for what suits the device."
+                )
+    # Lightning has a default of its own for the timeout.
+    return {"process_group_backend": backend, **({} if timeout is None else {"timeout": timeout})}
+
+
+def refuse(options: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+    """Say why options of Lightning's own strategy have nothing to do here; else they would be taken for an algorithm's.
+
+    Args:
+        options: What was given beside the strategy's own options.
+        reasons: What to say of an option, by its name.
+
+    Raises:
+        TypeError: If one of them was given.
+    """
+    for name in options:
+        if name in reasons:
+            raise TypeError(f"{name} is no option of this strategy: {reasons[name]}.")
+
+
+class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
+    """The evolving strategy for several processes."""
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Groups that divide the members, and the processes of each, which evaluate the same members together.
+
+        Raises:
+            ValueError: If there are not as many processes.
+        """
+        raise NotImplementedError
+
+    # --- processes ---
+
+    def setup_environment(self) -> None:
+        """Connect the processes; from then on the evolution knows the others."""
+        groups, data = self._grid  # what is refused is so before processes wait for each other
+        parent: Any = self  # which each of Lightning's strategies is in its own right, without a class in common
+        backend = parent._get_process_group_backend()
+        if backend == "nccl" and self.root_device.type == "cpu":
+            raise ValueError("process_group_backend='nccl' connects GPUs only; use 'gloo' for processes on CPUs.")
+        assert self.accelerator is not None
+        self.accelerator.setup_device(self.root_device)  # on which NCCL begins
+        if parent.num_nodes > 1 and self.cluster_environment is not None:
+            choose_interface(self.cluster_environment.main_address)
+        connect(backend, parent._timeout, self.root_device)
+        super().setup_environment()
+        self.evolution.ranks = Ranks(
+            groups,
+            data,
+            self.global_rank,
+            gather_from_all=self._gather_from_all,
+            sum_over_all=self._sum_over_all,
+            batches=self._batches,
+        )
+
+    def _gather_from_all(self, values: Tensor) -> list[Tensor]:
+        mine = values.to(self.root_device)
+        everything = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(everything, mine)
+        return [theirs.to(values.device) for theirs in everything]
+
+    def _sum_over_all(self, values: Tensor) -> Tensor:
+        torch.distributed.all_reduce(values)
+        return values
+
+    def _batches(self) -> tuple[float, bool]:
+        """How many batches this process has in this epoch, which `max_steps` may end, and whether this is the last."""
+        trainer, number = self._user_module.trainer, float(self._user_module.trainer.num_training_batches)
+        done, at_once = trainer.fit_loop.epoch_loop.batch_idx, trainer.accumulate_grad_batches
+        if trainer.max_steps >= 0:
+            number = min(number, done // at_once * at_once + (trainer.max_steps - trainer.global_step) * at_once)
+        return number, trainer.is_last_batch or done + 1 >= number
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Groups train on the same data; evaluation divides it among all processes."""
+        processes = self.world_size
+        if self.lightning_module is not None and self.lightning_module.trainer.training:
+            _, processes = self._grid
+        return {"num_replicas": processes, "rank": self.global_rank % processes}
+
+    # --- setup ---
+
+    def setup(self, trainer: Any) -> None:
+        _compat.only_note_sigterm(trainer)
+        super().setup(trainer)
+        if trainer.state.fn == "fit" and self.evolution.is_set_up:
+            # Without a seed every process has its own.
+            state = self.evolution.state
+            self.evolution.state = replace(state, seed=self.broadcast(state.seed))
+
+    def _check(self, module: Any) -> None:
+        super()._check(module)
+        groups, _ = self._grid
+        if groups > 1:
+            # Dropout and shuffling: members must not differ by the processes that evaluate them.
+            state = RandomState(self.root_device)
+            state.load_state_dict(self.broadcast(state.state_dict()))
