@@ -53,12 +53,12 @@ lint: $(INSTALLED)
 
 # Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
 bench: $(INSTALLED)
-	@for name in engine digits memory rounding evolution_vs_backprop scaling; do \
+	@for name in engine noise digits memory rounding evolution_vs_backprop scaling; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
 
 bench-quick: $(INSTALLED)
-	@for name in engine digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in engine noise digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

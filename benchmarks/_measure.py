@@ -69,6 +69,32 @@ def interleaved(
     return times
 
 
+def beside(
+    reference: Callable[[], object], function: Callable[[], object], repeats: int, warmup: int, calls: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of a function, and of one call of the reference before and after it: ``repeats`` values each.
+
+    For machines whose speed changes from second to second: the two were measured in the same seconds.
+
+    Args:
+        reference: What the function is compared with.
+        function: What to call.
+        repeats: Rounds that count.
+        warmup: Rounds before them.
+        calls: Calls of the reference in a row, so that it runs for about as long as the function.
+    """
+    times, of_reference = [], []
+    before = [seconds(reference) for _ in range(calls)]
+    for turn in range(warmup + repeats):
+        elapsed = seconds(function)
+        after = [seconds(reference) for _ in range(calls)]
+        if turn >= warmup:
+            times.append(elapsed)
+            of_reference.append(statistics.fmean(before + after))
+        before = after
+    return times, of_reference
+
+
 def rates(times: Mapping[str, Sequence[float]], work: Mapping[str, float]) -> dict[str, float]:
     """Work per second of each row at its median time."""
     return {name: work[name] / statistics.median(values) for name, values in times.items()}

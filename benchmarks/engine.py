@@ -9,8 +9,11 @@ needs: noise, forward passes, shaping and the update of the weights. A step of A
 share says how many forward passes a step costs. ``N batches at once`` is the plain forward pass of a whole population's
 tokens in one call, the limit of what evaluating members together can reach.
 
-Rows take turns within one process, after warm-up rounds which also compile (``LIGHTNING_EVO_COMPILE=1``), so compiling
-is not part of any figure; a share is the ratio of two medians of one run. Each row has a model of its own.
+Every row has a process of its own, like a training run, in which it takes turns with the plain forward pass of 2 to 8
+batches, one after the other. The speed of a machine that others use, too, changes within seconds, so a share is the
+median over the rounds of the row's rate divided by the forward's before and after it; ``middle half`` is the range of
+the middle half of the rounds. The row of the plain forward itself shows how well that works. A warm-up round, which
+also compiles (``LIGHTNING_EVO_COMPILE=1``), is not counted.
 """
 
 from __future__ import annotations
@@ -18,15 +21,17 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import interleaved, rates, show, write
+from benchmarks._measure import beside, show, write
 from benchmarks._models import DTYPES, Likelihood, gpt2, parameters, tokens
 from benchmarks._published import Backpropagation, ESAtScale, MeZO
 from lightning_evo.evolution import Evolution
@@ -122,23 +127,64 @@ def rows(population: int) -> dict[str, Row]:
     }
 
 
-def measure(model: nn.Module, batch: Tensor, population: int, repeats: int, warmup: int) -> list[dict[str, Any]]:
-    """Time all rows, each on a copy of the model: seconds of each repeat, evaluations/s, share of the limit."""
-    chosen = rows(population)
-    calls = {name: row.prepare(copy.deepcopy(model), batch) for name, row in chosen.items()}
-    times = interleaved(calls, repeats, warmup)
-    rate = rates(times, {name: row.members for name, row in chosen.items()})
-    return [
-        {
-            "row": name,
-            "members": row.members,
-            "seconds": times[name],
-            "evaluations_per_second": rate[name],
-            "share_of_forward": rate[name] / rate[LIMIT],
-            "how": how(calls[name]),
-        }
-        for name, row in chosen.items()
-    ]
+@dataclass(frozen=True)
+class Case:
+    """A model and its batch.
+
+    Attributes:
+        dtype: ``"fp32"`` or ``"bf16"``.
+        sequences: Of 128 tokens each.
+        tiny: Whether to use a miniature model.
+    """
+
+    dtype: str
+    sequences: int
+    tiny: bool = False
+
+    def make(self) -> tuple[nn.Module, Tensor]:
+        """The model, initialised at random, and a batch."""
+        torch.manual_seed(0)
+        shape = (2, 32, 2, 64) if self.tiny else (6, 512, 8, 8192)
+        model = gpt2(*shape, dtype=DTYPES[self.dtype])
+        return model, tokens(self.sequences, 8 if self.tiny else 128, shape[-1])
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """What is measured."""
+        return rows(4 if self.tiny else 16)
+
+
+def measure(case: Case, name: str, repeats: int) -> dict[str, Any]:
+    """Time a row beside the plain forward: seconds, evaluations/s, share."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    model, batch = case.make()
+    row = case.rows[name]
+    limit, call = forward().prepare(copy.deepcopy(model), batch), row.prepare(model, batch)
+    times, forwards = beside(limit, call, repeats, warmup=1, calls=min(max(2, row.members), 8))
+    shares = [row.members * one / own for own, one in zip(times, forwards, strict=True)]
+    low, share, high = statistics.quantiles(shares, n=4) if repeats > 1 else shares * 3
+    return {
+        "row": name,
+        "members": row.members,
+        "seconds": times,
+        "forward_seconds": forwards,
+        "evaluations_per_second": row.members / statistics.median(times),
+        "share_of_forward": share,
+        "middle_half": [low, high],
+        "how": how(call),
+    }
+
+
+def measure_all(case: Case, repeats: int) -> list[dict[str, Any]]:
+    """All rows, each in a process of its own."""
+    if case.tiny:
+        return [measure(case, name, repeats) for name in case.rows]
+    results = []
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
+        for name, row in case.rows.items():
+            rounds = repeats if row.members > 2 else 3 * repeats
+            results.append(processes.apply(measure, (case, name, rounds)))
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -146,29 +192,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one case, few repeats")
     parser.add_argument("--tiny", action="store_true", help="a miniature model, to see that everything runs")
-    parser.add_argument("--repeats", type=int, help="rounds that count (default 5, 3 of 2,048 tokens; quick 2)")
+    parser.add_argument("--repeats", type=int, help="rounds that count (default 5, for few members 15; quick 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
-    torch.set_num_threads(os.cpu_count() or 1)
-    quick = options.quick or options.tiny
-    shape = (2, 32, 2, 64) if options.tiny else (6, 512, 8, 8192)
-    population = 4 if options.tiny else 16
-    cases = [("fp32", 4), ("bf16", 4), ("bf16", 16)][: 1 if quick else 3]
+    cases = [Case("fp32", 4), Case("bf16", 4), Case("bf16", 16)]
+    if options.quick or options.tiny:
+        cases = [Case("fp32", 4, options.tiny)]
 
     results = []
-    for dtype, sequences in cases:
-        torch.manual_seed(0)
-        model = gpt2(*shape, dtype=DTYPES[dtype])
-        batch = tokens(sequences, 8 if options.tiny else 128, shape[-1])
-        repeats = options.repeats or (2 if quick else 5 if sequences == 4 else 3)
-        measured = measure(model, batch, population, repeats, warmup=1)
-        results.append({"dtype": dtype, "tokens_per_member": batch.numel(), "rows": measured})
+    for case in cases:
+        model, batch = case.make()
+        measured = measure_all(case, options.repeats or (2 if options.quick or options.tiny else 5))
+        results.append({"dtype": case.dtype, "tokens_per_member": batch.numel(), "rows": measured})
         show(
-            f"GPT-2 of {parameters(model) / 1e6:.1f}M parameters, {dtype}, {batch.numel()} tokens per member",
-            ("row", "evaluations/s", "of a plain forward"),
+            f"GPT-2 of {parameters(model) / 1e6:.1f}M parameters, {case.dtype}, {batch.numel()} tokens per member",
+            ("row", "evaluations/s", "of a plain forward", "middle half"),
             [
-                (row["row"], f"{row['evaluations_per_second']:.2f}", f"{row['share_of_forward']:.1%}")
+                (
+                    row["row"],
+                    f"{row['evaluations_per_second']:.2f}",
+                    f"{row['share_of_forward']:.1%}",
+                    " to ".join(f"{share:.1%}" for share in row["middle_half"]),
+                )
                 for row in measured
             ],
         )

@@ -90,7 +90,7 @@ class Worker:
         shape = (2, 32, 2, 64) if tiny else (4, 384, 6, 4096)
         torch.manual_seed(0)
         model, batch = gpt2(*shape), tokens(2 if tiny else 4, 8 if tiny else 128, shape[-1])
-        together = Ranks(population=world, rank=rank, gather_from_all=self._gather, sum_over_all=self._sum)
+        together = Ranks(groups=world, rank=rank, gather_from_all=self._gather, sum_over_all=self._sum)
         self.parameters = parameters(model)
         self.calls: dict[str, Generation] = {}
         for algorithm in CASES:

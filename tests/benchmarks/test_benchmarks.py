@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _peers, digits, engine, gpu, memory, rounding, scaling
+from benchmarks import _peers, digits, engine, gpu, memory, noise, rounding, scaling
+from lightning_evo import kernels
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +30,32 @@ def test_engine(tmp_path):
     (case,) = json.loads((tmp_path / "engine.json").read_text())["results"]
     rows = {row["row"]: row for row in case["rows"]}
     assert len(rows) == 12
-    assert rows[engine.LIMIT]["share_of_forward"] == 1
     for row in rows.values():
-        (elapsed,) = row["seconds"]
+        (elapsed,), (limit,) = row["seconds"], row["forward_seconds"]
         assert row["evaluations_per_second"] == pytest.approx(row["members"] / elapsed)
+        assert row["share_of_forward"] == pytest.approx(row["members"] / elapsed * limit)
         for way, words in (("plain", "ours, plain"), ("in_forward", "ours, in forward"), ("batched", "ours, batched")):
             if row["row"].startswith(words):  # no row may show another evaluation than the one that it names
                 assert row["how"].startswith(f"evaluation: {way}")
+
+
+def test_noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
+    if kernels.native(torch.empty(1)) is None:
+        pytest.skip("no C++ compiler")
+    noise.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "noise.json")])
+    for case in json.loads((tmp_path / "noise.json").read_text())["results"]:
+        rows = {row["row"]: row for row in case["rows"]}
+        (elapsed,) = rows["update, 8 directions"]["seconds"]
+        assert rows["update, 8 directions"]["values_per_second"] == pytest.approx(8 * case["elements"] / elapsed)
+
+
+def test_noise_rows_do_what_they_say(monkeypatch):
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
+    if kernels.native(torch.empty(1)) is None:
+        pytest.skip("no C++ compiler")
+    for _, call in noise.rows(1 << 14, torch.bfloat16).values():
+        assert call() is not None
 
 
 def test_memory_of_a_row():
@@ -63,9 +83,11 @@ def test_scaling_in_two_processes(tmp_path):
         assert rows[scaling.ONE]["speedup"] == 1
         assert rows[scaling.ONE]["bytes_sent"] == rows["2 ranks apart"]["bytes_sent"] == 0
         members = case["population"]
-        # Fitness and weight, float64, of half of the members; no tensor is large enough to be divided.
-        assert rows["2 ranks, replicated"]["bytes_sent"] == rows["2 ranks, sharded"]["bytes_sent"] == 16 * members / 2
-        assert rows["2 ranks, all_reduce"]["bytes_sent"] == 16 * members / 2 + 4 * 60_288
+        # Fitness and weight, float64, of half of the members, and two numbers on the process's batches. No tensor is
+        # large enough to be divided.
+        fitness = 16 * members / 2 + 16
+        assert rows["2 ranks, replicated"]["bytes_sent"] == rows["2 ranks, sharded"]["bytes_sent"] == fitness
+        assert rows["2 ranks, all_reduce"]["bytes_sent"] == fitness + 4 * 60_288
         assert rows["2 ranks, replicated"]["same_weights"]
         assert rows["2 ranks, sharded"]["same_weights"]
         for row in case["rows"]:
