@@ -219,7 +219,7 @@ def test_reads_are_no_writes(evaluation):
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_model_too_large_for_a_copy_is_stopped(monkeypatch, raises):
     """Of like layers one is copied by the check. A write to another one can't be taken back."""
-    monkeypatch.setattr(check, "_LARGE", 100)
+    monkeypatch.setattr(check, "LARGEST_COPY", 100)
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
     evolution = Evolution(population=4, seed=0, evaluation="in_forward")
     evolution.setup(model)
@@ -236,7 +236,7 @@ def test_a_model_too_large_for_a_copy_is_stopped(monkeypatch, raises):
 
 
 def test_a_write_to_a_large_model_that_a_call_shows_is_found_before_it_happens(monkeypatch):
-    monkeypatch.setattr(check, "_LARGE", 100)
+    monkeypatch.setattr(check, "LARGEST_COPY", 100)
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
     evolution, before = Evolution(population=4, seed=0, evaluation="in_forward"), bits(model)
     evolution.setup(model)

@@ -42,7 +42,7 @@ def test_a_batch_made_in_inference_mode_is_a_batch():
 
 
 def test_the_check_copies_one_expert_of_many_that_no_batch_used(monkeypatch):
-    monkeypatch.setattr(check, "_LARGE", 1000)
+    monkeypatch.setattr(check, "LARGEST_COPY", 1000)
     copied = []
     by_loop = plain.evaluate
 
