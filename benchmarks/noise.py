@@ -41,12 +41,12 @@ def rows(elements: int, dtype: torch.dtype) -> dict[str, tuple[int, Callable[[],
     """Each row's call, and the noise values that it stands for, in units of the tensor's size."""
     center = torch.randn(elements).to(dtype).view(-1, 1 << 12)
     noise, total = torch.randn(elements), torch.zeros(elements)
-    outs = [torch.empty_like(center) for _ in range(2)]
+    outs = torch.empty(2, *center.shape, dtype=dtype)
     key = NoiseKey(seed=0, generation=0)
     perturbation = Dense(key)
 
     def pair() -> object:
-        return perturbation.members_of_rows(0, [1e-3, -1e-3], 0, center, 0, len(center), [out.view(-1) for out in outs])
+        return perturbation.members_of_rows([0], [1e-3, -1e-3], 0, center, 0, len(center), outs.flatten(1))
 
     def update(directions: int) -> object:
         return perturbation.move([1.0] * directions, 0, center, 1e-9, key)

@@ -41,12 +41,12 @@ def test_a_range_of_a_member_has_the_bits_of_the_whole(perturbation, shape, dtyp
     center = torch.randn(shape).to(dtype)
     flat, steps = center.reshape(-1), [0.3, -0.3]
     noise = perturbation.noise([1], 2, center)[0].reshape(-1)
-    members = perturbation.members(1, steps, 2, center)
+    members = perturbation.members([1], steps, 2, center)
     for ends in RANGES:
         start, stop = (round(end * flat.numel()) for end in ends)
         stand_in = center.new_zeros(()).expand(shape)  # of the tensor's shape, but not its values
         assert torch.equal(perturbation.noise_of_range(1, 2, stand_in, start, stop), noise[start:stop])
-        parts = perturbation.members_of_range(1, steps, 2, stand_in, flat[start:stop], start)
+        parts = perturbation.members_of_range([1], steps, 2, stand_in, flat[start:stop], start)
         for part, member in zip(parts, members, strict=True):
             assert part.dtype == dtype
             assert torch.equal(part, member.reshape(-1)[start:stop])

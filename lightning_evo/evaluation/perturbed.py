@@ -177,15 +177,12 @@ class Perturbed(TorchFunctionMode):
         scratch = self._scratch.get(center.dtype)
         if scratch is None or len(scratch) < count * size or scratch.device != center.device:
             scratch = self._scratch[center.dtype] = center.new_empty(count * size)
-        outs, per_direction = scratch[: count * size].view(count, size), count // len(self.directions)
-        for i, direction in enumerate(self.directions):
-            own = slice(i * per_direction, (i + 1) * per_direction)
-            found = self.population.perturbation.members_of_rows(
-                direction, self.steps[own], parameter.index, center, first, last, list(outs[own])
-            )
-            if found is None:
-                return None
-        values = outs.view(count, last - first, *center.shape[1:])
+        out = scratch[: count * size].view(count, size)
+        values = self.population.perturbation.members_of_rows(
+            self.directions, self.steps, parameter.index, center, first, last, out
+        )
+        if values is None:
+            return None
         padding = parameter.padding_row
         if padding is not None and first <= padding < last:
             values[:, padding - first] = center[padding]
@@ -194,17 +191,16 @@ class Perturbed(TorchFunctionMode):
     def _share(self, parameter: EvolvingParameter) -> None:
         """Make a tensor of both members of a pair."""
         center, steps = parameter.tensor.detach(), [self.steps[0], -self.steps[0]]
-        members = self.population.perturbation.members(self.directions[0], steps, parameter.index, center)
+        members = self.population.perturbation.members(self.directions, steps, parameter.index, center)
         self._shared["members", parameter.index] = dict(zip(steps, members, strict=True))
 
     def _member(self, parameter: EvolvingParameter) -> Tensor:
-        center, direction, step = parameter.tensor.detach(), self.directions[0], self.steps[0]
-        members = self.population.perturbation.members
+        center = parameter.tensor.detach()
         both = self._shared.get(("members", parameter.index))
         if both is not None:
-            member: Tensor = both[step]
+            member: Tensor = both[self.steps[0]]
         else:
-            (member,) = members(direction, [step], parameter.index, center)
+            (member,) = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
         if (
             not center.is_contiguous()
         ):  # channels_last, say: operations choose their layout, and dropout its order, by it
@@ -213,13 +209,8 @@ class Perturbed(TorchFunctionMode):
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
-        center, directions = parameter.tensor.detach(), self.directions
-        per_direction = len(self.members) // len(directions)
-        noise = self.population.perturbation.noise(directions, parameter.index, center)
-        steps = torch.tensor(self.steps, dtype=noise.dtype, device=noise.device)
-        steps = steps.view(len(directions), per_direction, *[1] * center.dim())
-        wide = center.to(noise.dtype)
-        values = torch.addcmul(wide, noise.unsqueeze(1), steps).to(center.dtype).flatten(0, 1)
+        center = parameter.tensor.detach()
+        values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
         if parameter.padding_row is not None:
             values[:, parameter.padding_row] = center[parameter.padding_row]
         return values

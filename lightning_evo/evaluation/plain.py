@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import Center
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.perturbations import Perturbation
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["evaluate"]
@@ -45,10 +44,9 @@ def evaluate(
     values = []
     try:
         for number in range(len(population)) if members is None else members:
-            direction, step = population.address(number)
             center.take_memory_back()
             for parameter, value in zip(space, center.values, strict=True):
-                member = _member(population.perturbation, direction, step, parameter, value)
+                member = _member(population, number, parameter, value)
                 parameter.local.copy_(parameter.keep_padding(member, value))
             torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
             isolation.start_member()
@@ -59,13 +57,10 @@ def evaluate(
     return values
 
 
-def _member(
-    perturbation: Perturbation, direction: int, step: float, parameter: EvolvingParameter, center: Tensor
-) -> Tensor:
+def _member(population: Population, number: int, parameter: EvolvingParameter, center: Tensor) -> Tensor:
     """A member's values of what this process holds of a parameter, whose own are ``center``."""
-    shard = parameter.shard
+    perturbation, index, shard = population.perturbation, parameter.index, parameter.shard
+    direction, step = population.address(number)
     if shard is None:
-        (member,) = perturbation.members(direction, [step], parameter.index, center)
-    else:
-        (member,) = perturbation.members_of_range(direction, [step], parameter.index, shard.whole, center, shard.start)
-    return member
+        return perturbation.members([direction], [step], index, center)[0]
+    return perturbation.members_of_range([direction], [step], index, shard.whole, center, shard.start)[0]

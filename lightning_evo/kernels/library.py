@@ -33,9 +33,6 @@ class Library:
     _update: Any
     _low_rank: Any
 
-    UNIT = 2048
-    """Elements that are whole rows of every distribution."""
-
     MAXIMAL_RANK = 4
     """Of :meth:`low_rank`."""
 
@@ -45,7 +42,8 @@ class Library:
         signatures = {
             "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
             "members": (
-                *(integer, integer, pointer, pointer, whole, whole, whole, pointer, pointer, pointer, integer, integer),
+                *(integer, integer, pointer, pointer, whole, whole, pointer, whole),
+                *(pointer, pointer, whole, pointer, whole, integer),
             ),
             "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
             "move": (integer, pointer, whole, whole, pointer, pointer, integer),
@@ -86,25 +84,38 @@ class Library:
         address: Sequence[int],
         table: Tensor,
         first: int,
-        direction: int,
+        directions: Sequence[int],
         center: Tensor,
-        outs: Sequence[Tensor],
+        out: Tensor,
         steps: Sequence[float],
     ) -> None:
-        """``outs[i] = center + steps[i] * eps``, of tensors ``[rows, row size]``."""
+        """``out[i] = center + steps[i] * eps``: members, those of a direction one after the other.
+
+        Args:
+            distribution: Of the noise.
+            address: Its address.
+            table: The normal distribution.
+            first: Number of the row that the first element begins.
+            directions: Numbers of the directions.
+            center: ``[elements]``.
+            out: ``[members, elements]``, of the same dtype; each member's elements are contiguous.
+            steps: One for each member.
+        """
         self._members(
             _DISTRIBUTIONS[distribution],
             DTYPES[center.dtype],
             _words(address),
             table.data_ptr(),
             first,
-            center.shape[0],
-            direction,
+            len(center),
+            (ctypes.c_int64 * len(directions))(*directions),
+            len(directions),
             center.data_ptr(),
-            (ctypes.c_void_p * len(outs))(*[out.data_ptr() for out in outs]),
+            out.data_ptr(),
+            out.stride(0),
             (ctypes.c_float * len(steps))(*steps),
-            len(outs),
-            threads(center.numel()),
+            len(steps) // len(directions),
+            threads(len(center) * len(directions)),
         )
 
     def add_noise(
@@ -164,7 +175,7 @@ class Library:
             directions: Numbers of the directions.
             weights: One for each.
             coefficient: The learning rate.
-            center: A vector of a multiple of :attr:`UNIT` elements.
+            center: A vector.
 
         Returns:
             The squared norm of the sum.
@@ -175,7 +186,7 @@ class Library:
             _words(noise),
             _words(rounding),
             table.data_ptr(),
-            center.numel() // self.UNIT,
+            len(center),
             (ctypes.c_int64 * len(directions))(*directions),
             (ctypes.c_float * len(weights))(*weights),
             len(weights),

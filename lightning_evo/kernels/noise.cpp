@@ -214,26 +214,33 @@ inline int elements_at(int64_t row, int64_t count) {
   return row_size(distribution) * static_cast<int>(count - row < rows ? count - row : rows);
 }
 
+// out[d * each + m] = center + steps[d * each + m] * eps_d, of `elements` that begin with row `first`; the members of a
+// direction share its noise.
 template <int distribution, class Type>
-void members(const Address& address, const float* table, int64_t first, int64_t count, uint32_t direction,
-             const void* center, void* const* outs, const float* steps, int members, int threads) {
-  constexpr int size = row_size(distribution), rows = together(distribution);
+void members(const Address& address, const float* table, int64_t first, int64_t elements, const int64_t* directions,
+             int64_t number, const void* center, void* out, int64_t stride, const float* steps, int64_t each,
+             int threads) {
+  constexpr int size = together(distribution) * row_size(distribution);
   using Storage = typename Type::Storage;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
-  for (int64_t row = 0; row < count; row += rows) {
-    alignas(64) float values[rows * size];
-    make_noise<distribution>(address, first + row, direction, table, values);
-    const int elements = elements_at<distribution>(row, count);
-    const Storage* from = static_cast<const Storage*>(center) + row * size;
-    for (int m = 0; m < members; m++) {
-      Storage* to = static_cast<Storage*>(outs[m]) + row * size;
-      const float step = steps[m];
-      for (int i = 0; i < elements; i++) {
-        const float product = values[i] * step;
-        to[i] = Type::store(Type::load(from[i]) + product);
+  const int64_t pieces = (elements + size - 1) / size;
+#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 32) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int64_t d = 0; d < number; d++) {
+      alignas(64) float values[size];
+      const int64_t start = piece * size, left = elements - start;
+      const int64_t row = first + start / row_size(distribution);
+      make_noise<distribution>(address, row, static_cast<uint32_t>(directions[d]), table, values);
+      const int count = left < size ? static_cast<int>(left) : size;
+      const Storage* from = static_cast<const Storage*>(center) + start;
+      for (int64_t m = d * each; m < (d + 1) * each; m++) {
+        Storage* to = static_cast<Storage*>(out) + m * stride + start;
+        const float step = steps[m];
+        for (int i = 0; i < count; i++) {
+          const float product = values[i] * step;
+          to[i] = Type::store(Type::load(from[i]) + product);
+        }
       }
     }
-  }
 }
 
 template <int distribution>
@@ -337,17 +344,19 @@ void move(const Address& address, int64_t first, int64_t elements, void* center,
 
 // center += coefficient * sum_d weight_d eps_d in one pass. Returns the squared norm of the sum.
 template <int distribution, class Type>
-double update(const Address& noise, const Address& rounding, const float* table, int64_t units,
+double update(const Address& noise, const Address& rounding, const float* table, int64_t elements,
               const int64_t* directions, const float* weights, int64_t number, float coefficient, void* center,
               int threads) {
   constexpr int rows = together(distribution), size = rows * row_size(distribution);
   typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
   double squares = 0;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 8) reduction(+ : squares) if (threads > 1)
-  for (int64_t unit = 0; unit < units; unit++) {
+  for (int64_t unit = 0; unit < (elements + kUnit - 1) / kUnit; unit++) {
+    const int64_t left = elements - unit * kUnit;
+    const int count = left < kUnit ? static_cast<int>(left) : kUnit;
     alignas(64) float total[kUnit] = {}, values[size];
     for (int64_t d = 0; d < number; d++)
-      for (int start = 0; start < kUnit; start += size) {
+      for (int start = 0; start < count; start += size) {
         const int64_t row = (unit * kUnit + start) / row_size(distribution);
         make_noise<distribution>(noise, row, static_cast<uint32_t>(directions[d]), table, values);
         for (int i = 0; i < size; i++) {
@@ -355,15 +364,16 @@ double update(const Address& noise, const Address& rounding, const float* table,
           total[start + i] = total[start + i] + product;
         }
       }
-    for (int start = 0; start < kUnit; start += kRoundingRows) {
+    for (int start = 0; start < count; start += kRoundingRows) {
+      const int here = count - start < kRoundingRows ? count - start : kRoundingRows;
       float* sum = total + start;
       float square = 0;
 #pragma omp simd reduction(+ : square)
-      for (int i = 0; i < kRoundingRows; i++) square += sum[i] * sum[i];
+      for (int i = 0; i < here; i++) square += sum[i] * sum[i];
       squares += square;
-      for (int i = 0; i < kRoundingRows; i++) sum[i] = sum[i] * coefficient;
+      for (int i = 0; i < here; i++) sum[i] = sum[i] * coefficient;
       const int64_t element = unit * kUnit + start;
-      move_rows<Type>(rounding, element / kRoundingRow, to + element, sum, kRoundingRows);
+      move_rows<Type>(rounding, element / kRoundingRow, to + element, sum, here);
     }
   }
   return squares;
@@ -438,8 +448,8 @@ void with_distribution(int distribution, Function function) {
 
 }  // namespace
 
-// What Python calls. `first` is the number of the first row; `count` is a number of rows; dtypes are 0 for float32, 1
-// for bfloat16, 2 for float16. Whatever is not float32 holds whole rows of its tensor, in row-major order.
+// What Python calls. `first` is the number of the row that the first element begins; `count` is a number of rows; dtypes
+// are 0 for float32, 1 for bfloat16, 2 for float16. Tensors are in row-major order.
 extern "C" {
 
 void lightning_evo_draw(int distribution, const Address* address, const float* table, int64_t first, int64_t count,
@@ -450,12 +460,12 @@ void lightning_evo_draw(int distribution, const Address* address, const float* t
 }
 
 void lightning_evo_members(int distribution, int dtype, const Address* address, const float* table, int64_t first,
-                           int64_t count, int64_t direction, const void* center, void* const* outs, const float* steps,
-                           int number, int threads) {
+                           int64_t elements, const int64_t* directions, int64_t number, const void* center, void* out,
+                           int64_t stride, const float* steps, int64_t each, int threads) {
   with_distribution(distribution, [&](auto d) {
     const auto run = [&](auto type) {
-      members<decltype(d)::value, decltype(type)>(*address, table, first, count, static_cast<uint32_t>(direction),
-                                                  center, outs, steps, number, threads);
+      members<decltype(d)::value, decltype(type)>(*address, table, first, elements, directions, number, center, out,
+                                                  stride, steps, each, threads);
     };
     if (dtype == 0) run(Float32());
     if (dtype == 1) run(BFloat16());
@@ -478,12 +488,12 @@ void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_
 }
 
 double lightning_evo_update(int distribution, int dtype, const Address* noise, const Address* rounding,
-                            const float* table, int64_t units, const int64_t* directions, const float* weights,
+                            const float* table, int64_t elements, const int64_t* directions, const float* weights,
                             int64_t number, float coefficient, void* center, int threads) {
   double squares = 0;
   with_distribution(distribution, [&](auto d) {
     const auto run = [&](auto type) {
-      squares = update<decltype(d)::value, decltype(type)>(*noise, *rounding, table, units, directions, weights, number,
+      squares = update<decltype(d)::value, decltype(type)>(*noise, *rounding, table, elements, directions, weights, number,
                                                            coefficient, center, threads);
     };
     if (dtype == 0) run(Float32());

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_evo.noise import NoiseKey
 
-__all__ = ["Perturbation", "noise_dtype"]
+__all__ = ["Perturbation", "around", "noise_dtype"]
 
 
 class Perturbation(ABC):
@@ -81,42 +81,44 @@ class Perturbation(ABC):
         """
         return None
 
-    def members(self, direction: int, steps: Sequence[float], parameter: int, center: Tensor) -> list[Tensor]:
-        """``center + step * eps`` for each step: one tensor of some members.
+    def members(self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor) -> Tensor:
+        """``center + step * eps``: one tensor of some members.
 
         Args:
-            direction: Number of the direction.
-            steps: Sigma and minus sigma for an antithetic pair, or only one of them.
+            directions: Numbers of the directions.
+            steps: One for each member. The members of a direction follow each other, as many for each: sigma and minus
+                sigma for antithetic pairs.
             parameter: Index of the tensor.
             center: The tensor.
 
         Returns:
-            For each step a tensor of the shape and dtype of ``center``, computed in :func:`noise_dtype`.
+            ``[len(steps), *center.shape]``, of the dtype of ``center``, computed in :func:`noise_dtype`.
         """
-        noise = self.noise([direction], parameter, center)[0]
-        wide = center.to(noise.dtype)
-        return [(wide + noise * step).to(center.dtype) for step in steps]
+        return around(center, self.noise(directions, parameter, center), steps)
 
     def members_of_rows(
         self,
-        direction: int,
+        directions: Sequence[int],
         steps: Sequence[float],
         parameter: int,
         center: Tensor,
         first: int,
         last: int,
-        outs: Sequence[Tensor] | None = None,
-    ) -> list[Tensor] | None:
+        out: Tensor | None = None,
+    ) -> Tensor | None:
         """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that can't be.
 
         Args:
-            direction: Number of the direction.
+            directions: Numbers of the directions.
             steps: As there.
             parameter: Index of the tensor.
             center: The tensor.
             first: Number of the first row.
             last: One past that of the last.
-            outs: Where to write them: vectors of the dtype of ``center``, one for each step.
+            out: Where to write them, ``[len(steps), elements of these rows]`` in the dtype of ``center``.
+
+        Returns:
+            ``[len(steps), last - first, ...]``.
         """
         return None
 
@@ -139,12 +141,18 @@ class Perturbation(ABC):
         raise NotImplementedError(f"{type(self).__name__} noise needs the whole tensor.")
 
     def members_of_range(
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, part: Tensor, start: int
-    ) -> list[Tensor]:
+        self,
+        directions: Sequence[int],
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        part: Tensor,
+        start: int,
+    ) -> Tensor:
         """:meth:`members`, of consecutive elements of a tensor: of a shard.
 
         Args:
-            direction: Number of the direction.
+            directions: Numbers of the directions.
             steps: As there.
             parameter: Index of the tensor.
             center: The tensor, or something of its shape, device and dtype.
@@ -152,11 +160,11 @@ class Perturbation(ABC):
             start: Flat, row-major offset of the first of them.
 
         Returns:
-            For each step a vector of the shape and dtype of ``part``, the same bits as there.
+            ``[len(steps), elements]``, of the dtype of ``part``, the same bits as there.
         """
-        noise = self.noise_of_range(direction, parameter, center, start, start + len(part))
-        wide = part.to(noise.dtype)
-        return [(wide + noise * step).to(part.dtype) for step in steps]
+        stop = start + len(part)
+        noise = [self.noise_of_range(direction, parameter, center, start, stop) for direction in directions]
+        return around(part, torch.stack(noise), steps)
 
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
         """The noise as a product of two thin matrices, where it is one.
@@ -168,6 +176,21 @@ class Perturbation(ABC):
             float64), with ``noise = (A @ B.T).view(shape)``; ``None`` if the tensor's noise is dense.
         """
         return None
+
+
+def around(center: Tensor, noise: Tensor, steps: Sequence[float]) -> Tensor:
+    """``center + step * noise``, rounded to the dtype of ``center``.
+
+    Args:
+        center: Of any shape.
+        noise: ``[directions, *center.shape]``, in :func:`noise_dtype`.
+        steps: For each direction as many, one after the other.
+
+    Returns:
+        ``[len(steps), *center.shape]``.
+    """
+    scales = noise.new_tensor(steps).view(len(noise), -1, *[1] * center.dim())
+    return (center.detach().to(noise.dtype) + noise.unsqueeze(1) * scales).to(center.dtype).flatten(0, 1)
 
 
 def noise_dtype(tensor: Tensor) -> torch.dtype:

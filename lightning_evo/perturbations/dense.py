@@ -24,8 +24,7 @@ from lightning_evo.noise import (
     row_size,
     rows,
 )
-from lightning_evo.perturbations._base import Perturbation, noise_dtype
-from lightning_evo.rounding import move
+from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
 
 __all__ = ["Dense", "standardised"]
 
@@ -70,24 +69,24 @@ class Dense(Perturbation):
         return self._flat(directions, parameter, center, 0, center.numel()).view(len(directions), *center.shape)
 
     def members(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
-    ) -> list[Tensor]:
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    ) -> Tensor:
         flat = center.detach().reshape(-1)
-        return [vector.view(center.shape) for vector in self._members(direction, steps, parameter, flat, 0)]
+        return self._members(directions, steps, parameter, flat, 0).view(len(steps), *center.shape)
 
     def members_of_rows(  # noqa: D102
         self,
-        direction: int,
+        directions: Sequence[int],
         steps: Sequence[float],
         parameter: int,
         center: Tensor,
         first: int,
         last: int,
-        outs: Sequence[Tensor] | None = None,
-    ) -> list[Tensor] | None:
-        part, width = center.detach()[first:last], center[0].numel()
-        vectors = self._members(direction, steps, parameter, part.reshape(-1), first * width, outs)
-        return [vector.view(part.shape) for vector in vectors]
+        out: Tensor | None = None,
+    ) -> Tensor | None:
+        part, start = center.detach()[first:last], first * center[0].numel()
+        members = self._members(directions, steps, parameter, part.reshape(-1), start, out)
+        return members.view(len(steps), *part.shape)
 
     def noise_of_range(  # noqa: D102
         self, direction: int, parameter: int, center: Tensor, start: int, stop: int
@@ -95,37 +94,36 @@ class Dense(Perturbation):
         return self._flat([direction], parameter, center, start, stop)[0]
 
     def members_of_range(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor, part: Tensor, start: int
-    ) -> list[Tensor]:
-        outs = [torch.empty_like(part) for _ in steps]
-        head = min(-start % row_size(self.distribution), len(part))  # up to where whole rows begin
-        for first, last in ((0, head), (head, len(part))):
-            pieces = [out[first:last] for out in outs]
-            self._members(direction, steps, parameter, part[first:last], start + first, pieces)
-        return outs
+        self,
+        directions: Sequence[int],
+        steps: Sequence[float],
+        parameter: int,
+        center: Tensor,
+        part: Tensor,
+        start: int,
+    ) -> Tensor:
+        return self._members(directions, steps, parameter, part, start)
 
     def _members(
         self,
-        direction: int,
+        directions: Sequence[int],
         steps: Sequence[float],
         parameter: int,
         part: Tensor,
         start: int,
-        outs: Sequence[Tensor] | None = None,
-    ) -> Sequence[Tensor]:
+        out: Tensor | None = None,
+    ) -> Tensor:
         """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
-        check_offsets(start, start + part.numel())
-        if outs is None:
-            outs = [torch.empty_like(part) for _ in steps]
-        fused = self._fused(start, part.numel())
-        if fused:
-            self._write_members(direction, steps, parameter, part[:fused], start, [out[:fused] for out in outs])
-        if fused < part.numel():
-            noise = self._flat([direction], parameter, part, start + fused, start + part.numel())[0]
-            center = part[fused:].to(noise.dtype)
-            for out, step in zip(outs, steps, strict=True):
-                out[fused:] = center + noise * step
-        return outs
+        check_offsets(start, start + len(part))
+        if out is None:
+            out = part.new_empty(len(steps), len(part))
+        head = min(-start % row_size(self.distribution), len(part))  # up to where whole rows begin
+        body = self._write_members(directions, steps, parameter, part[head:], start + head, out[:, head:])
+        for first, last in ((0, head), (head + body, len(part))):
+            if first < last:
+                noise = self._flat(directions, parameter, part, start + first, start + last)
+                out[:, first:last] = around(part[first:last], noise, steps)
+        return out
 
     def weighted_sum(  # noqa: D102
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
@@ -161,23 +159,17 @@ class Dense(Perturbation):
         library = kernels.native(table, center)
         if library is None:
             return None
-        flat = center.view(-1)
-        fused = len(flat) // library.UNIT * library.UNIT
-        rest = self.weighted_sum(weights, parameter, center, fused)
-        squares = float(rest.square().sum())
-        if fused:
-            chosen = [direction for direction, weight in enumerate(weights) if weight]
-            squares += library.update(
-                self.distribution,
-                address_of(self.key, parameter),
-                address_of(replace(rounding, stream=Stream.ROUNDING), parameter),
-                table,
-                chosen,
-                [weights[direction] for direction in chosen],
-                coefficient,
-                flat[:fused],
-            )
-        move(flat[fused:], rest * coefficient, rounding, parameter, fused)
+        chosen = [direction for direction, weight in enumerate(weights) if weight]
+        squares = library.update(
+            self.distribution,
+            address_of(self.key, parameter),
+            address_of(replace(rounding, stream=Stream.ROUNDING), parameter),
+            table,
+            chosen,
+            [weights[direction] for direction in chosen],
+            coefficient,
+            center.view(-1),
+        )
         return math.sqrt(squares)
 
     # --- whole rows, fused with what becomes of them ---
@@ -190,26 +182,33 @@ class Dense(Perturbation):
 
     def _write_members(
         self,
-        direction: int,
+        directions: Sequence[int],
         steps: Sequence[float],
         parameter: int,
-        center: Tensor,
+        part: Tensor,
         start: int,
-        outs: Sequence[Tensor],
-    ) -> None:
-        """``outs[i] = center + steps[i] * eps``, of vectors of whole rows: noise is made once for all members."""
-        size, address, table = row_size(self.distribution), address_of(self.key, parameter), normal_table(center.device)
-        center, outs = center.view(-1, size), [out.view(-1, size) for out in outs]
-        library = kernels.native(table, center)
+        out: Tensor,
+    ) -> int:
+        """``out[i] = part + steps[i] * eps``, from whole rows on; returns how many leading elements were written."""
+        address, table = address_of(self.key, parameter), normal_table(part.device)
+        first, size = start // row_size(self.distribution), row_size(self.distribution)
+        library = kernels.native(table, part)
         if library:
-            library.members(self.distribution, address, table, start // size, direction, center, outs, steps)
-            return
-        words = torch.tensor([start // size, direction, *address], device=center.device)
-        scales = torch.tensor(steps, dtype=noise_dtype(center), device=center.device)
-        pieces = -(-center.numel() // _AT_ONCE)
-        for part, *parts in zip(*(tensor.tensor_split(pieces) for tensor in (center, *outs)), strict=True):
-            _write_members(part.numel(), self.distribution, words, table, scales, part, parts)
-            words[0] += len(part)
+            library.members(self.distribution, address, table, first, directions, part, out, steps)
+            return len(part)
+        fused = self._fused(start, len(part))
+        if not fused:
+            return 0
+        scales = torch.tensor(steps, dtype=noise_dtype(part), device=part.device).view(len(directions), -1)
+        rows_of = out[:, :fused].view(len(directions), -1, fused // size, size)
+        pieces = -(-fused // _AT_ONCE)
+        for direction, scale, outs in zip(directions, scales, rows_of, strict=True):
+            words = torch.tensor([first, direction, *address], device=part.device)
+            tensors = (part[:fused].view(-1, size), *outs)
+            for center, *members in zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True):
+                _write_members(center.numel(), self.distribution, words, table, scale, center, members)
+                words[0] += len(center)
+        return fused
 
     def _add_noise(
         self, directions: Sequence[int], weights: Sequence[float], parameter: int, total: Tensor, start: int

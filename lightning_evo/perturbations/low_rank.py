@@ -106,11 +106,11 @@ class LowRank(Perturbation):
         return total.view(-1)[start - first * columns : stop - first * columns]
 
     def members(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
-    ) -> list[Tensor]:
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    ) -> Tensor:
         if not self._is_low_rank(center):
-            return self._dense.members(direction, steps, parameter, center)
-        return super().members(direction, steps, parameter, center)
+            return self._dense.members(directions, steps, parameter, center)
+        return super().members(directions, steps, parameter, center)
 
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor

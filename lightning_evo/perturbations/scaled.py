@@ -51,24 +51,24 @@ class Scaled(Perturbation):
         return self.inner.noise(directions, parameter, center) * self._scale(parameter, center)
 
     def members(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
-    ) -> list[Tensor]:
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    ) -> Tensor:
         scale = self._scale(parameter, center)
-        return self.inner.members(direction, [step * scale for step in steps], parameter, center)
+        return self.inner.members(directions, [step * scale for step in steps], parameter, center)
 
     def members_of_rows(  # noqa: D102
         self,
-        direction: int,
+        directions: Sequence[int],
         steps: Sequence[float],
         parameter: int,
         center: Tensor,
         first: int,
         last: int,
-        outs: Sequence[Tensor] | None = None,
-    ) -> list[Tensor] | None:
+        out: Tensor | None = None,
+    ) -> Tensor | None:
         scale = self._scale(parameter, center)
         scaled = [step * scale for step in steps]
-        return self.inner.members_of_rows(direction, scaled, parameter, center, first, last, outs)
+        return self.inner.members_of_rows(directions, scaled, parameter, center, first, last, out)
 
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor

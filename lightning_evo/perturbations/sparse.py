@@ -63,11 +63,10 @@ class Sparse(Perturbation):
         return self.inner.noise(directions, parameter, center) * self._mask(parameter, center, center)
 
     def members(  # noqa: D102
-        self, direction: int, steps: Sequence[float], parameter: int, center: Tensor
-    ) -> list[Tensor]:
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    ) -> Tensor:
         mask = self._mask(parameter, center, center)
-        members = self.inner.members(direction, steps, parameter, center)
-        return [torch.where(mask, member, center.detach()) for member in members]
+        return torch.where(mask, self.inner.members(directions, steps, parameter, center), center.detach())
 
     def weighted_sum(  # noqa: D102
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None

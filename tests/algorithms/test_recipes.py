@@ -51,7 +51,7 @@ def steps_of_a_matrix(name, steps, seed=4, first=2, **options):
         members = [
             member
             for d in range(population.directions)
-            for member in population.perturbation.members(d, signs, 0, center)
+            for member in population.perturbation.members([d], signs, 0, center)
         ]
         fitness = torch.tensor([fitness_of_matrix(member.numpy()) for member in members], dtype=torch.float64)
         weights = algorithm.direction_weights(population, fitness, center.numel()).tolist()

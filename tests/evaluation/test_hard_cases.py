@@ -26,7 +26,7 @@ def test_a_buffer_that_shares_a_weights_memory_is_the_members():
     for number, value in enumerate(found):
         direction, step = population.address(number)
         weight, bias = (
-            population.perturbation.members(direction, [step], p.index, p.tensor.detach())[0] for p in space
+            population.perturbation.members([direction], [step], p.index, p.tensor.detach())[0] for p in space
         )
         torch.testing.assert_close(value, nn.functional.linear(x, weight, bias).square().mean())
 

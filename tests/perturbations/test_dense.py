@@ -53,15 +53,15 @@ def test_the_update_sums_the_noise_of_the_members(distribution, like):
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_members_are_the_center_plus_steps_of_the_noise(distribution, like):
     subject, center = perturbation(distribution), LIKE[like] + torch.randn(LIKE[like].shape).to(LIKE[like].dtype)
-    steps = [0.1, -0.1, 3e-5]
-    noise = subject.noise([4], 7, center)[0]
-    members = subject.members(4, steps, 7, center)
-    assert len(members) == 3
-    for member, step in zip(members, steps, strict=True):
-        assert member.shape == center.shape
-        assert member.dtype == center.dtype
+    steps = [0.1, -0.1, 3e-5, -0.2, 0.3, -3e-5]
+    noises = subject.noise([4, 0], 7, center)
+    members = subject.members([4, 0], steps, 7, center)
+    assert members.shape == (6, *center.shape)
+    assert members.dtype == center.dtype
+    for number, (member, step) in enumerate(zip(members, steps, strict=True)):
+        noise = noises[number // 3]
         assert torch.equal(member, (center.to(noise.dtype) + noise * step).to(center.dtype))
-        assert member.numel() == 0 or not torch.equal(member, center) or step == 3e-5
+        assert member.numel() == 0 or not torch.equal(member, center) or abs(step) == 3e-5
 
 
 @pytest.mark.usefixtures("either_way")
@@ -71,8 +71,8 @@ def test_members_are_the_center_plus_steps_of_the_noise(distribution, like):
 def test_some_rows_of_a_member(distribution, dtype, first, last):
     """Also where they begin in the middle of a row of noise."""
     center = torch.randn(60, 8, 16).to(dtype)
-    whole = perturbation(distribution).members(3, [0.5, -0.5], 7, center)
-    some = perturbation(distribution).members_of_rows(3, [0.5, -0.5], 7, center, first, last)
+    whole = perturbation(distribution).members([3], [0.5, -0.5], 7, center)
+    some = perturbation(distribution).members_of_rows([3], [0.5, -0.5], 7, center, first, last)
     for part, member in zip(some, whole, strict=True):
         assert torch.equal(part, member[first:last])
 
@@ -91,7 +91,7 @@ def test_any_part_of_the_sum(distribution, dtype):
 def test_tensors_that_have_more_elements_than_there_are_numbers():
     like = torch.empty((1 << 34) + 1, device="meta")
     with pytest.raises(ValueError, match="stop=17179869185"):
-        perturbation().members(0, [1.0], 0, like)
+        perturbation().members([0], [1.0], 0, like)
     with pytest.raises(ValueError, match="stop=17179869185"):
         perturbation().weighted_sum([1.0], 0, like)
 
@@ -117,10 +117,10 @@ def test_float64_noise_is_the_same_noise(distribution):
 @pytest.mark.parametrize("chunk", [7, 64, 256, 1000, 5000])
 def test_chunk_sizes_do_not_change_a_bit(chunk, monkeypatch):
     center = torch.randn(3000)
-    expected = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members(3, [0.5, -0.5], 7, center)
+    expected = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members([3], [0.5, -0.5], 7, center)
     monkeypatch.setattr(dense, "_CHUNK", chunk)
     monkeypatch.setattr(dense, "_AT_ONCE", chunk)
-    found = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members(3, [0.5, -0.5], 7, center)
+    found = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members([3], [0.5, -0.5], 7, center)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 

@@ -63,14 +63,14 @@ def test_where_low_rank_saves_nothing_noise_is_dense(shape):
     assert subject.factors([0], 1, center) is None
     assert torch.equal(subject.noise([2, 0], 1, center), dense.noise([2, 0], 1, center))
     assert torch.equal(subject.weighted_sum(WEIGHTS, 1, center), dense.weighted_sum(WEIGHTS, 1, center))
-    both = [other.members(2, [0.1, -0.1], 1, center) for other in (subject, dense)]
+    both = [other.members([2], [0.1, -0.1], 1, center) for other in (subject, dense)]
     assert all(torch.equal(mine, others) for mine, others in zip(*both, strict=True))
 
 
 def test_members_are_center_plus_step_times_noise():
     center = torch.randn(20, 33)
     noise = perturbation().noise([2], 7, center)[0]
-    plus, minus = perturbation().members(2, [0.1, -0.1], 7, center)
+    plus, minus = perturbation().members([2], [0.1, -0.1], 7, center)
     assert torch.equal(plus, center + noise * 0.1)
     assert torch.equal(minus, center + noise * -0.1)
 

@@ -27,8 +27,8 @@ def test_everything_is_the_inner_ones_times_the_root_mean_square(inner, dtype):
         rtol=2e-6,
         atol=0,
     )
-    members = subject.members(2, [0.1, -0.1], 1, center)
-    expected = inner.members(2, [0.1 * scale, -0.1 * scale], 1, center)
+    members = subject.members([2], [0.1, -0.1], 1, center)
+    expected = inner.members([2], [0.1 * scale, -0.1 * scale], 1, center)
     for member, other in zip(members, expected, strict=True):
         assert member.dtype == dtype
         torch.testing.assert_close(member, other, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)

@@ -48,8 +48,8 @@ def test_noise_members_and_sum_are_those_of_the_inner_one_where_the_mask_is(name
     chosen = subject.noise([0], 1, center)[0] != 0
     noise = subject.noise([2, 0], 1, center)
     assert torch.equal(noise, inner.noise([2, 0], 1, center) * chosen)
-    members = subject.members(2, [0.1, -0.1], 1, center)
-    for member, dense in zip(members, inner.members(2, [0.1, -0.1], 1, center), strict=True):
+    members = subject.members([2], [0.1, -0.1], 1, center)
+    for member, dense in zip(members, inner.members([2], [0.1, -0.1], 1, center), strict=True):
         assert member.dtype == center.dtype
         assert torch.equal(member, torch.where(chosen, dense, center))
     total = inner.weighted_sum(WEIGHTS, 1, center) * chosen.flatten()
