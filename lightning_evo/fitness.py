@@ -65,8 +65,9 @@ def _is_scalar(value: Any) -> TypeGuard[Tensor]:
 
 def as_fitnesses(values: Sequence[Any], *, source: str = "fitness_step") -> Tensor:
     """:func:`as_fitness` of several members, ``[members]``."""
-    quick = all(map(_is_scalar, values))
-    return torch.stack([value.detach() if quick else as_fitness(value, source=source) for value in values])
+    if not all(map(_is_scalar, values)):
+        values = [as_fitness(value, source=source) for value in values]
+    return torch.stack(list(values)).detach()
 
 
 def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callable[[Any], Tensor]:

@@ -26,7 +26,7 @@ from lightning_evo.search_space import SearchSpace
 __all__ = ["Batched"]
 
 _LARGEST = 1 << 26  # bytes of the largest tensor of one forward on a CPU: larger ones come from the system page by page
-_ENOUGH = 64  # members in one forward on a CPU: more would save nothing, and leave its cache
+_ENOUGH = 128  # members in one forward on a CPU: more would save nothing, and leave its cache
 _STACKED = 1 << 25  # bytes of all members' weights of one layer on a CPU
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 

@@ -72,13 +72,7 @@ def _stacked_linear(
     if result is None:
         weights = mode.stacked(weight) if weights is None else weights
         with _functorch.outside():
-            weights = weights if transposed else weights.mT
-            if inputs is None:  # the same for all members: one layer of all their outputs
-                bias_of_all = None if biases is None else biases.flatten()
-                result = functional.linear(flat[0], weights.mT.flatten(0, 1), bias_of_all)
-                result = result.view(len(result), members, weights.shape[2]).transpose(0, 1)
-            else:
-                result = _product(flat, weights, biases)
+            result = _product(flat, weights if transposed else weights.mT, biases)
     return _functorch.wrap(result.reshape(members, *shape, result.shape[2]), mode.level)
 
 
@@ -265,17 +259,24 @@ def _cross_entropy(
     """Over few classes a CPU's softmax is five times faster if they are the first dimension."""
     assert mode.level is not None
     few = logits.dim() == 2 and logits.shape[1] <= _FEW and not logits.is_cuda
-    if not few or target.is_floating_point() or label_smoothing or size_average is not None or reduce is not None:
-        return NotImplemented
-    if torch.is_autocast_enabled(logits.device.type):
+    usual = target.dtype == torch.int64 and not label_smoothing and size_average is None and reduce is None
+    if not few or not usual or torch.is_autocast_enabled(logits.device.type) or mode.find(target) is not None:
         return NotImplemented
     values = _functorch.batch_first(logits, mode.level)
     if values is None:
         return NotImplemented
     with _functorch.outside():
-        log_probabilities = values.movedim(-1, 0).contiguous().log_softmax(0).movedim(0, -1)
-    batched = _functorch.wrap(log_probabilities, mode.level)
-    return functional.nll_loss(batched, target, weight, ignore_index=ignore_index, reduction=reduction)
+        log_probabilities = values.movedim(-1, 0).contiguous().log_softmax(0)  # [classes, members, samples]
+    shared = weight is None and reduction == "mean" and not _functorch.is_wrapped(target)
+    if not shared or torch.is_grad_enabled():
+        batched = _functorch.wrap(log_probabilities.movedim(0, -1), mode.level)
+        return functional.nll_loss(batched, target, weight, ignore_index=ignore_index, reduction=reduction)
+    with _functorch.outside():
+        counts = target != ignore_index
+        index = target.where(counts, 0).expand(1, *log_probabilities.shape[1:])
+        chosen = log_probabilities.gather(0, index)[0].where(counts, 0)
+        loss = -chosen.sum(1) / counts.sum()
+    return _functorch.wrap(loss, mode.level)
 
 
 BATCHED: dict[Callable[..., Any], Rule] = {

@@ -224,8 +224,8 @@ void members(const Address& address, const float* table, int64_t first, int64_t 
   using Storage = typename Type::Storage;
   const int64_t pieces = (elements + size - 1) / size;
 #pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 32) if (threads > 1)
-  for (int64_t piece = 0; piece < pieces; piece++)
-    for (int64_t d = 0; d < number; d++) {
+  for (int64_t d = 0; d < number; d++)
+    for (int64_t piece = 0; piece < pieces; piece++) {
       alignas(64) float values[size];
       const int64_t start = piece * size, left = elements - start;
       const int64_t row = first + start / row_size(distribution);

@@ -168,7 +168,7 @@ def test_our_contestant_learns(data):
     entrants = {"ours": (digits.ours(), 0.1, 0.05)}
     result = digits.race(entrants, seed=0, population=32, data=data, target=0.5, limit=60)["ours"]
     assert result["accuracy"] >= 0.5
-    assert result["generations"] % digits.CHECK_EVERY == 0
+    assert result["generations"] % digits.TURN == 0
     assert result["seconds"] > 0
 
 
