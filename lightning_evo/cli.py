@@ -225,7 +225,7 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
     rows["seed"] = conditions.seed
     elements = sum(math.prod(parameter.shape) for parameter in parameters)
     rows["evolving"] = f"{elements:,} elements in {len(parameters):,} tensors"
-    rows["start weights"] = header.start or "unknown (sharded)"
+    rows["start weights"] = header.start
     if journal.weights:
         rows["checksums"] = f"{len(journal.weights):,} of weights, the last at generation {max(journal.weights):,}"
     rows["size"] = f"{journal.size:,} bytes"

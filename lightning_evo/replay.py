@@ -247,6 +247,11 @@ class _Weights:
 def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(checkpoint, Mapping):
         return checkpoint
+    if Path(checkpoint).is_dir():
+        raise JournalError(
+            f"{checkpoint} is a folder, as evo_fsdp writes its checkpoints. Make it one file: "
+            f"python -m lightning.fabric.utilities.consolidate_checkpoint {checkpoint}"
+        )
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
@@ -324,7 +329,7 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
                     "another checkpoint of the run."
                 )
         return compared
-    if first == header.generation and header.start:
+    if first == header.generation:
         found = weights_checksum(weights.space(header.conditions.parameters))
         if found == header.start:
             return True

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Shard", "as_gradient", "global_sum", "is_sharded", "shape_of", "shard_of"]
+__all__ = ["Shard", "as_gradient", "gathered", "global_sum", "is_sharded", "shape_of", "shard_of"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,27 @@ def as_gradient(parameter: Any, values: Tensor) -> Tensor:
         shape=parameter.shape,
         stride=parameter.stride(),
     )
+
+
+def gathered(shard: Shard, device: torch.device) -> Tensor:
+    """The whole tensor, on every process of the group; all of them must call it.
+
+    Args:
+        shard: The part of this process.
+        device: Where the group's processes talk to each other, and where the result is.
+    """
+    own = shard.values.to(device)
+    if shard.group is None:
+        return own.view(shard.shape)
+    processes = torch.distributed.get_world_size(shard.group)
+    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(processes)]
+    torch.distributed.all_gather(counts, torch.tensor([len(own)], device=device), group=shard.group)
+    sizes = [int(count) for count in counts]
+    padded = own.new_zeros(max(sizes))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(processes)]
+    torch.distributed.all_gather(parts, padded, group=shard.group)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).view(shard.shape)
 
 
 def global_sum(values: Tensor, group: Any) -> Tensor:

@@ -128,8 +128,7 @@ def _continues(journal: Journal, header: Header) -> bool:
             f"The checkpoint is of generation {first}, but its journal {journal.path} begins with generation "
             f"{journal.header.generation}. Resume {_WITHOUT}."
         )
-    known = first == journal.header.generation and header.start and journal.header.start
-    if known and header.start != journal.header.start:
+    if first == journal.header.generation and header.start != journal.header.start:
         raise JournalError(
             f"{journal.path} begins with weights of the checksum {journal.header.start}, but the module's have "
             f"{header.start}. They are of another run: resume from the checkpoint that the journal belongs to, "
@@ -203,7 +202,7 @@ def _journal_from(header: Header, folder: Path) -> Path | None:
             there = Journal.peek(path)
         except JournalError:
             continue
-        if header.start and replace(there, run=header.run) == header:
+        if replace(there, run=header.run) == header:
             found.append(path)
     if len(found) > 1:  # folds of a cross-validation, say, that differ in data only
         rank_zero_warn(

@@ -249,7 +249,7 @@ class SeedJournal(Callback):
         if self._opened is None:  # a resumed fit's tuner saves and restores, too
             return None if self._strategy is None else self._strategy.resumed_journal
         saved = {"run": self._opened.run, "path": self._opened.path, "batches": self._batches}
-        if self._space is not None and self._journal is not None:  # the process that writes
+        if self._space is not None and self._weights is not None:  # the process that writes, and those with parts of it
             saved["weights"] = weights_checksum(self._space)
         return saved
 
@@ -331,17 +331,18 @@ class SeedJournal(Callback):
         resumed = strategy.resumed_journal
         # torchrun counts failures by host: where one host's workers fail, those of another are started anew, uncounted.
         restarted = strategy.reduce_boolean_decision(is_restart(), all=False)
-        if trainer.is_global_zero:
+        sharded = strategy.evolution.space.is_sharded
+        header = self._header(trainer) if trainer.is_global_zero or sharded else None
+        if header is not None and trainer.is_global_zero:
             try:
                 journal = self._journal = open_journal(
-                    self._header(trainer),
+                    header,
                     Path(self._folder(trainer)),
                     self.filename,
                     resumed=resumed,
                     checkpoint=trainer.ckpt_path,
                     restarted=restarted,
                 )
-                self._weights = WeightsCheck(journal, self._weights_differ)
                 outcome = _Opened(
                     run=journal.header.run,
                     path=str(journal.path.resolve()),
@@ -356,6 +357,10 @@ class SeedJournal(Callback):
             raise outcome
         assert outcome is not None
         self._opened, self.path = outcome, Path(outcome.path)
+        if sharded:
+            self._weights = WeightsCheck(self._journal, self._weights_differ, strategy.broadcast)
+        elif self._journal is not None:
+            self._weights = WeightsCheck(self._journal, self._weights_differ)
         self._batches = int((resumed or {}).get("batches", 0))
         evaluation = strategy.evolution.evaluation
         if outcome.evaluation and not evaluation.state_dict():

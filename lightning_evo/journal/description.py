@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_evo.algorithms import EvolutionStrategy, Schedule
 from lightning_evo.journal.records import JournalError, RecordedParameter
 from lightning_evo.search_space import SearchSpace
+from lightning_evo.shards import gathered
 
 __all__ = ["check_of", "describe_algorithm", "describe_parameters", "rebuild_algorithm", "weights_checksum"]
 
@@ -104,7 +105,7 @@ def describe_parameters(
 def weights_checksum(space: SearchSpace) -> str:
     """128 bits (BLAKE2b, as hexadecimal digits) of all evolving weights, with their places, shapes and dtypes.
 
-    Empty where other processes hold parts of them.
+    Where processes hold parts of them, all must call it: each tensor is gathered in turn.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -114,13 +115,11 @@ def weights_checksum(space: SearchSpace) -> str:
         >>> before == weights_checksum(SearchSpace(layer))
         False
     """
-    if space.is_sharded:
-        return ""
     digest = hashlib.blake2b(digest_size=16)
     for parameter in space:
-        tensor = parameter.tensor.detach()
-        digest.update(f"{parameter.index} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        tensor = tensor.cpu().contiguous()
+        tensor, shard = parameter.tensor.detach(), parameter.shard
+        digest.update(f"{parameter.index} {tuple(parameter.shape)} {tensor.dtype}".encode())
+        tensor = (tensor if shard is None else gathered(shard, tensor.device)).cpu().contiguous()
         size = tensor.numel() * tensor.element_size()
         if size:
             digest.update((ctypes.c_char * size).from_address(tensor.data_ptr()))

@@ -73,15 +73,6 @@ class ShardedEvoMixin(ProcessesEvoMixin, Regathering):
                 "would leave the others waiting for its part of the weights. Leave it out."
             )
 
-    def _find_journal(self, trainer: Any) -> None:
-        from lightning_evo.callbacks.journal import SeedJournal  # a later room; only here is it needed
-
-        if self._journal_wanted or any(isinstance(callback, SeedJournal) for callback in trainer.callbacks):
-            raise ValueError(
-                f"The seed journal needs whole weights, and no process has them with strategy={self.strategy_name!r}. "
-                "Leave it out."
-            )
-
     @property
     def _fitness_step(self) -> Callable[..., Any] | None:
         fitness_step = super()._fitness_step

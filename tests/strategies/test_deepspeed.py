@@ -9,9 +9,21 @@ import pytest
 import torch
 
 import lightning_evo
+from lightning_evo.journal import Journal
+from lightning_evo.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit
-from tests.strategies.test_fsdp import Distance, FailsOnOne, NeverResharded, alone, assert_close, assert_same, example
+from tests.strategies.test_fsdp import (
+    Distance,
+    FailsOnOne,
+    NeverResharded,
+    alone,
+    assert_close,
+    assert_same,
+    example,
+    journal_alone,
+    journal_together,
+)
 from tests.strategies.test_fsdp import together as _together
 
 installed = importlib.util.find_spec("deepspeed") is not None
@@ -230,3 +242,21 @@ def test_without_deepspeed(monkeypatch):
     )
     with pytest.raises(ModuleNotFoundError, match=r"needs DeepSpeed. Install it: .*lightning-evo\[deepspeed\]"):
         lightning_evo.EvoDeepSpeedStrategy()
+
+
+@needs_deepspeed
+def test_the_journal_is_that_of_one_process(two, tmp_path):
+    """A run goes on from a checkpoint of generation 6 and a journal of 9; a replay takes its checkpoint as it is."""
+    expected = journal_alone(tmp_path / "alone")
+    run = functools.partial(journal_together, two, tmp_path, strategy="EvoDeepSpeedStrategy", timeout=240.0)
+    assert run(max_steps=9)[0]["steps"] == 9 * (8 + 1)  # members and the center
+    found = run(ckpt_path=str(tmp_path / "step=6.ckpt"))
+    assert_same(expected, *found)
+    assert [process["steps"] for process in found] == [3 * 1 + 3 * (8 + 1)] * 2
+    with Journal.open(tmp_path / "alone" / "evolution.evoj") as one, Journal.open(tmp_path / "evolution.evoj") as many:
+        assert list(one) == list(many)
+        assert one.header.start == many.header.start
+    replayed = replay(tmp_path / "step=6.ckpt", tmp_path / "evolution.evoj")
+    assert replayed["lightning_evo"]["compared"] == 12
+    for name in ("net.0.weight", "net.3.bias", "net.4.weight"):
+        assert (replayed["state_dict"][name].numpy() == expected["weights"][name]).all()

@@ -3,14 +3,22 @@
 import functools
 import os
 import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_evo import EvoFSDPStrategy
+from lightning_evo.callbacks import _journal_checksums
+from lightning_evo.journal import Journal, JournalError
+from lightning_evo.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit, samples, weights_after, whole
 
@@ -327,6 +335,100 @@ class FailsOnOne(Classifier):
         return super().training_step(batch, batch_idx)
 
 
+# --- the seed journal ---
+
+
+COUNTED = Counter()
+
+
+class Counting(Classifier):
+    """Counts calls of its step, those of members included."""
+
+    def training_step(self, batch, batch_idx):
+        COUNTED["steps"] += 1
+        return super().training_step(batch, batch_idx)
+
+
+def journaled(strategy, arguments, folder, module=None, **options):
+    """As :func:`weights_after`, with a journal and a checkpoint of every epoch in a folder."""
+    COUNTED.clear()
+    checkpoints = ModelCheckpoint(folder, every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    options = {"enable_checkpointing": True, "callbacks": [checkpoints, *options.pop("callbacks", ())], **options}
+    return {**weights_after(strategy, arguments, module or Counting(), **options), **COUNTED}
+
+
+def journal_alone(folder, **options):
+    return journaled("EvoStrategy", {**OPTIONS, "update": "in_place", "evaluation": "plain"}, folder,
+                     use_distributed_sampler=False, **options)  # fmt: skip
+
+
+def journal_together(pool, folder, strategy="EvoFSDPStrategy", arguments=None, timeout=90.0, **options):
+    arguments = {**OPTIONS, "update": "in_place", **(arguments or {})}
+    options = {"devices": pool.count, "use_distributed_sampler": False, **options}
+    return pool.run(functools.partial(journaled, strategy, arguments, folder, **options), timeout=timeout)
+
+
+def assert_same_journal(folder, *others):
+    """But for their runs' names and for how members were evaluated."""
+
+    def content(folder):
+        with Journal.open(folder / "evolution.evoj") as journal:
+            header = replace(journal.header, run=0)
+            conditions = [replace(journal.conditions_at(record.generation), evaluation=()) for record in journal]
+            return header, list(journal), conditions, dict(journal.weights)
+
+    assert all(content(other) == content(folder) for other in others)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"shards": 1}], ids=["one copy", "two copies"])
+def test_the_journal_is_that_of_one_process(two, arguments, tmp_path, monkeypatch):
+    every = functools.partial(monkeypatch.setattr, _journal_checksums)
+    every("_EVERY", 3), every("_SHARE", 1e9)
+    expected = journal_alone(tmp_path / "alone")
+    assert two.run(functools.partial(checksums_every, 3)) == [None, None]
+    found = journal_together(two, tmp_path / "together", arguments=arguments)
+    assert two.run(functools.partial(checksums_every, 100)) == [None, None]
+    assert_same(expected, *found)
+    assert_same_journal(tmp_path / "alone", tmp_path / "together")
+    start = Classifier()
+    start._device_mesh = None
+    start.configure_model()
+    replayed = replay(start.state_dict(), tmp_path / "together" / "evolution.evoj")
+    assert replayed["lightning_evo"]["compared"] == 12
+    for name, value in replayed["state_dict"].items():
+        if "1." not in name:  # BatchNorm's statistics, which don't evolve
+            numpy.testing.assert_array_equal(value.numpy(), expected["weights"][name], err_msg=name)
+
+
+def checksums_every(generations):
+    _journal_checksums._EVERY = generations
+    _journal_checksums._SHARE = 1e9 if generations < 100 else 0.01
+
+
+def test_recorded_generations_are_not_evaluated_again(two, four, tmp_path):
+    """A run of two processes goes on with four, from a checkpoint of generation 6 and a journal of 9."""
+    expected = journal_alone(tmp_path / "alone")
+    assert journal_together(two, tmp_path, max_steps=9)[0]["steps"] == 9 * (8 + 1)  # members and the center
+    found = journal_together(four, tmp_path, ckpt_path=str(tmp_path / "step=6.ckpt"))
+    assert_same(expected, *found)
+    assert [process["steps"] for process in found] == [3 * 1 + 3 * (8 + 1)] * 4
+    with Journal.open(tmp_path / "evolution.evoj") as journal:
+        assert [record.generation for record in journal] == list(range(12))
+
+
+def test_a_replay_from_a_checkpoint_of_shards(two, tmp_path):
+    expected = journal_together(two, tmp_path)[0]
+    folder, whole, journal = tmp_path / "step=6.ckpt", tmp_path / "whole.ckpt", tmp_path / "evolution.evoj"
+    with pytest.raises(JournalError, match="is a folder.*consolidate_checkpoint"):
+        replay(folder, journal)
+    command = [sys.executable, "-m", "lightning.fabric.utilities.consolidate_checkpoint", folder]
+    subprocess.run([*command, "--output_file", whole], check=True, timeout=120, capture_output=True)
+    replayed = replay(torch.load(whole, weights_only=True), journal)
+    assert replayed["lightning_evo"]["compared"] == 12
+    for name in ("net.0.weight", "net.3.bias", "net.4.weight"):
+        numpy.testing.assert_array_equal(replayed["state_dict"][name].numpy(), expected["weights"][name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
@@ -337,7 +439,6 @@ class FailsOnOne(Classifier):
         (Classifier, {"member_timeout": 5.0}, "member_timeout can't be used.*Leave it out"),
         (Classifier, {"shards": 3}, "shards=3 does not divide the 2 processes"),
         (OverAllProcesses, {"shards": 1}, r"sharded over 2 processes, but shards=1. Give `fully_shard` the mesh"),
-        (Classifier, {"update": "in_place", "journal": True}, "seed journal needs whole weights"),
     ],
     ids=str,
 )
