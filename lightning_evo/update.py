@@ -135,8 +135,9 @@ class Update:
                 norms.add(parameter, torch.linalg.vector_norm(piece))
                 if clipping and by == "value":
                     piece = piece.clamp(-clipping.limit, clipping.limit)
-                step = piece * coefficient_here
-                move(flat[start : start + len(piece)], step, key, parameter.index, offset + start)
+                move(
+                    flat[start : start + len(piece)], piece.mul_(coefficient_here), key, parameter.index, offset + start
+                )
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
         return norms.total()

@@ -222,7 +222,6 @@ class Perturbed(TorchFunctionMode):
         return self._factors[parameter.index]
 
     def _scaled_factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
-        per_direction = len(self.members) // len(self.directions)
         key = "factors", parameter.index
         if key not in self._shared:
             center = parameter.tensor.detach()
@@ -230,9 +229,9 @@ class Perturbed(TorchFunctionMode):
         if self._shared[key] is None:
             return None
         a, b = self._shared[key]
-        if per_direction > 1:
-            a, b = a.repeat_interleave(per_direction, 0), b.repeat_interleave(per_direction, 0)
-        a = a * (self.steps[0] if len(self.steps) == 1 else a.new_tensor(self.steps)[:, None, None])
+        steps = a.new_tensor(self.steps).view(len(a), -1, 1, 1)  # [directions, members of each, 1, 1]
+        a = (a[:, None] * steps).flatten(0, 1)
+        b = b[:, None].expand(-1, steps.shape[1], -1, -1).flatten(0, 1)
         if parameter.padding_row is not None:
             a[:, parameter.padding_row] = 0
         return a, b

@@ -121,7 +121,7 @@ class LowRank(Perturbation):
             rows, columns = len(center), center.numel() // len(center)
             values = self._draw(self.key, directions, parameter, center, 0, (rows + columns) * self.rank)
             values = values.view(len(directions), rows + columns, self.rank)
-            return values[:, :rows] * (1 / math.sqrt(self.rank)), values[:, rows:]
+            return self._scaled(values[:, :rows]), values[:, rows:]
         return self._a(self.key, directions, parameter, center, 0, len(center)), self._b(directions, parameter, center)
 
     def weighted_sum(
@@ -191,7 +191,10 @@ class LowRank(Perturbation):
     ) -> Tensor:
         """Rows of A, ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
         values = self._draw(key, directions, parameter, center, first * self.rank, last * self.rank)
-        return values.view(len(directions), -1, self.rank) * (1 / math.sqrt(self.rank))  # a GPU rounds `/` differently
+        return self._scaled(values.view(len(directions), -1, self.rank))
+
+    def _scaled(self, a: Tensor) -> Tensor:
+        return a if self.rank == 1 else a * (1 / math.sqrt(self.rank))  # a GPU rounds `/` differently
 
     def _b(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         """B, ``[directions, columns, rank]``."""
