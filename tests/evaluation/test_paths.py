@@ -284,11 +284,11 @@ def test_the_size_of_groups_follows_memory(monkeypatch):
     assert sizes[2] in (4, 8)
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(256, 64), (1 << 15, 8), (1 << 18, 1)])
+@pytest.mark.parametrize(("samples", "expected"), [(256, 128), (1 << 15, 8), (1 << 18, 1)])
 def test_the_size_of_groups_on_a_cpu_is_limited_by_the_largest_tensor(samples, expected):
     module = torch.nn.Linear(4, 64)  # 256 bytes of activation for each sample, against 64 MB
     way, x = Batched(), torch.ones(samples, 4)
-    evaluate(way, module, population(128), lambda: module(x).sum())
+    evaluate(way, module, population(256), lambda: module(x).sum())
     assert way.members_per_forward == expected
 
 
