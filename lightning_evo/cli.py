@@ -24,8 +24,9 @@ from rich.table import Table
 
 import lightning_evo
 from lightning_evo import algorithms
+from lightning_evo.files import written_file
 from lightning_evo.journal import VERSION, Journal, JournalError
-from lightning_evo.replay import replay, written_file
+from lightning_evo.replay import replay
 
 __all__ = ["EvoCLI", "main"]
 

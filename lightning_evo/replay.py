@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from lightning_evo.journal import (
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.update import Clipping, Update
 
-__all__ = ["replay", "written_file"]
+__all__ = ["replay"]
 
 _KEY = "lightning_evo"  # of checkpoints
 
@@ -361,43 +358,3 @@ def _checkpoint(
     if "global_step" in others:
         others["global_step"] = state.generation
     return {**others, "state_dict": weights.state_dict(), _KEY: saved}
-
-
-@contextmanager
-def written_file(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A file that appears under its name complete, or not at all.
-
-    Args:
-        path: Its name.
-        overwrite: Whether to replace an existing file.
-
-    Yields:
-        Where to write it.
-
-    Raises:
-        FileExistsError: If there is such a file and ``overwrite`` is false; also if it came while this one was written.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-        >>> with written_file(path) as new:
-        ...     _ = new.write_text("done")
-        >>> path.read_text()
-        'done'
-    """
-    path = Path(path)
-    message = f"{path} exists, and is not overwritten without --overwrite (overwrite=True)."
-    if path.exists() and not overwrite:
-        raise FileExistsError(message)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix or '.new'}")
-    try:
-        yield new
-        with open(new, "rb+") as file:
-            os.fsync(file.fileno())
-        if path.exists() and not overwrite:
-            raise FileExistsError(message)
-        os.replace(new, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()

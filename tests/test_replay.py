@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lightning_evo import Evolution, algorithms, cli
+from lightning_evo.files import written_file
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -19,7 +20,7 @@ from lightning_evo.journal import (
     describe_parameters,
     weights_checksum,
 )
-from lightning_evo.replay import replay, written_file
+from lightning_evo.replay import replay
 from lightning_evo.update import Clipping
 
 
