@@ -14,11 +14,9 @@ A *row* is 16 consecutive blocks. Its 4 x 16 words are read word-major, and a wo
 one bit) follow each other in steps of 16, so that a compiled kernel writes whole vectors: element ``row_size * row +
 16 * (values * word + v) + i`` of a parameter is value ``v`` of word ``word`` of block ``16 * row + i``.
 
-**Bits to normal values.** A normal value takes 16 bits: one of sign, 15 that choose one of 32,768 equally likely
-slices of the half-normal distribution. The value is the mean of its slice, times a constant that makes the variance
-exactly 1, and a multiple of 2^-20. It comes out of a table, so that CPU, GPU, compiled and uncompiled code give the
-same bits. The largest value is 4.39; against the exact normal distribution the largest error of the distribution
-function is below 1e-5 and the kurtosis is 2.9998. More bits a value would cost more time than they are worth.
+**Bits to normal values.** A normal value takes 16 bits (:mod:`lightning_evo.normal`). The largest is 4.39; against the
+exact normal distribution the largest error of the distribution function is below 2e-5 and the kurtosis is 2.9998. More
+bits a value would cost more time than they are worth.
 
 On the CPU a C++ kernel gives the same bits many times faster (:mod:`lightning_evo.kernels`); on other devices the
 operations below are compiled with ``torch.compile``, once a process has drawn enough noise to repay the compiler.
@@ -27,12 +25,9 @@ operations below are compiled with ``torch.compile``, once a process has drawn e
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
 from types import FunctionType
 from typing import Any, Literal, get_args
 
@@ -40,6 +35,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo import kernels
+from lightning_evo.normal import normal_table
 
 __all__ = [
     "Distribution",
@@ -49,7 +45,6 @@ __all__ = [
     "address_of",
     "check_offsets",
     "draw",
-    "normal_table",
     "philox4x32",
     "row_size",
     "rows",
@@ -131,27 +126,6 @@ def philox4x32(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: in
 
 
 # --- bits to values -------------------------------------------------------------------------------------------------
-
-_SLICES = 1 << 15
-_UNIT = 20  # normal values are multiples of 2^-20
-
-
-@lru_cache(maxsize=1)
-def _half_normal() -> Tensor:
-    """Mean of each of the 32,768 slices of the half-normal distribution, float32 ``[32768]``, rising."""
-    normal = NormalDist()
-    edges = [normal.inv_cdf(0.5 + i / (2 * _SLICES)) for i in range(_SLICES)]
-    density = [*map(normal.pdf, edges), 0.0]
-    means = [2 * _SLICES * (left - right) for left, right in zip(density, density[1:], strict=False)]
-    variance = math.fsum(mean * mean for mean in means) / _SLICES
-    units = [round(mean / math.sqrt(variance) * (1 << _UNIT)) for mean in means]
-    return torch.tensor(units, dtype=torch.float32) * 2.0**-_UNIT
-
-
-@lru_cache(maxsize=16)
-def normal_table(device: torch.device) -> Tensor:
-    """The table of normal values on a device."""
-    return _half_normal().to(device)
 
 
 def _halves(word: Tensor) -> Tensor:

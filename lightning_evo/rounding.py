@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_evo import kernels
-from lightning_evo.noise import Kernel, NoiseKey, Stream, address_of, check_offsets, normal_table, row_size, rows
+from lightning_evo.noise import Kernel, NoiseKey, Stream, address_of, check_offsets, row_size, rows
+from lightning_evo.normal import normal_table
 
 __all__ = ["move", "stochastic_round"]
 

@@ -17,7 +17,8 @@ import torch
 
 from lightning_evo import kernels
 from lightning_evo.kernels.library import threads as threads_for
-from lightning_evo.noise import NoiseKey, address_of, draw, normal_table
+from lightning_evo.noise import NoiseKey, address_of, draw
+from lightning_evo.normal import normal_table
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.rounding import move
 

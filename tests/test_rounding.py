@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_evo.noise import NoiseKey, Stream, address_of, normal_table, rows
+from lightning_evo.noise import NoiseKey, Stream, address_of, rows
+from lightning_evo.normal import normal_table
 from lightning_evo.rounding import move, stochastic_round
 
 SHORT = [torch.bfloat16, torch.float16]

@@ -82,13 +82,32 @@ inline void philox(const Address& address, uint64_t row, uint32_t member, uint32
     }
 }
 
-// 16 words to 32 normal values: the lower halves of the words, then the upper ones. 15 bits look up, the 16th is the sign.
-inline void look_up(const uint32_t* words, const float* table, float* values) {
+constexpr int kSlices = 1 << 15, kSegments = 32;  // of the normal distribution; see normal.py
+
 #if defined(__AVX512F__)
-  const __m512i word = _mm512_loadu_si512(words), index = _mm512_set1_epi32(0x7FFF);
-  const __m512i low = _mm512_i32gather_epi32(_mm512_and_si512(word, index), table, 4);
-  const __m512i high = _mm512_i32gather_epi32(_mm512_and_si512(_mm512_srli_epi32(word, 16), index), table, 4);
-  const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+// The magnitudes of 16 normal values, by their polynomials: 15 bits of each lane choose the slice.
+inline __m512 magnitudes(__m512i lanes, const float* coefficients) {
+  const __m512i slice = _mm512_and_si512(lanes, _mm512_set1_epi32(kSlices - 1));
+  const __m512i tail = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_set1_epi32(kSlices), slice)));
+  const __m512i segment = _mm512_srli_epi32(tail, 22);  // of which only five bits count
+  const __m512i mantissa = _mm512_and_si512(tail, _mm512_set1_epi32(0x007FFFFF));
+  const __m512 t = _mm512_castsi512_ps(_mm512_or_si512(mantissa, _mm512_set1_epi32(0x3F800000)));
+  const auto coefficient = [&](int power) {
+    const float* of_power = coefficients + power * kSegments;
+    return _mm512_permutex2var_ps(_mm512_loadu_ps(of_power), segment, _mm512_loadu_ps(of_power + kSegments / 2));
+  };
+  __m512 value = coefficient(3);
+  for (int power = 2; power >= 0; power--) value = _mm512_add_ps(_mm512_mul_ps(value, t), coefficient(power));
+  return value;
+}
+#endif
+
+// 16 words to 32 normal values: the lower halves of the words, then the upper ones. The 16th bit is the sign.
+inline void normal(const uint32_t* words, const float* table, float* values) {
+#if defined(__AVX512F__)
+  const __m512i word = _mm512_loadu_si512(words), sign = _mm512_set1_epi32(INT32_MIN);
+  const __m512i low = _mm512_castps_si512(magnitudes(word, table + kSlices));
+  const __m512i high = _mm512_castps_si512(magnitudes(_mm512_srli_epi32(word, 16), table + kSlices));
   _mm512_storeu_si512(values, _mm512_or_si512(low, _mm512_and_si512(_mm512_slli_epi32(word, 16), sign)));
   _mm512_storeu_si512(values + kBlocks, _mm512_or_si512(high, _mm512_and_si512(word, sign)));
 #else
@@ -114,7 +133,7 @@ inline void make_rows(const Address& address, uint64_t row, uint32_t member, con
       const uint32_t* word = words[r][w];
       float* to = values + r * row_size(distribution) + w * (row_size(distribution) / 4);
       if (distribution == kGaussian) {
-        look_up(word, table, to);
+        normal(word, table, to);
       } else if (distribution == kUniform) {
         for (int i = 0; i < kBlocks; i++) to[i] = static_cast<float>(word[i] >> 8) * 0x1p-24f;
       } else {
@@ -342,6 +361,14 @@ void move(const Address& address, int64_t first, int64_t elements, void* center,
   }
 }
 
+// Has the memory of `count` elements loaded, to be written to. There need be none.
+template <class Storage>
+inline void fetch(const Storage* elements, int count) {
+#if defined(__GNUC__)
+  for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(Storage))) __builtin_prefetch(elements + i, 1);
+#endif
+}
+
 // center += coefficient * sum_d weight_d eps_d in one pass. Returns the squared norm of the sum.
 template <int distribution, class Type>
 double update(const Address& noise, const Address& rounding, const float* table, int64_t elements,
@@ -357,6 +384,7 @@ double update(const Address& noise, const Address& rounding, const float* table,
     alignas(64) float total[kUnit] = {}, values[size];
     for (int64_t d = 0; d < number; d++)
       for (int start = 0; start < count; start += size) {
+        if (d == 0) fetch(to + (unit + 1) * kUnit + start, size);  // while noise is made
         const int64_t row = (unit * kUnit + start) / row_size(distribution);
         make_noise<distribution>(noise, row, static_cast<uint32_t>(directions[d]), table, values);
         for (int i = 0; i < size; i++) {

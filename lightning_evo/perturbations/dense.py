@@ -20,10 +20,10 @@ from lightning_evo.noise import (
     address_of,
     check_offsets,
     draw,
-    normal_table,
     row_size,
     rows,
 )
+from lightning_evo.normal import normal_table
 from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
 
 __all__ = ["Dense", "standardised"]
