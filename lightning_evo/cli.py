@@ -24,11 +24,18 @@ from rich.table import Table
 
 import lightning_evo
 from lightning_evo import algorithms
+from lightning_evo._messages import did_you_mean
 from lightning_evo.files import written_file
 from lightning_evo.journal import VERSION, Journal, JournalError
 from lightning_evo.replay import replay
 
 __all__ = ["EvoCLI", "main"]
+
+_TOOLS = {
+    "algorithms": "every algorithm with its defaults",
+    "journal": "what a seed journal holds",
+    "replay": "the weights of any generation, from a checkpoint and a journal",
+}
 
 
 class EvoCLI(LightningCLI):
@@ -55,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command line without the program's name; ``None`` takes the process's own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    commands = [*EvoCLI.subcommands(), *_TOOLS]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        hint = did_you_mean(arguments[0], commands)
+        sys.exit(f"lightning-evo has no command {arguments[0]!r}.{hint} Commands: {', '.join(commands)}.")
     if arguments[:1] == ["algorithms"]:
         if len(arguments) > 1:
             sys.exit(f"`lightning-evo algorithms` takes no arguments, got {' '.join(arguments[1:])}.")
@@ -77,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # reads a configuration, the current folder is the configuration's.)
     sys.path.insert(0, os.getcwd())
     sys.argv[:] = ["lightning-evo", *arguments]  # where LightningCLI reads them
-    EvoCLI()
+    tools = "; ".join(f"{name}: {what}" for name, what in _TOOLS.items())
+    EvoCLI(parser_kwargs={"epilog": f"Further commands: {tools}."})
 
 
 def algorithms_table() -> Table:

@@ -105,6 +105,8 @@ class Evolution:
         self.minimum_evaluated = minimum_evaluated
         self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
         self.ranks = Ranks()
+        self._members_per_forward = members_per_forward if isinstance(members_per_forward, int) else 0
+        self._chunk = self._members_per_forward  # members that stay together, once that is known
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
         self._evolve = evolve
@@ -132,6 +134,7 @@ class Evolution:
             self._forget_batches()  # of a fit that was broken off
             if module is not self._module:
                 self.evaluation.forget()
+                self._chunk = self._members_per_forward
                 seed = self.seed if self.seed is not None else torch.initial_seed()
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
                 self.state = ESState(seed=seed & (1 << 64) - 1, sigma=sigma)
@@ -192,14 +195,19 @@ class Evolution:
         batch, weight = self._subset(batch)
         if not weight:
             return False
-        members = self.ranks.share(population)
+        if self._chunk > max(self._largest_share, self._members_per_forward):  # of a run of fewer processes
+            self._chunk = self._largest_share
+            self.evaluation.limit_groups(self._chunk)
+        ranks = replace(self.ranks, chunk=max(1, self._chunk))
+        members = ranks.share(population)
         if self.evaluation.pace is not None:
             name = f"generation {self.state.generation}, batch {self._scores.batches}"
             self.evaluation.pace.start(name, len(population) * self.ranks.data)
         self._scores.batches += 1
         values = self._evaluate_members(fitness, batch, members)
         failures = [value.error for value in values if isinstance(value, Failure)]
-        results = self.ranks.gather(results_of(values, weight), population)
+        results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)
+        self._keep_groups(sizes)
         self._reports.failures(self.state.generation, results[:, 1] < 0, failures, self.minimum_evaluated)
         return self._scores.add(results)
 
@@ -214,6 +222,23 @@ class Evolution:
                 return self.evaluation(module, space, self.population, run, isolation, members)
         finally:
             shared.restore()
+
+    def _keep_groups(self, sizes: list[int]) -> None:
+        """From now on the same members run together, however many processes there will be: that decides on last bits.
+
+        Args:
+            sizes: How many members each process ran at once; 0 where that was not decided yet.
+        """
+        if self._chunk or not all(sizes):
+            return
+        self._chunk = min(*sizes, self._largest_share)
+        if self.ranks.groups > 1:
+            self.evaluation.limit_groups(self._chunk)
+
+    @property
+    def _largest_share(self) -> int:
+        """Members of the process that has most, where they are divided evenly."""
+        return max(len(self.ranks.share(self.population, group)) for group in range(self.ranks.groups))
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
@@ -313,6 +338,15 @@ class Evolution:
             saved["sigma"] = self.state.sigma
         return saved
 
+    def load_evaluation(self, saved: Mapping[str, Any]) -> None:
+        """Run members as another run did, where that is left open here.
+
+        Args:
+            saved: From :meth:`Evaluation.state_dict <lightning_evo.evaluation.choice.Evaluation.state_dict>`.
+        """
+        self.evaluation.load_state_dict(saved)
+        self._chunk = self._members_per_forward or int(saved.get("members_per_forward", 0))
+
     def start_at(self, generation: int) -> None:
         """Number the coming generation: a run that goes on from other training should not repeat noise."""
         self.state = replace(self.state, generation=generation)
@@ -350,7 +384,7 @@ class Evolution:
         self.state = replace(
             self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"), momentum=momentum
         )
-        self.evaluation.load_state_dict(saved)
+        self.load_evaluation(saved)
         self._forget_batches()
         if saved["fitness_weight"]:
             self._scores.fitness_sum = saved["fitness_sum"].cpu().clone()

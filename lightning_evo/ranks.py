@@ -84,27 +84,29 @@ class Ranks:
         stop = start + each + (group < more)
         return range(min(members, start * chunk), min(members, stop * chunk))
 
-    def gather(self, results: Tensor, population: Population) -> Tensor:
+    def gather(self, results: Tensor, population: Population, size: int = 0) -> tuple[Tensor, list[int]]:
         """What all processes found, for all members.
 
         Args:
             results: Of this process's members: fitness and weight, float64 ``[members, 2]``. The weight is positive; 0
                 for a member that declined, so that its fitness does not count; -1 for one that failed.
             population: The members.
+            size: How many members this process evaluates at once; 0 as long as that is not decided.
 
         Returns:
             The same for all members of the population: the mean over a group's processes, by their weights, and the sum
-            of these; a member that failed on one of them has failed.
+            of these; a member that failed on one of them has failed. And every process's ``size``.
 
         Raises:
             RuntimeError: If processes have different numbers of batches; on all of them, and before one is missed.
         """
         if self.world_size == 1:
-            return results
+            return results, [size]
         shares = [self.share(population, group) for group in range(self.groups)]
-        padded = results.new_zeros(max(map(len, shares)) + 1, 2)
+        padded = results.new_zeros(max(map(len, shares)) + 2, 2)
         padded[: len(results)] = results
-        padded[-1] = torch.tensor(self.batches())  # travels with the fitness, so it costs no message of its own
+        padded[-2, 0] = size  # travels with the fitness, as the next line does, so it costs no message of its own
+        padded[-1] = torch.tensor(self.batches())
         everything = self.gather_from_all(padded)
         _compare_batches([tuple(theirs[-1].tolist()) for theirs in everything])
         merged = []
@@ -114,7 +116,7 @@ class Ranks:
             failed, total = (weight < 0).any(0), weight.clamp(min=0).sum(0)
             mean = fitness.where(weight > 0, 0).sum(0) / total
             merged.append(torch.stack([mean, torch.where(failed, -1, total)], dim=1))
-        return torch.cat(merged)
+        return torch.cat(merged), [int(theirs[-2, 0]) for theirs in everything]
 
 
 def _compare_batches(everyone: list[tuple[float, float]]) -> None:

@@ -111,7 +111,8 @@ def _replay(
     first = int(saved.get("generation", journal.header.generation))
     last = journal.end if to is None else to
     _check_range(journal, first, last)
-    weights = _Weights(base.get("state_dict", base), device)
+    # Lightning's WeightAveraging saves the average as `state_dict`, and the weights that evolve beside it.
+    weights = _Weights(base.get("current_model_state", base.get("state_dict", base)), device)
     comparison = _Comparison(journal, first, exact)
     if _check_run(journal, saved, first, weights):
         comparison.agreed = first
@@ -344,7 +345,8 @@ def _checkpoint(
     base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState, compared: int | None
 ) -> dict[str, Any]:
     # States that belong to the base's generation: nothing must go on from them by mistake.
-    dropped = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY)
+    dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY]
+    dropped += ["current_model_state", "averaging_state"]  # the average is not replayed
     others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
     saved: dict[str, Any] = {
         "algorithm": journal.header.algorithm["name"],

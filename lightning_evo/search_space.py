@@ -19,6 +19,8 @@ __all__ = ["Evolve", "EvolvingParameter", "SearchSpace"]
 Evolve = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 """A choice of parameters: regular expressions searched for in their names, a callable, or None for all."""
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class EvolvingParameter:
@@ -97,7 +99,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
 
     Raises:
         ValueError: If nothing is chosen (the message lists the names), a regular expression is broken or matches
-            nothing, a chosen parameter is not initialised yet, or two of them overlap in memory.
+            nothing, a chosen parameter is not initialised yet or of a float8 type, or two of them overlap in memory.
         TypeError: If ``evolve`` is none of the above.
 
     Example:
@@ -131,6 +133,11 @@ class SearchSpace(Sequence[EvolvingParameter]):
                 raise ValueError(
                     f"Parameter {parameter.name!r} has no shape yet (a lazy module). Run one forward pass before "
                     "training, for example in `configure_model` or `setup`."
+                )
+            if parameter.tensor.dtype not in _DTYPES:
+                raise ValueError(
+                    f"Parameter {parameter.name!r} is of {parameter.tensor.dtype}, which can't evolve: noise would be "
+                    "lost in it. Convert it to bfloat16 or wider, or leave it out: by `evolve` or requires_grad=False."
                 )
         _check_apart(chosen)
         self._parameters = tuple(chosen)

@@ -340,3 +340,23 @@ def test_plot_without_matplotlib(journaled, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"--plot draws with matplotlib: pip install 'lightning-evo\[plot\]'"):
         cli.main(["journal", str(journaled / "evolution.evoj"), "--plot", str(tmp_path / "fitness.png")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algorithm"], r"no command 'algorithm'\. Did you mean 'algorithms'\? Commands: fit, .*journal, replay"),
+        (["repaly"], r"no command 'repaly'\. Did you mean 'replay'\?"),
+    ],
+)
+def test_unknown_commands(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        cli.main(arguments)
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "algorithms", "journal", "replay"):
+        assert command in shown

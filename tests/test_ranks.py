@@ -36,20 +36,26 @@ def test_every_member_belongs_to_one_group_and_chunks_stay_together(members, gro
 
 
 def world(groups, data, results, everyone, batches=None):
-    """What every rank gathers, given what each has found, and how many batches it has."""
+    """What every rank gathers, given what each has found, and how many batches it has.
+
+    Each runs one member more at once than the one before it.
+    """
     shares = [Ranks(groups).share(everyone, group) for group in range(groups)]
     largest = max(map(len, shares))
     batches = batches or [(math.inf, False)] * len(results)
     padded = []
     for found, progress in zip(results, batches, strict=True):
-        padded.append(torch.zeros(largest + 1, 2, dtype=torch.float64))
+        padded.append(torch.zeros(largest + 2, 2, dtype=torch.float64))
         padded[-1][: len(found)] = found
+        padded[-1][-2, 0] = len(padded)
         padded[-1][-1] = torch.tensor(progress)
     gathered = []
     for rank in range(groups * data):
         gather_from_all = partial(check, padded=padded, rank=rank)
         ranks = Ranks(groups, data, rank, gather_from_all, batches=lambda rank=rank: batches[rank])
-        gathered.append(ranks.gather(results[rank], everyone))
+        members, sizes = ranks.gather(results[rank], everyone, size=rank + 1)
+        gathered.append(members)
+        assert sizes == [*range(1, groups * data + 1)]
     assert all(torch.equal(gathered[0].nan_to_num(99), other.nan_to_num(99)) for other in gathered)
     return gathered[0]
 

@@ -370,3 +370,16 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
     assert path.read_text() == "one"
     write("two", overwrite=True)
     assert [file.read_text() for file in path.parent.iterdir()] == ["two"]
+
+
+def test_weights_that_a_callback_averages(tmp_path):
+    """Lightning's WeightAveraging saves the average as the weights, and those that evolve beside it."""
+    path = tmp_path / "run.evoj"
+    checkpoints = train(path, 6, algorithms.get("mezo")(), keep=(2,))
+    saved = checkpoints[2]
+    average = {name: torch.zeros_like(value) for name, value in saved["state_dict"].items()}
+    saved = {**saved, "current_model_state": saved["state_dict"], "state_dict": average, "averaging_state": {}}
+    replayed = replay(saved, path)
+    expected = checkpoints[6]["state_dict"]
+    assert all(torch.equal(value, expected[name]) for name, value in replayed["state_dict"].items())
+    assert not {"current_model_state", "averaging_state"} & replayed.keys()

@@ -240,3 +240,11 @@ def test_lazy_modules_must_have_their_shape():
     assert found(SearchSpace(module, "^0")) == [("0.weight", 0), ("0.bias", 1)]
     module(torch.zeros(1, 2))
     assert found(SearchSpace(module, "^1")) == [("1.weight", 2), ("1.bias", 3)]
+
+
+def test_types_that_are_too_short_to_evolve():
+    module = torch.nn.Linear(3, 2)
+    module.scale = torch.nn.Parameter(torch.ones(4).to(torch.float8_e4m3fn))
+    with pytest.raises(ValueError, match=r"'scale' is of torch.float8_e4m3fn, which can't evolve.*requires_grad=False"):
+        SearchSpace(module)
+    assert len(SearchSpace(module, evolve=["weight", "bias"])) == 2

@@ -364,7 +364,7 @@ class SeedJournal(Callback):
         self._batches = int((resumed or {}).get("batches", 0))
         evaluation = strategy.evolution.evaluation
         if outcome.evaluation and not evaluation.state_dict():
-            evaluation.load_state_dict(outcome.evaluation)
+            strategy.evolution.load_evaluation(outcome.evaluation)
         recorded = outcome.end - outcome.start
         what = f"generations {outcome.start} to {outcome.end - 1} are taken from it, not evaluated"
         rank_zero_info(f"Seed journal: {self.path}" + (f"; {what}." if recorded > 0 else "."))

@@ -41,6 +41,7 @@ class Batched:
     Attributes:
         members_per_forward: The size in use, or ``"auto"`` before it is chosen.
         seen: Indices of the parameters that the last forward asked for.
+        running: Members of the forward that runs now.
     """
 
     name = "batched"
@@ -48,7 +49,15 @@ class Batched:
     def __init__(self, members_per_forward: int | Literal["auto"] = "auto") -> None:
         self.members_per_forward = members_per_forward
         self.seen: set[int] = set()
+        self.running = 0
         self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def group_size(self, population: Population) -> int:
+        """Members of a group: whole pairs, one at least, and no more than there are. A pair before it is chosen."""
+        pair = population.per_direction
+        if self.members_per_forward == "auto":
+            return pair
+        return min(len(population), max(pair, self.members_per_forward // pair * pair))
 
     @torch.no_grad()
     def __call__(
@@ -77,11 +86,9 @@ class Batched:
         pair = population.per_direction
         values: list[Any] = []
         while len(values) < len(numbers):
-            if self.members_per_forward == "auto":
-                size = pair
-            else:
-                size = max(pair, self.members_per_forward // pair * pair)
+            size = self.group_size(population)
             group = numbers[len(values) : len(values) + size]
+            self.running = len(group)
             try:
                 found, perturbed = self._forward(space, population, fitness, isolation, group)
             except Exception as error:
@@ -144,7 +151,7 @@ def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -
     if center.device.type == "cpu":
         dense = [parameter.tensor for parameter in space if first.factors(parameter) is None]
         stacked = max((min(tensor.numel(), HUGE) * tensor.element_size() for tensor in dense), default=1)
-        fitting = min(fitting, _ENOUGH, _LARGEST // max(1, first.largest * wide), _STACKED // stacked)
+        fitting = min(fitting, _ENOUGH, _LARGEST // max(1, first.largest * wide), _STACKED // max(1, stacked))
     if fitting < population.per_direction:
         return 1
     if fitting >= len(population):

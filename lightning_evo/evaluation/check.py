@@ -294,7 +294,7 @@ def _names(parameters: list[EvolvingParameter]) -> str:
 
 def _root_mean_square(space: SearchSpace) -> float:
     norms = [float(torch.linalg.vector_norm(p.tensor.detach(), dtype=noise_dtype(p.tensor))) for p in space]
-    return math.hypot(*norms) / math.sqrt(space.numel)
+    return math.hypot(*norms) / math.sqrt(max(1, space.numel))
 
 
 def _number(value: Any) -> float:

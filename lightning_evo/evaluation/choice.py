@@ -80,6 +80,25 @@ class Evaluation:
         self._is_open = True  # as long as it was neither made nor taken over
         self._tries = 0
         self._evolving: list[int] = []
+        self._failures: list[str] = []
+
+    @property
+    def group_size(self) -> int:
+        """Members that run at once; 0 as long as the choice is open; of no limit where there were none to run."""
+        if not self._proven or self._ways is None:
+            return 0
+        way = self._ways[0]
+        if not isinstance(way, Batched):
+            return 1
+        return 1 << 30 if way.members_per_forward == "auto" else way.members_per_forward
+
+    def limit_groups(self, size: int) -> None:
+        """Run so many members at once, if they run together."""
+        way = self._ways[0] if self._ways else None
+        if isinstance(way, Batched) and size > 1:
+            way.members_per_forward = size
+            if self._proven:
+                self._announce()
 
     def __call__(
         self,
@@ -175,12 +194,13 @@ class Evaluation:
             except Exception as error:  # whatever vmap raises
                 mismatch = _reason(error)
             if mismatch is None:
-                self._decide([None] if self._is_slower(way, job) else ways[number:], _reasons(refuted, obstacles))
+                found: list[Way] = [None] if self._is_slower(way, job) else ways[number:]
+                self._decide(found, job, _reasons(refuted, obstacles))
                 return values
             refuted.setdefault(mismatch, []).append(way.name)
         values = run(None, job)
         if not values or not all(isinstance(value, Failure) for value in values):  # else it proves nothing of any way
-            self._decide([None], _reasons(refuted, obstacles))
+            self._decide([None], job, _reasons(refuted, obstacles))
         return values
 
     def _find_mismatch(self, way: InForward | Batched, job: Job) -> str | None:
@@ -211,9 +231,14 @@ class Evaluation:
         self._tries += isinstance(nothing, MembersFail)
         return self._tries >= _TRIES
 
-    def _decide(self, ways: list[Way], failures: list[str]) -> None:
-        self._ways, self._proven, self._is_open = ways, True, False
-        self._announce(failures)
+    def _decide(self, ways: list[Way], job: Job, failures: list[str]) -> None:
+        self._ways, self._proven, self._is_open, self._failures = ways, True, False, failures
+        way = ways[0]
+        if isinstance(way, Batched) and way.members_per_forward != "auto":
+            way.members_per_forward = way.group_size(job.population)
+        self._announce()
+        if failures and self.name != "auto":
+            warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=5)
 
     def _brings_nothing(self, way: InForward | Batched, job: Job) -> bool:
         asked_for = self.name != "auto" or self._size != "auto" or not self._is_open
@@ -226,15 +251,13 @@ class Evaluation:
         """Choose anew: the module is another one."""
         self._ways, self._proven, self._is_open, self._tries = None, False, True, 0
 
-    def _announce(self, failures: list[str]) -> None:
+    def _announce(self) -> None:
         assert self._ways is not None
         way = self._ways[0]
         self.summary = f"evaluation: {name_of(way)}"
         if isinstance(way, Batched):
             self.summary += f", {way.members_per_forward} members per forward"
-        self.summary = "; ".join([self.summary, *failures])
-        if failures and self.name != "auto":
-            warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=6)
+        self.summary = "; ".join([self.summary, *self._failures])
 
     # --- checkpoints ---
 

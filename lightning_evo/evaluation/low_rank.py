@@ -76,7 +76,7 @@ def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingP
     of_rows, of_columns = _factors(mode, parameter)
     numbers = _batch(mode, ids)
     with _outside(mode):
-        flat = numbers.flatten(1)
+        flat = numbers.reshape(len(numbers), -1)
         shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
         index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
         with _without_autocast(weight):

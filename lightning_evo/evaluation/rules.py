@@ -117,6 +117,7 @@ def _embedding(
         return _stacked_embedding(mode, ids, weight, parameter)
     if weight.numel() <= HUGE or torch.is_grad_enabled():
         return NotImplemented
+    _check_ids(ids, weight)
     output = None
     for rows, first, last in _blocks_of_rows(mode, parameter):
         if output is None:
@@ -132,6 +133,7 @@ def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: 
         return NotImplemented
     if _functorch.batch_first(ids, mode.level) is not None:
         return NotImplemented
+    _check_ids(ids, weight)
     with _functorch.outside():
         output = weight.new_empty(len(mode.members), *ids.shape, *weight.shape[1:])
         last = 0
@@ -139,6 +141,12 @@ def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: 
             here = (ids >= first) & (ids < last)
             output[:, here] = rows[:, ids[here] - first]
     return _functorch.wrap(output, mode.level) if last == len(weight) else NotImplemented
+
+
+def _check_ids(ids: Tensor, weight: Tensor) -> None:
+    """Raise an IndexError, as an embedding does, where block by block a number out of range would be passed over."""
+    if ids.numel() and not bool(((ids >= 0) & (ids < len(weight))).all()):
+        raise IndexError(f"index out of range: the embedding has {len(weight)} entries.")
 
 
 def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
@@ -259,7 +267,8 @@ def _cross_entropy(
     """Over few classes a CPU's softmax is five times faster if they are the first dimension."""
     assert mode.level is not None
     few = logits.dim() == 2 and logits.shape[1] <= _FEW and not logits.is_cuda
-    usual = target.dtype == torch.int64 and not label_smoothing and size_average is None and reduce is None
+    usual = target.dtype == torch.int64 and target.shape == logits.shape[:1] and not label_smoothing
+    usual = usual and size_average is None and reduce is None
     if not few or not usual or torch.is_autocast_enabled(logits.device.type) or mode.find(target) is not None:
         return NotImplemented
     values = _functorch.batch_first(logits, mode.level)

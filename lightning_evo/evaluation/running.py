@@ -108,10 +108,7 @@ def _of_a_forward(way: Batched, job: Job) -> Callable[[], Any]:
     """The fitness of the members that run at once; they have as many times longer."""
 
     def together() -> Any:
-        size = job.population.per_direction
-        if way.members_per_forward != "auto":
-            size = max(size, way.members_per_forward)
-        fitness = limited(job.fitness, None if job.timeout is None else job.timeout * size)
-        return (fitness if job.pace is None else job.pace.counted(fitness, size))()
+        fitness = limited(job.fitness, None if job.timeout is None else job.timeout * way.running)
+        return (fitness if job.pace is None else job.pace.counted(fitness, way.running))()
 
     return together

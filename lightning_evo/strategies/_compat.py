@@ -18,6 +18,7 @@ __all__ = [
     "backward_is_skipped",
     "class_named",
     "gradient_scale",
+    "leave_sampler_of_training",
     "is_fully_sharded",
     "lightning_module_class",
     "load_sharded",
@@ -37,6 +38,20 @@ def shared_counter(prefix: str) -> Callable[[str, int], int]:
     distributed: Any = torch.distributed
     store = distributed.PrefixStore(f"lightning_evo {prefix}", distributed.distributed_c10d._get_default_store())
     return store.add  # type: ignore[no-any-return]
+
+
+def leave_sampler_of_training(trainer: Any) -> None:
+    """Have the Trainer train on what the module's dataloader gives, in its order; evaluation is divided as ever.
+
+    Lightning would put a ``DistributedSampler`` in its place, which shuffles whether the dataloader does or not.
+    """
+    connector = trainer._data_connector
+    divides = type(connector)._requires_distributed_sampler
+
+    def requires_distributed_sampler(dataloader: Any) -> bool:
+        return not trainer.training and bool(divides(connector, dataloader))
+
+    connector._requires_distributed_sampler = requires_distributed_sampler
 
 
 def only_note_sigterm(trainer: Any) -> None:

@@ -76,6 +76,11 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         """
         raise NotImplementedError
 
+    @property
+    def _divides_data(self) -> bool:
+        """Whether processes, if there are several, train on parts of the data."""
+        return True
+
     # --- processes ---
 
     def setup_environment(self) -> None:
@@ -120,7 +125,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Groups train on the same data; evaluation divides it among all processes."""
+        """Groups train on the same data, and their processes divide it; evaluation divides it among all processes."""
         processes = self.world_size
         if self.lightning_module is not None and self.lightning_module.trainer.training:
             _, processes = self._grid
@@ -130,6 +135,8 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     def setup(self, trainer: Any) -> None:
         _compat.only_note_sigterm(trainer)
+        if not self._divides_data:
+            _compat.leave_sampler_of_training(trainer)
         super().setup(trainer)
         if trainer.state.fn == "fit" and self.evolution.is_set_up:
             # Without a seed every process has its own.

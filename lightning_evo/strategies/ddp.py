@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -146,7 +145,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             raise ValueError(f"start_method must be one of {', '.join(methods)}, got {start_method!r}.")
         self._shard, self._checksum_every = shard, checksum_every
         self._update_sync, self._chosen_update_sync = update_sync, update_sync
-        self._chunk = options.get("members_per_forward")
         self._parent_options = {
             "start_method": start_method,
             "parallel_devices": parallel_devices,
@@ -183,13 +181,14 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             )
         return groups, data
 
+    @property
+    def _divides_data(self) -> bool:
+        return self._shard == "data" or (self._shard != "population" and self._shard[1] > 1)
+
     def setup_environment(self) -> None:
         """Connect the processes; from then on the evolution knows the others."""
         super().setup_environment()
-        ranks = self.evolution.ranks
-        if isinstance(self._chunk, int):
-            self.evolution.ranks = replace(ranks, chunk=self._chunk)
-        self.evolution.evaluating = no_collectives if ranks.groups > 1 else nullcontext
+        self.evolution.evaluating = no_collectives if self.evolution.ranks.groups > 1 else nullcontext
 
     # --- setup ---
 

@@ -155,6 +155,10 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
             )
         return processes // shards, shards
 
+    @property
+    def _divides_data(self) -> bool:
+        return self._shards != 1
+
     def setup_environment(self) -> None:  # noqa: D102
         groups, shards = self._grid
         # Checked by Lightning; there is no tensor parallelism, and the mesh of the population is made below.

@@ -30,6 +30,6 @@ class SingleDeviceEvoMixin(EvoStrategyMixin):  # noqa: D101
         if len(devices) > 1:
             raise ValueError(
                 f"strategy='evo' runs on one device, but {len(devices)} were chosen: {', '.join(map(str, devices))}. "
-                "Use Trainer(devices=1, strategy='evo')."
+                "Use strategy='evo_ddp', whose processes share the population, or Trainer(devices=1)."
             )
         self._root_device = torch.device(devices[0])

@@ -85,7 +85,7 @@ def test_scaling_in_two_processes(tmp_path):
         members = case["population"]
         # Fitness and weight, float64, of half of the members, and two numbers on the process's batches. No tensor is
         # large enough to be divided.
-        fitness = 16 * members / 2 + 16
+        fitness = 16 * members / 2 + 32
         assert rows["2 ranks, replicated"]["bytes_sent"] == rows["2 ranks, sharded"]["bytes_sent"] == fitness
         assert rows["2 ranks, all_reduce"]["bytes_sent"] == fitness + 4 * 60_288
         assert rows["2 ranks, replicated"]["same_weights"]

@@ -104,7 +104,7 @@ def test_on_another_process():
     evolution, module = subject()
 
     def gather(values):
-        failed = torch.tensor([[math.nan, -1.0]] * 4 + [[math.inf, 0.0]], dtype=torch.float64)
+        failed = torch.tensor([[math.nan, -1.0]] * 4 + [[1.0, 0.0], [math.inf, 0.0]], dtype=torch.float64)
         return [values, failed]
 
     evolution.minimum_evaluated = 0.75
@@ -453,6 +453,27 @@ def test_a_first_call_that_hangs():
     assert evolution.evaluate(fitness, torch.ones(4, 3))
     assert time.perf_counter() - start < 10
     assert evolution.evaluation.summary == "evaluation: in_forward"
+
+
+@pytest.mark.parametrize("asked_for", [1000, "auto"])
+def test_members_of_a_forward_have_as_many_times_longer(asked_for):
+    """As many as there are: four of them 0.4 seconds, whatever was asked for."""
+    evolution, module = subject(
+        "batched", member_timeout=0.1, members_per_forward=asked_for, population=4, minimum_evaluated=0.0
+    )
+    slow = [False]
+
+    def fitness(batch):
+        if slow[0]:
+            time.sleep(0.6)
+        return -module(batch).square().sum()
+
+    assert evolution.evaluate(fitness, torch.ones(4, 3))
+    assert evolution.evaluation.summary == "evaluation: batched, 4 members per forward"
+    evolution.conclude()
+    slow[0] = True
+    with pytest.raises(TimeoutError, match="member_timeout=0"):
+        evolution.evaluate(fitness, torch.ones(4, 3))
 
 
 def test_a_forward_of_the_first_generation_that_hangs():

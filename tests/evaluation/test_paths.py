@@ -9,6 +9,7 @@ import torch
 from lightning_evo.evaluation import batched, perturbed, rules
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evolution import Evolution
 from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.search_space import SearchSpace
 from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
@@ -150,6 +151,7 @@ def test_cross_entropy_of_all_members(reduction, classes, dtype):
         logits = module(x)
         values = [
             cross_entropy(logits, target, weight, ignore_index=-1, reduction=reduction),
+            cross_entropy(logits, target, ignore_index=-1, reduction=reduction),
             cross_entropy(logits, target.clamp(min=0), reduction=reduction),
             cross_entropy(logits, target.clamp(min=0), reduction=reduction, label_smoothing=0.1),
             cross_entropy(logits, probabilities, reduction=reduction),
@@ -159,6 +161,45 @@ def test_cross_entropy_of_all_members(reduction, classes, dtype):
 
     values = [torch.stack(evaluate(way, module, population(), fitness)) for way in (None, Batched())]
     torch.testing.assert_close(*values, rtol=0.02 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "target", [torch.zeros(1, dtype=torch.long), torch.tensor(0), torch.zeros(4, 7).long()], ids=str
+)
+def test_targets_of_another_shape_are_an_error_for_all_members(target):
+    module, x = torch.nn.Linear(5, 3), torch.randn(7, 5)
+    with pytest.raises((ValueError, RuntimeError)):
+        evaluate(Batched(), module, population(), lambda: torch.nn.functional.cross_entropy(module(x), target))
+
+
+@pytest.mark.parametrize("ids", [[0, 5000], [-1, 3]], ids=str)
+@pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
+@pytest.mark.parametrize("way", [InForward, Batched])
+def test_numbers_out_of_an_embedding(way, noise, ids, monkeypatch):
+    """Also where it is looked up block by block."""
+    monkeypatch.setattr(rules, "HUGE", 1 << 14)
+    module = torch.nn.Embedding(5000, 16)
+    with pytest.raises(IndexError, match="index out of range"):
+        evaluate(way(), module, population(**noise), lambda: module(torch.tensor(ids)).sum())
+
+
+@pytest.mark.parametrize("way", [InForward, Batched])
+def test_one_number_of_an_embedding(way):
+    module = torch.nn.Embedding(5, 4)
+    values = [evaluate(w, module, population(rank=1), lambda: module(torch.tensor(3)).sum()) for w in (None, way())]
+    torch.testing.assert_close(*map(torch.stack, values))
+
+
+@pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
+@pytest.mark.parametrize("way", ["in_forward", "batched"])
+def test_parameters_without_elements(way, noise):
+    module = torch.nn.Linear(3, 2, bias=False)
+    module.empty = torch.nn.Parameter(torch.zeros(0))
+    evolution = Evolution(population=6, evaluation=way, seed=0, **noise)
+    evolution.setup(module)
+    assert evolution.evaluate(lambda x: module(x).sum() + module.empty.sum(), torch.randn(4, 3))
+    assert evolution.evaluation.summary.startswith(f"evaluation: {way}")
+    assert "not possible" not in evolution.evaluation.summary
 
 
 # --- huge matrices --------------------------------------------------------------------------------------------------

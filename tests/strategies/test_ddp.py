@@ -146,6 +146,53 @@ def test_any_number_of_processes_gives_the_same_bits(world, precision, evaluatio
     assert only(list(found.values()))
 
 
+def train_and_go_on(folder, strategies, generations, save=""):
+    """By one strategy after the other, each from where the one before has stopped."""
+    import lightning_evo
+
+    quietly()
+    torch.manual_seed(3)
+    module = Model(dropout=0.0)
+    name, options = strategies
+    strategy = getattr(lightning_evo, name)(population=10, seed=5, update="in_place", journal=False, **options)
+    run = trainer(strategy, generations)
+    checkpoint = f"{folder}/last.ckpt"
+    run.fit(module, DataLoader(data(), 16, shuffle=True), ckpt_path=None if save else checkpoint)
+    if save:
+        run.save_checkpoint(checkpoint)
+    return digest(module), run.strategy.evolution.evaluation.summary
+
+
+def test_fewer_processes_go_on_with_the_same_groups(world, tmp_path):
+    """What batched chose for two processes, six members at once, one of them runs, too: to the same bits."""
+    go_on = partial(train_and_go_on, str(tmp_path), ("EvoDDPStrategy", {"evaluation": "batched"}))
+    started = world(2).run(go_on, 3, "save")
+    found = [*world(2).run(go_on, 9), *world(1).run(go_on, 9)]
+    assert only([summary for _, summary in (*started, *found)]) == "evaluation: batched, 6 members per forward"
+    assert only([weights for weights, _ in found])
+    more = world(3).run(go_on, 9)  # smaller groups, so that none of them stands idle: alike but for rounding
+    assert only([summary for _, summary in more]) == "evaluation: batched, 4 members per forward"
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_train_on_what_the_dataloader_gives(world, shuffle):
+    """In its order: from one strategy to the other nothing changes."""
+    alone = world(1).run(partial(train_with_evo, shuffle))
+    assert only([*alone, *world(1).run(partial(train_with_evo, shuffle, "EvoDDPStrategy")),
+                 *world(2).run(partial(train_with_evo, shuffle, "EvoDDPStrategy"))])  # fmt: skip
+
+
+def train_with_evo(shuffle, name="EvoStrategy"):
+    import lightning_evo
+
+    quietly()
+    torch.manual_seed(3)
+    module = Model()
+    strategy = getattr(lightning_evo, name)(population=10, seed=5, evaluation="plain")
+    trainer(strategy, 9).fit(module, DataLoader(data(), 8, shuffle=shuffle))
+    return digest(module)
+
+
 def test_two_processes_are_one(world):
     strategy = {"update": "in_place", "population": 6}
     found = [world(count).run(train, strategy, 10) for count in (1, 2)]
@@ -182,7 +229,7 @@ OPTIONS = {"shaping": "raw", "population": 8, "evaluation": "plain"}
 @pytest.mark.parametrize("shard", ["data", (1, 2)])
 def test_divided_data_gives_the_mean_fitness(world, shard):
     run = partial(train, dropout=0.0, shuffle=False)
-    whole = world(1).run(partial(run, batch=16), OPTIONS, 6)[0]
+    whole = world(1).run(partial(run, batch=16), {**OPTIONS, "shard": "data"}, 6)[0]
     found = world(2).run(partial(run, batch=8), {**OPTIONS, "shard": shard}, 6)
     assert only([result["digest"] for result in found])
     assert found[0]["fitness"] == pytest.approx(whole["fitness"], abs=1e-6)
@@ -192,7 +239,7 @@ def test_divided_data_gives_the_mean_fitness(world, shard):
 @pytest.mark.slow
 def test_a_grid(world):
     run = partial(train, dropout=0.0, shuffle=False)
-    whole = world(1).run(partial(run, batch=16), OPTIONS, 6)[0]
+    whole = world(1).run(partial(run, batch=16), {**OPTIONS, "shard": "data"}, 6)[0]
     found = world(4).run(partial(run, batch=8), {**OPTIONS, "shard": (2, 2)}, 6, timeout=120)
     assert only([result["digest"] for result in found])
     assert found[0]["weights"] == pytest.approx(whole["weights"], abs=1e-6)
@@ -395,10 +442,10 @@ class Clock(L.Callback):
         Slow.seconds.append((time.perf_counter() - self.start, failed))
 
 
-def train_slowly(drop):
+def train_slowly(drop, **evaluation):
     quietly()
     Slow.seconds.clear()
-    module, strategy = Slow(), EvoDDPStrategy(population=20, seed=1, evaluation="plain", drop_stragglers=drop)
+    module, strategy = Slow(), EvoDDPStrategy(population=20, seed=1, drop_stragglers=drop, **evaluation)
     trainer(strategy, 4, callbacks=[Clock()]).fit(module, DataLoader(data(), 8))
     return digest(module), Slow.seconds[1:]
 
@@ -406,12 +453,20 @@ def train_slowly(drop):
 def test_a_slow_process_is_not_waited_for(world):
     """Ten members of 50 ms each on the slow one; with 40 % dropped it needs to do two of them, the one begun, and the
     center."""
-    waiting, dropping = world(2).run(train_slowly, 0.0), world(2).run(train_slowly, 0.4)
+    run = partial(train_slowly, evaluation="plain")
+    waiting, dropping = world(2).run(run, 0.0), world(2).run(run, 0.4)
     for results in (waiting, dropping):
         assert only([result[0] for result in results])  # all learn alike
     assert all(failed == 0 and seconds > 0.5 for _, timings in waiting for seconds, failed in timings)
     assert all(6 <= failed <= 8 for _, timings in dropping for _, failed in timings)
     assert min(seconds for seconds, _ in dropping[1][1]) < 0.4
+
+
+def test_no_more_members_of_one_forward_are_left_out_than_may_be(world):
+    """The fast process has done half of them, in forwards of two; the slow one goes on until three quarters are."""
+    results = world(2).run(partial(train_slowly, evaluation="batched", members_per_forward=2), 0.25)
+    assert only([result[0] for result in results])
+    assert all(2 <= failed <= 5 for _, timings in results for _, failed in timings)
 
 
 def train_twice(strategy):
