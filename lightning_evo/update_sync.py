@@ -38,6 +38,7 @@ __all__ = ["CostModel", "UpdateSync", "check_update_sync", "choose", "measure", 
 UpdateSync = Literal["auto", "replicated", "sharded", "all_reduce"]
 
 _WORTHWHILE = 1 << 16  # elements below which a message takes longer than the noise
+_MARGIN = 1.5  # of messages: many small ones cost more than the formula knows
 _PROBE = 1 << 20  # elements that a measurement makes and sends
 
 
@@ -78,9 +79,9 @@ class CostModel:
         return work / ranks + bytes_per_element * elements * (ranks - 1) / ranks / self.bandwidth
 
     def choose(self, directions: int, elements: int, ranks: int) -> Literal["replicated", "sharded"]:
-        """The faster one of the two that give the same bits."""
+        """The faster one of the two that give the same bits; only clearly faster messages are worth their trouble."""
         replicated, sharded = (self.seconds(name, directions, elements, ranks) for name in ("replicated", "sharded"))
-        return "sharded" if sharded < replicated else "replicated"
+        return "sharded" if sharded * _MARGIN < replicated else "replicated"
 
 
 def choose(update: Update, ranks: Ranks) -> tuple[Literal["replicated", "sharded"], str]:
