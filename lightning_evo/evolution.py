@@ -195,10 +195,11 @@ class Evolution:
         batch, weight = self._subset(batch)
         if not weight:
             return False
-        if self._chunk > max(self._largest_share, self._members_per_forward):  # of a run of fewer processes
-            self._chunk = self._largest_share
+        largest = self._largest_share(self.ranks)
+        if self._chunk > max(largest, self._members_per_forward):  # of a run of fewer processes
+            self._chunk = largest
             self.evaluation.limit_groups(self._chunk)
-        ranks = replace(self.ranks, chunk=max(1, self._chunk))
+        ranks = self._ranks_with_groups
         members = ranks.share(population)
         if self.evaluation.pace is not None:
             name = f"generation {self.state.generation}, batch {self._scores.batches}"
@@ -231,14 +232,20 @@ class Evolution:
         """
         if self._chunk or not all(sizes):
             return
-        self._chunk = min(*sizes, self._largest_share)
+        self._chunk = min(*sizes, self._largest_share(self.ranks))
         if self.ranks.groups > 1:
             self.evaluation.limit_groups(self._chunk)
 
     @property
-    def _largest_share(self) -> int:
-        """Members of the process that has most, where they are divided evenly."""
-        return max(len(self.ranks.share(self.population, group)) for group in range(self.ranks.groups))
+    def _ranks_with_groups(self) -> Ranks:
+        """The processes; groups stay whole if that was asked for, or if no process has more members for it."""
+        whole = replace(self.ranks, chunk=max(1, self._chunk))
+        as_even = self._largest_share(whole) == self._largest_share(self.ranks)
+        return whole if self._members_per_forward or as_even else self.ranks
+
+    def _largest_share(self, ranks: Ranks) -> int:
+        """Members of the process that has most."""
+        return max(len(ranks.share(self.population, group)) for group in range(ranks.groups))
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:

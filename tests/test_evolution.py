@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_evo import algorithms
 from lightning_evo.evolution import Evolution
+from lightning_evo.ranks import Ranks
 from lightning_evo.update import Clipping
 
 CPU = torch.device("cpu")
@@ -544,3 +545,28 @@ def test_options_of_none_go_with_an_algorithm_object():
     algorithm = algorithms.get("mezo")(sigma=0.5)
     assert Evolution(algorithm, population=None, sigma=None).algorithm is algorithm
     assert replace(algorithm, sigma=0.1).sigma == 0.1
+
+
+@pytest.mark.parametrize(
+    ("processes", "size", "shares"),
+    [
+        (3, 4, [8, 8, 4]),  # where pairs would be divided into 8, 6 and 6
+        (2, 10, [10, 10]),
+        (2, 8, [10, 10]),  # not 16 and 4
+        (4, 20, [6, 6, 6, 2]),  # a run of one process that goes on with four: smaller groups
+    ],
+)
+def test_groups_of_an_earlier_run_stay_whole_where_that_costs_nothing(processes, size, shares):
+    module = torch.nn.Linear(3, 2)
+    found = []
+    for rank in range(processes):
+        evolution = Evolution(population=20, seed=0)
+        evolution.setup(module)
+        evolution.ranks = Ranks(processes, rank=rank, gather_from_all=lambda values: [values] * processes)
+        evolution.load_evaluation({"evaluation": "batched", "members_per_forward": size})
+        for _ in range(2):  # already on the first batch
+            spied = evolution._evaluate_members
+            evolution._evaluate_members = lambda *given, spied=spied: found.append(len(given[2])) or spied(*given)
+            evolution.evaluate(lambda x: -module(x).square().sum(), torch.ones(4, 3))
+            evolution._evaluate_members = spied
+    assert found[::2] == found[1::2] == shares
