@@ -49,7 +49,7 @@ def rows(elements: int, dtype: torch.dtype) -> dict[str, tuple[int, Callable[[],
         return perturbation.members_of_rows([0], [1e-3, -1e-3], 0, center, 0, len(center), outs.flatten(1))
 
     def update(directions: int) -> object:
-        return perturbation.move([1.0] * directions, 0, center, 1e-9, key)
+        return perturbation.move([1.0] * directions, [0], [center], [1e-9], key)
 
     found: dict[str, tuple[int, Callable[[], object]]] = {
         LIMIT: (1, lambda: outs[0].copy_(center)),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Population
+from lightning_evo.noise import NoiseKey
 from lightning_evo.rounding import move
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.shards import global_sum
@@ -113,34 +114,34 @@ class Update:
             learning_rates = lambda parameter: self.learning_rate  # noqa: E731
         coefficient = self.clip_coefficient(clipping)
         norms = _Norms(self.space)
-        perturbation, by = self.population.perturbation, clipping and clipping.by
-        key = replace(perturbation.key, generation=self.population.generation)
+        by = clipping and clipping.by
+        key = replace(self.population.perturbation.key, generation=self.population.generation)
+        rates = {parameter.index: learning_rates(parameter.tensor) * coefficient for parameter in self.space}
+        moved = {} if by == "value" else self._move_in_one_pass(rates, key)
         for parameter in self.space:
-            coefficient_here = learning_rates(parameter.tensor) * coefficient
-            center = parameter.local.contiguous()  # the tensor itself, if it is contiguous
-            offset, norm = 0 if parameter.shard is None else parameter.shard.start, None
-            if (
-                parameter.shard is None
-                and parameter.tensor.is_contiguous()
-                and not self.weight_decay
-                and parameter.padding_row is None
-                and by != "value"
-            ):
-                norm = perturbation.move(self.weights, parameter.index, center, coefficient_here, key)
-            if norm is not None:
-                norms.add(parameter, torch.tensor(norm))
+            if parameter.index in moved:
+                norms.add(parameter, moved[parameter.index])
                 continue
-            flat = center.view(-1)
+            rate = rates[parameter.index]
+            center = parameter.local.contiguous()  # the tensor itself, if it is contiguous
+            offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
             for start, piece in self._pieces(parameter, center):
                 norms.add(parameter, torch.linalg.vector_norm(piece))
                 if clipping and by == "value":
                     piece = piece.clamp(-clipping.limit, clipping.limit)
-                move(
-                    flat[start : start + len(piece)], piece.mul_(coefficient_here), key, parameter.index, offset + start
-                )
+                move(flat[start : start + len(piece)], piece.mul_(rate), key, parameter.index, offset + start)
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
         return norms.total()
+
+    def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
+        """Move the tensors that nothing but noise moves and for which there is such a pass; gives their norms."""
+        if self.weight_decay:
+            return {}
+        plain = [p for p in self.space if p.shard is None and p.padding_row is None and p.tensor.is_contiguous()]
+        indices, centers = [parameter.index for parameter in plain], [parameter.tensor.detach() for parameter in plain]
+        norms = self.population.perturbation.move(self.weights, indices, centers, [rates[i] for i in indices], key)
+        return {index: norm for index, norm in zip(indices, norms, strict=True) if norm is not None}
 
     @torch.no_grad()
     def clip_coefficient(self, clipping: Clipping | None) -> float:
@@ -169,17 +170,23 @@ class _Norms:
 
     def __init__(self, space: SearchSpace) -> None:
         self._norms: list[Tensor] = []
+        self._squares = 0.0
         # Of every group from the start: all of its processes must add up, also one that holds nothing.
         self._of_shards: dict[Any, tuple[list[Tensor], torch.device]] = {
             parameter.shard.group: ([], parameter.tensor.device) for parameter in space if parameter.shard is not None
         }
 
-    def add(self, parameter: EvolvingParameter, norm: Tensor) -> None:
-        (self._norms if parameter.shard is None else self._of_shards[parameter.shard.group][0]).append(norm)
+    def add(self, parameter: EvolvingParameter, norm: Tensor | float) -> None:
+        if not isinstance(norm, Tensor):
+            self._squares += norm * norm
+        elif parameter.shard is None:
+            self._norms.append(norm)
+        else:
+            self._of_shards[parameter.shard.group][0].append(norm)
 
     def total(self) -> float:
         """The one moment an update waits for the device, and for the processes that hold other shards."""
-        squares = _squares(self._norms)
+        squares = _squares(self._norms) + self._squares
         for group, (norms, device) in self._of_shards.items():
             squares += global_sum(_squares(norms).to(device), group).cpu()
         return math.sqrt(float(squares))

@@ -92,12 +92,19 @@ def everything(distribution, dtype):
             moving = center.clone()
             move(moving, step, KEY, 3, start)
             found.append(moving)
-        for elements in (len(center), 8192, 2049, 256, 31, 0):
-            moving = center[:elements].clone()
-            norm = subject.move([size, 0.0, -1.0], 3, moving, 0.25, NoiseKey(1, 2))
+        # In one call: of several sizes, one of them more than a thread's part, and one of another dtype.
+        moving = [center[:elements].clone() for elements in (len(center), 8192, 2049, 256, 31, 0)]
+        moving += [center.repeat(4), center.double()]
+        rates = [0.25, 0.5, -1.0, 2.0, 0.0, 1.0, 0.25, 0.25]
+        norms = subject.move([size, 0.0, -1.0], range(3, 11), moving, rates, NoiseKey(1, 2))
+        for i, (norm, tensor) in enumerate(zip(norms, moving, strict=True)):
             if norm is None:  # as Update.apply does then
-                move(moving, subject.weighted_sum([size, 0.0, -1.0], 3, moving) * 0.25, NoiseKey(1, 2), 3)
-            found.append(moving)
+                change = subject.weighted_sum([size, 0.0, -1.0], 3 + i, tensor) * rates[i]
+                move(tensor, change, NoiseKey(1, 2), 3 + i)
+        found += moving
+    several = [center, center[:100], center[:0], center[:9000].view(90, 100).T, center.repeat(4), center.double()]
+    for members in subject.members_of_several([4, 7], [0.1, -0.1], range(6), several):
+        found += members
     return found
 
 
@@ -152,7 +159,7 @@ def test_products_of_low_rank(dtype, rank, bias):
 def test_the_norm_of_an_update_in_one_pass(distribution):
     weights, center = [0.5, -2.0, 1.0], torch.zeros(50_001)
     expected = float(Dense(KEY, distribution).weighted_sum(weights, 0, center).double().norm())
-    norm = Dense(KEY, distribution).move(weights, 0, center, 1e-3, KEY)
+    (norm,) = Dense(KEY, distribution).move(weights, [0], [center], [1e-3], KEY)
     assert norm == pytest.approx(expected, rel=1e-6)  # summed in float32, 128 elements at a time
 
 
@@ -165,7 +172,7 @@ def test_any_number_of_threads_gives_the_same_bits(distribution, threads):
         moving, updated = center.clone(), center.clone()
         move(moving, torch.full((len(center),), 1e-3), KEY, 1)
         subject = Dense(KEY, distribution)
-        subject.move([1.0, -2.0], 2, updated, 1e-3, KEY)
+        subject.move([1.0, -2.0], [2], [updated], [1e-3], KEY)
         return [
             draw(KEY, [0, 1], 2, 5, len(center), distribution=distribution),
             *subject.members([1], [0.5, -0.5], 2, center),
@@ -250,17 +257,17 @@ def test_all_16_bit_floats_are_converted_to_and_fro(others, monkeypatch, tmp_pat
     monkeypatch.setattr(kernels, "_FLAGS", [*kernels._FLAGS, *others])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library = kernels._load()
-    arguments = ("gaussian", address_of(KEY, 0), TABLE, 0, [0])
+    arguments = ("gaussian", [address_of(KEY, 0)], TABLE, 0, [0])
     for dtype in (torch.bfloat16, torch.float16):
         center = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
         out = center.new_empty(1, len(center))
-        library.members(*arguments, center, out, [0.0])
+        library.members(*arguments, [center], [out], [0.0])
         assert same_bits(out[0], center + torch.zeros(()).to(dtype) * 0)
         center = torch.zeros(64 * 128, dtype=dtype)
         out = center.new_empty(1, len(center))
         noise = draw(KEY, [0], 0, 0, len(center))[0]
         for exponent in range(-40, 20):  # ties, subnormal numbers and overflows among them
-            library.members(*arguments, center, out, [2.0**exponent])
+            library.members(*arguments, [center], [out], [2.0**exponent])
             assert same_bits(out[0], (noise * 2.0**exponent).to(dtype)), exponent
 
 

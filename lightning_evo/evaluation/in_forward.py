@@ -52,7 +52,6 @@ class InForward:
                 torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
                 isolation.start_member()
                 perturbed = Perturbed(space, population, [number], shared=shared, scratch=self._scratch)
-                perturbed.prepare()
                 with perturbed:
                     values.append(fitness())
                 self.seen = perturbed.seen

@@ -16,6 +16,7 @@ members.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from lightning_evo.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["Perturbed"]
 
+_SEQUENCES = (list, tuple)  # of arguments
 _CACHED = 1 << 22  # elements kept from the second read in a forward on: recurrent networks read weights often
 
 
@@ -84,6 +86,7 @@ class Perturbed(TorchFunctionMode):
         self.level = level
         self.seen: set[int] = set()
         self.largest = 0
+        self._parameters = space
         self._space = space.by_identity()
         self._shared = {} if shared is None else shared
         self._scratch = {} if scratch is None else scratch
@@ -92,6 +95,8 @@ class Perturbed(TorchFunctionMode):
         self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
         self._refusal: NeedsWeights | None = None
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._small: dict[int, Tensor] = {}
+        self._which = 0  # of the steps that the small tensors were made for is this member's
         self._read: set[int] = set()
         self._room = _CACHED
         directions, steps = zip(*map(population.address, members), strict=True)
@@ -100,14 +105,35 @@ class Perturbed(TorchFunctionMode):
 
     # --- what a parameter is replaced with ---
 
-    def prepare(self) -> None:
-        """Make what a pair shares before the forward: made in its midst, it would scatter over the heap and pin it."""
-        if self.population.antithetic and not self._shared:
-            room = _CACHED
-            for parameter in {parameter.index: parameter for parameter in self._space.values()}.values():
-                if parameter.tensor.numel() <= min(SMALL, room) and self.factors(parameter) is None:
-                    room -= parameter.tensor.numel()
-                    self._share(parameter)
+    def __enter__(self) -> Perturbed:
+        with _functorch.outside():
+            self._make_small()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def _make_small(self) -> None:
+        """Make small tensors, all at once, and for both members of a pair.
+
+        One by one the calls would take longer than the noise; in the midst of a forward they would scatter over the
+        heap and pin it.
+        """
+        if "small" not in self._shared:
+            pair = self.level is None and self.population.antithetic
+            steps = [self.steps[0], -self.steps[0]] if pair else self.steps
+            room, chosen = _CACHED, []
+            for parameter in self._parameters:
+                size = len(steps) * parameter.tensor.numel()
+                fits = parameter.tensor.numel() <= SMALL and size <= room and parameter.tensor.is_contiguous()
+                if fits and self.factors(parameter) is None:
+                    room -= size
+                    chosen.append(parameter)
+            indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
+            made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
+            for parameter, members, center in zip(chosen, made, centers, strict=True):
+                _keep_padding(parameter, members, center)
+            self._shared["small"] = steps, dict(zip(indices, made, strict=True))
+        steps, self._small = self._shared["small"]
+        self._which = steps.index(self.steps[0])
 
     def find(self, argument: object) -> EvolvingParameter | None:
         """The evolving parameter that an argument is."""
@@ -128,10 +154,12 @@ class Perturbed(TorchFunctionMode):
             self._give(parameter, memory)
             return values
         with _functorch.outside():
-            values = memory = self.stack(parameter) if self.level is not None else self._member(parameter)
+            values = memory = self._member(parameter) if self.level is None else self.stack(parameter)
         self._give(parameter, memory)
         if self.level is not None:
             values = _functorch.wrap(values, self.level)
+        if parameter.index in self._small:
+            return values
         size = parameter.tensor.numel() * len(self.members)
         if parameter.index in self._read and size <= self._room:
             self._room -= size
@@ -173,9 +201,9 @@ class Perturbed(TorchFunctionMode):
             ``[members, last - first, ...]``; ``None`` if the perturbation makes only all of them.
         """
         center, count = parameter.tensor.detach(), len(self.members)
-        size = (last - first) * center[0].numel()
+        size = (last - first) * math.prod(center.shape[1:])
         scratch = self._scratch.get(center.dtype)
-        if scratch is None or len(scratch) < count * size or scratch.device != center.device:
+        if scratch is None or scratch.numel() < count * size or scratch.device != center.device:
             scratch = self._scratch[center.dtype] = center.new_empty(count * size)
         out = scratch[: count * size].view(count, size)
         values = self.population.perturbation.members_of_rows(
@@ -188,32 +216,23 @@ class Perturbed(TorchFunctionMode):
             values[:, padding - first] = center[padding]
         return values
 
-    def _share(self, parameter: EvolvingParameter) -> None:
-        """Make a tensor of both members of a pair."""
-        center, steps = parameter.tensor.detach(), [self.steps[0], -self.steps[0]]
-        members = self.population.perturbation.members(self.directions, steps, parameter.index, center)
-        self._shared["members", parameter.index] = dict(zip(steps, members, strict=True))
-
     def _member(self, parameter: EvolvingParameter) -> Tensor:
+        if parameter.index in self._small:
+            return self._small[parameter.index][self._which]
         center = parameter.tensor.detach()
-        both = self._shared.get(("members", parameter.index))
-        if both is not None:
-            member: Tensor = both[self.steps[0]]
-        else:
-            (member,) = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        if (
-            not center.is_contiguous()
-        ):  # channels_last, say: operations choose their layout, and dropout its order, by it
+        (member,) = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
+        if not center.is_contiguous():
+            # channels_last, say: operations choose their layout, and dropout its order, by it
             member = torch.empty_like(center).copy_(member)
         return parameter.keep_padding(member, center)
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
+        if parameter.index in self._small:
+            return self._small[parameter.index]
         center = parameter.tensor.detach()
         values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        if parameter.padding_row is not None:
-            values[:, parameter.padding_row] = center[parameter.padding_row]
-        return values
+        return _keep_padding(parameter, values, center)
 
     def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
         """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
@@ -251,6 +270,8 @@ class Perturbed(TorchFunctionMode):
             return function(*args, **kwargs)
         if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
             result = self._perturbed(function, args, kwargs)
+        elif self.level is None:
+            return function(*args, **kwargs)
         else:
             result = self._call(function, args, kwargs)
         if self.level is not None and isinstance(result, Tensor):
@@ -323,10 +344,9 @@ class Perturbed(TorchFunctionMode):
 
     def _concerned(self, arguments: Any) -> bool:
         """Whether an evolving parameter is among the arguments."""
+        space = self._space
         for argument in arguments:
-            if id(argument) in self._space:
-                return True
-            if isinstance(argument, list | tuple) and self._concerned(argument):
+            if id(argument) in space or (isinstance(argument, _SEQUENCES) and self._concerned(argument)):
                 return True
         return False
 
@@ -334,10 +354,17 @@ class Perturbed(TorchFunctionMode):
         """An argument, be it of any kind, with the members' values in place of evolving parameters."""
         if isinstance(argument, Tensor):
             return self.replace(argument)
-        if isinstance(argument, list | tuple):
+        if isinstance(argument, _SEQUENCES):
             replaced = [self.replace_all(part) for part in argument]
             return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
         return argument
+
+
+def _keep_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor) -> Tensor:
+    """``members [members, *shape]``, with the padding row of ``center``."""
+    if parameter.padding_row is not None:
+        members[:, parameter.padding_row] = center[parameter.padding_row]
+    return members
 
 
 def _in_place(function: Callable[..., Any]) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lightning_evo.kernels.library import DTYPES, Library
 
-__all__ = ["Library", "native", "wanted"]
+__all__ = ["Library", "native", "suits", "wanted"]
 
 _SOURCE = Path(__file__).with_name("noise.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
@@ -47,12 +47,13 @@ def wanted() -> bool:
 
 def native(*tensors: Tensor) -> Library | None:
     """The kernels, if they can work on all of these tensors: plain, contiguous, on the CPU and of 32 or 16 bits."""
-    if not wanted() or torch.compiler.is_compiling() or not all(map(_suits, tensors)):
+    if not wanted() or torch.compiler.is_compiling() or not all(map(suits, tensors)):
         return None
     return _library()
 
 
-def _suits(tensor: Tensor) -> bool:
+def suits(tensor: Tensor) -> bool:
+    """Whether the kernels can work on a tensor."""
     return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype in DTYPES and tensor.is_contiguous()
 
 

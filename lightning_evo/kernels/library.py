@@ -19,6 +19,32 @@ _DISTRIBUTIONS = {"gaussian": 0, "uniform": 1, "rademacher": 2}
 _ELEMENTS_PER_THREAD = 1 << 14  # below, starting a thread costs more than it saves
 
 
+_Address = ctypes.c_uint32 * 4
+
+
+class _Members(ctypes.Structure):
+    """As in ``noise.cpp``."""
+
+    _fields_ = (
+        ("address", _Address),
+        ("first", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("center", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _Moved(ctypes.Structure):
+    """As in ``noise.cpp``."""
+
+    _fields_ = (
+        ("noise", _Address),
+        ("rounding", _Address),
+        ("center", ctypes.c_void_p),
+        ("coefficient", ctypes.c_float),
+    )
+
+
 class Library:
     """The functions of ``noise.cpp``.
 
@@ -41,16 +67,10 @@ class Library:
         pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
         signatures = {
             "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
-            "members": (
-                *(integer, integer, pointer, pointer, whole, whole, pointer, whole),
-                *(pointer, pointer, whole, pointer, whole, integer),
-            ),
+            "members": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, whole, integer),
             "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
             "move": (integer, pointer, whole, whole, pointer, pointer, integer),
-            "update": (
-                *(integer, integer, pointer, pointer, pointer, whole, pointer, pointer, whole),
-                *(ctypes.c_float, pointer, integer),
-            ),
+            "update": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, pointer, integer),
             "low_rank": (
                 *(integer, pointer, whole, pointer, whole, pointer, pointer),
                 *(whole, whole, whole, whole, integer, pointer, integer),
@@ -58,7 +78,7 @@ class Library:
         }
         for name, arguments in signatures.items():
             function = getattr(functions, f"lightning_evo_{name}")
-            function.argtypes, function.restype = arguments, ctypes.c_double if name == "update" else None
+            function.argtypes, function.restype = arguments, None
             setattr(self, f"_{name}", function)
 
     def draw(
@@ -81,41 +101,43 @@ class Library:
     def members(
         self,
         distribution: str,
-        address: Sequence[int],
+        addresses: Sequence[Sequence[int]],
         table: Tensor,
         first: int,
         directions: Sequence[int],
-        center: Tensor,
-        out: Tensor,
+        centers: Sequence[Tensor],
+        outs: Sequence[Tensor],
         steps: Sequence[float],
     ) -> None:
-        """``out[i] = center + steps[i] * eps``: members, those of a direction one after the other.
+        """``outs[t][i] = centers[t] + steps[i] * eps``: members of some tensors, those of a direction together.
 
         Args:
             distribution: Of the noise.
-            address: Its address.
+            addresses: Each tensor's.
             table: The normal distribution.
-            first: Number of the row that the first element begins.
+            first: Number of the row that the first element of each tensor begins.
             directions: Numbers of the directions.
-            center: ``[elements]``.
-            out: ``[members, elements]``, of the same dtype; each member's elements are contiguous.
+            centers: ``[elements]`` each, of the same dtype.
+            outs: ``[members, elements]``, of that dtype, too; each member's elements are contiguous.
             steps: One for each member.
         """
+        elements = [center.numel() for center in centers]
+        tensors = [
+            (tuple(address), first, out.stride(0), center.data_ptr(), out.data_ptr())
+            for address, center, out in zip(addresses, centers, outs, strict=True)
+        ]
         self._members(
             _DISTRIBUTIONS[distribution],
-            DTYPES[center.dtype],
-            _words(address),
+            DTYPES[centers[0].dtype],
             table.data_ptr(),
-            first,
-            len(center),
-            (ctypes.c_int64 * len(directions))(*directions),
+            len(tensors),
+            (_Members * len(tensors))(*tensors),  # type: ignore[misc]  # ctypes takes tuples for structures
+            (ctypes.c_int64 * len(tensors))(*elements),
             len(directions),
-            center.data_ptr(),
-            out.data_ptr(),
-            out.stride(0),
+            (ctypes.c_int64 * len(directions))(*directions),
             (ctypes.c_float * len(steps))(*steps),
             len(steps) // len(directions),
-            threads(len(center) * len(directions)),
+            threads(sum(elements) * len(directions)),
         )
 
     def add_noise(
@@ -157,44 +179,49 @@ class Library:
     def update(
         self,
         distribution: str,
-        noise: Sequence[int],
-        rounding: Sequence[int],
+        noise: Sequence[Sequence[int]],
+        rounding: Sequence[Sequence[int]],
         table: Tensor,
         directions: Sequence[int],
         weights: Sequence[float],
-        coefficient: float,
-        center: Tensor,
-    ) -> float:
-        """``center += coefficient * sum_d weights[d] eps_d`` from offset 0 on, rounded stochastically.
+        coefficients: Sequence[float],
+        centers: Sequence[Tensor],
+    ) -> list[float]:
+        """``centers[t] += coefficients[t] * sum_d weights[d] eps_d`` from offset 0 on, rounded stochastically.
 
         Args:
             distribution: Of the noise.
-            noise: Its address.
-            rounding: Address of the rounding's random numbers.
+            noise: Its addresses, one for each tensor.
+            rounding: Addresses of the rounding's random numbers, one for each tensor.
             table: The normal distribution.
             directions: Numbers of the directions.
-            weights: One for each.
-            coefficient: The learning rate.
-            center: A vector.
+            weights: One for each direction.
+            coefficients: The learning rate of each tensor.
+            centers: Vectors of the same dtype.
 
         Returns:
-            The squared norm of the sum.
+            The squared norm of each tensor's sum.
         """
-        squares: float = self._update(
+        elements = [center.numel() for center in centers]
+        tensors = [
+            (tuple(own), tuple(random), center.data_ptr(), coefficient)
+            for own, random, center, coefficient in zip(noise, rounding, centers, coefficients, strict=True)
+        ]
+        squares = (ctypes.c_double * len(tensors))()
+        self._update(
             _DISTRIBUTIONS[distribution],
-            DTYPES[center.dtype],
-            _words(noise),
-            _words(rounding),
+            DTYPES[centers[0].dtype],
             table.data_ptr(),
-            len(center),
+            len(tensors),
+            (_Moved * len(tensors))(*tensors),  # type: ignore[misc]  # ctypes takes tuples for structures
+            (ctypes.c_int64 * len(tensors))(*elements),
+            len(directions),
             (ctypes.c_int64 * len(directions))(*directions),
             (ctypes.c_float * len(weights))(*weights),
-            len(weights),
-            coefficient,
-            center.data_ptr(),
-            threads(center.numel() * len(weights)),
+            squares,
+            threads(sum(elements) * len(weights)),
         )
-        return squares
+        return list(squares)
 
     def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
         """``bias + (x B) A^T`` for each member, in float32 until it is stored.

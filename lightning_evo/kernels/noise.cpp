@@ -3,10 +3,12 @@
 // compile without contraction of multiply and add; low_rank alone sums in an order of its own. The layout of rows is
 // described at the head of noise.py.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -233,33 +235,69 @@ inline int elements_at(int64_t row, int64_t count) {
   return row_size(distribution) * static_cast<int>(count - row < rows ? count - row : rows);
 }
 
-// out[d * each + m] = center + steps[d * each + m] * eps_d, of `elements` that begin with row `first`; the members of a
-// direction share its noise.
+// Several tensors are divided into parts, each with as many threads as are free: many small tensors take hardly longer
+// than one of their size.
+constexpr int64_t kPart = 1 << 14;  // elements, whole rows of every kind
+
+struct Part {
+  int64_t tensor, start, stop;  // elements start <= offset < stop
+};
+
+inline std::vector<Part> parts_of(int64_t tensors, const int64_t* elements) {
+  std::vector<Part> parts;
+  for (int64_t tensor = 0; tensor < tensors; tensor++)
+    for (int64_t start = 0; start < elements[tensor]; start += kPart)
+      parts.push_back({tensor, start, std::min(start + kPart, elements[tensor])});
+  return parts;
+}
+
+// Has the memory of `count` elements loaded, to be read or written to. There need be none.
+template <bool write, class Storage>
+inline void fetch(const Storage* elements, int count) {
+#if defined(__GNUC__)
+  for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(Storage))) __builtin_prefetch(elements + i, write);
+#endif
+}
+
+// A tensor and its members: elements of `center` that begin with row `first`, and where members are written, one every
+// `stride` elements.
+struct Members {
+  Address address;
+  int64_t first, stride;
+  const void* center;
+  void* out;
+};
+
+// out[d * each + m] = center + steps[d * each + m] * eps_d; the members of a direction share its noise.
 template <int distribution, class Type>
-void members(const Address& address, const float* table, int64_t first, int64_t elements, const int64_t* directions,
-             int64_t number, const void* center, void* out, int64_t stride, const float* steps, int64_t each,
-             int threads) {
+void members(const float* table, int64_t number, const Members* tensors, const int64_t* elements, int64_t count,
+             const int64_t* directions, const float* steps, int64_t each, int threads) {
   constexpr int size = together(distribution) * row_size(distribution);
   using Storage = typename Type::Storage;
-  const int64_t pieces = (elements + size - 1) / size;
-#pragma omp parallel for num_threads(threads) collapse(2) schedule(dynamic, 32) if (threads > 1)
-  for (int64_t d = 0; d < number; d++)
-    for (int64_t piece = 0; piece < pieces; piece++) {
+  const std::vector<Part> parts = parts_of(number, elements);
+  const int64_t of_all = static_cast<int64_t>(parts.size());
+#pragma omp parallel for num_threads(threads) schedule(guided) if (threads > 1)
+  for (int64_t i = 0; i < of_all * count; i++) {
+    const Part& part = parts[i % of_all];
+    const Members& tensor = tensors[part.tensor];
+    const int64_t d = i / of_all;
+    const uint32_t direction = static_cast<uint32_t>(directions[d]);
+    for (int64_t start = part.start; start < part.stop; start += size) {
       alignas(64) float values[size];
-      const int64_t start = piece * size, left = elements - start;
-      const int64_t row = first + start / row_size(distribution);
-      make_noise<distribution>(address, row, static_cast<uint32_t>(directions[d]), table, values);
-      const int count = left < size ? static_cast<int>(left) : size;
-      const Storage* from = static_cast<const Storage*>(center) + start;
+      const Storage* from = static_cast<const Storage*>(tensor.center) + start;
+      fetch<false>(from + size, size);  // while noise is made
+      make_noise<distribution>(tensor.address, tensor.first + start / row_size(distribution), direction, table, values);
+      const int here = static_cast<int>(std::min<int64_t>(part.stop - start, size));
       for (int64_t m = d * each; m < (d + 1) * each; m++) {
-        Storage* to = static_cast<Storage*>(out) + m * stride + start;
+        Storage* to = static_cast<Storage*>(tensor.out) + m * tensor.stride + start;
         const float step = steps[m];
-        for (int i = 0; i < count; i++) {
-          const float product = values[i] * step;
-          to[i] = Type::store(Type::load(from[i]) + product);
+        for (int j = 0; j < here; j++) {
+          const float product = values[j] * step;
+          to[j] = Type::store(Type::load(from[j]) + product);
         }
       }
     }
+  }
 }
 
 template <int distribution>
@@ -361,50 +399,53 @@ void move(const Address& address, int64_t first, int64_t elements, void* center,
   }
 }
 
-// Has the memory of `count` elements loaded, to be written to. There need be none.
-template <class Storage>
-inline void fetch(const Storage* elements, int count) {
-#if defined(__GNUC__)
-  for (int i = 0; i < count; i += 64 / static_cast<int>(sizeof(Storage))) __builtin_prefetch(elements + i, 1);
-#endif
-}
+// A tensor that is moved: center += coefficient * sum_d weight_d eps_d.
+struct Moved {
+  Address noise, rounding;
+  void* center;
+  float coefficient;
+};
 
-// center += coefficient * sum_d weight_d eps_d in one pass. Returns the squared norm of the sum.
+// Moves tensors in one pass. Returns the squared norm of each one's sum.
 template <int distribution, class Type>
-double update(const Address& noise, const Address& rounding, const float* table, int64_t elements,
-              const int64_t* directions, const float* weights, int64_t number, float coefficient, void* center,
-              int threads) {
+void update(const float* table, int64_t number, const Moved* tensors, const int64_t* elements, int64_t count,
+            const int64_t* directions, const float* weights, double* squares, int threads) {
   constexpr int rows = together(distribution), size = rows * row_size(distribution);
-  typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
-  double squares = 0;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 8) reduction(+ : squares) if (threads > 1)
-  for (int64_t unit = 0; unit < (elements + kUnit - 1) / kUnit; unit++) {
-    const int64_t left = elements - unit * kUnit;
-    const int count = left < kUnit ? static_cast<int>(left) : kUnit;
-    alignas(64) float total[kUnit] = {}, values[size];
-    for (int64_t d = 0; d < number; d++)
-      for (int start = 0; start < count; start += size) {
-        if (d == 0) fetch(to + (unit + 1) * kUnit + start, size);  // while noise is made
-        const int64_t row = (unit * kUnit + start) / row_size(distribution);
-        make_noise<distribution>(noise, row, static_cast<uint32_t>(directions[d]), table, values);
-        for (int i = 0; i < size; i++) {
-          const float product = values[i] * weights[d];
-          total[start + i] = total[start + i] + product;
+  using Storage = typename Type::Storage;
+  const std::vector<Part> parts = parts_of(number, elements);
+  std::vector<double> of_parts(parts.size());
+#pragma omp parallel for num_threads(threads) schedule(guided) if (threads > 1)
+  for (size_t i = 0; i < parts.size(); i++) {
+    const Part& part = parts[i];
+    const Moved& tensor = tensors[part.tensor];
+    for (int64_t first = part.start; first < part.stop; first += kUnit) {
+      const int all = static_cast<int>(std::min<int64_t>(part.stop - first, kUnit));
+      Storage* to = static_cast<Storage*>(tensor.center) + first;
+      alignas(64) float total[kUnit] = {}, values[size];
+      for (int64_t d = 0; d < count; d++)
+        for (int start = 0; start < all; start += size) {
+          if (d == 0) fetch<true>(to + kUnit + start, size);  // while noise is made
+          const int64_t row = (first + start) / row_size(distribution);
+          make_noise<distribution>(tensor.noise, row, static_cast<uint32_t>(directions[d]), table, values);
+          for (int j = 0; j < size; j++) {
+            const float product = values[j] * weights[d];
+            total[start + j] = total[start + j] + product;
+          }
         }
-      }
-    for (int start = 0; start < count; start += kRoundingRows) {
-      const int here = count - start < kRoundingRows ? count - start : kRoundingRows;
-      float* sum = total + start;
-      float square = 0;
+      for (int start = 0; start < all; start += kRoundingRows) {
+        const int here = std::min(all - start, kRoundingRows);
+        float* sum = total + start;
+        float square = 0;
 #pragma omp simd reduction(+ : square)
-      for (int i = 0; i < here; i++) square += sum[i] * sum[i];
-      squares += square;
-      for (int i = 0; i < here; i++) sum[i] = sum[i] * coefficient;
-      const int64_t element = unit * kUnit + start;
-      move_rows<Type>(rounding, element / kRoundingRow, to + element, sum, here);
+        for (int j = 0; j < here; j++) square += sum[j] * sum[j];
+        of_parts[i] += square;
+        for (int j = 0; j < here; j++) sum[j] = sum[j] * tensor.coefficient;
+        move_rows<Type>(tensor.rounding, (first + start) / kRoundingRow, to + start, sum, here);
+      }
     }
   }
-  return squares;
+  for (int64_t tensor = 0; tensor < number; tensor++) squares[tensor] = 0;
+  for (size_t i = 0; i < parts.size(); i++) squares[parts[i].tensor] += of_parts[i];
 }
 
 constexpr int kMaximalRank = 4;  // of low_rank; above it matrix products are as fast
@@ -487,13 +528,13 @@ void lightning_evo_draw(int distribution, const Address* address, const float* t
   });
 }
 
-void lightning_evo_members(int distribution, int dtype, const Address* address, const float* table, int64_t first,
-                           int64_t elements, const int64_t* directions, int64_t number, const void* center, void* out,
-                           int64_t stride, const float* steps, int64_t each, int threads) {
+void lightning_evo_members(int distribution, int dtype, const float* table, int64_t number, const Members* tensors,
+                           const int64_t* elements, int64_t count, const int64_t* directions, const float* steps,
+                           int64_t each, int threads) {
   with_distribution(distribution, [&](auto d) {
     const auto run = [&](auto type) {
-      members<decltype(d)::value, decltype(type)>(*address, table, first, elements, directions, number, center, out,
-                                                  stride, steps, each, threads);
+      members<decltype(d)::value, decltype(type)>(table, number, tensors, elements, count, directions, steps, each,
+                                                  threads);
     };
     if (dtype == 0) run(Float32());
     if (dtype == 1) run(BFloat16());
@@ -515,20 +556,18 @@ void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_
   if (dtype == 2) move<Float16>(*address, first, elements, center, step, threads);
 }
 
-double lightning_evo_update(int distribution, int dtype, const Address* noise, const Address* rounding,
-                            const float* table, int64_t elements, const int64_t* directions, const float* weights,
-                            int64_t number, float coefficient, void* center, int threads) {
-  double squares = 0;
+void lightning_evo_update(int distribution, int dtype, const float* table, int64_t number, const Moved* tensors,
+                          const int64_t* elements, int64_t count, const int64_t* directions, const float* weights,
+                          double* squares, int threads) {
   with_distribution(distribution, [&](auto d) {
     const auto run = [&](auto type) {
-      squares = update<decltype(d)::value, decltype(type)>(*noise, *rounding, table, elements, directions, weights, number,
-                                                           coefficient, center, threads);
+      update<decltype(d)::value, decltype(type)>(table, number, tensors, elements, count, directions, weights, squares,
+                                                 threads);
     };
     if (dtype == 0) run(Float32());
     if (dtype == 1) run(BFloat16());
     if (dtype == 2) run(Float16());
   });
-  return squares;
 }
 
 void lightning_evo_low_rank(int dtype, const void* bias, int64_t bias_stride, const void* x, int64_t x_stride,

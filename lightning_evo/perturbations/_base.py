@@ -63,23 +63,28 @@ class Perturbation(ABC):
         """
 
     def move(
-        self, weights: Sequence[float], parameter: int, center: Tensor, coefficient: float, rounding: NoiseKey
-    ) -> float | None:
-        """``center += coefficient * weighted_sum`` in place and in one pass, where there is such a pass.
+        self,
+        weights: Sequence[float],
+        parameters: Sequence[int],
+        centers: Sequence[Tensor],
+        coefficients: Sequence[float],
+        rounding: NoiseKey,
+    ) -> list[float | None]:
+        """``center += coefficient * weighted_sum`` of some tensors, in one pass, where there is such a pass.
 
         It gives, bit for bit, what :meth:`weighted_sum` and :func:`lightning_evo.rounding.move` give.
 
         Args:
             weights: One for each direction.
-            parameter: Index of the tensor.
-            center: The tensor.
-            coefficient: The learning rate.
+            parameters: Indices of the tensors.
+            centers: The tensors, each contiguous.
+            coefficients: The learning rate of each.
             rounding: Seed and generation of the rounding's random numbers.
 
         Returns:
-            The norm of the sum; ``None`` if nothing was done, because there is no such pass.
+            The norm of each tensor's sum; ``None`` if nothing was done to it, because there is no such pass.
         """
-        return None
+        return [None] * len(centers)
 
     def members(self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor) -> Tensor:
         """``center + step * eps``: one tensor of some members.
@@ -95,6 +100,13 @@ class Perturbation(ABC):
             ``[len(steps), *center.shape]``, of the dtype of ``center``, computed in :func:`noise_dtype`.
         """
         return around(center, self.noise(directions, parameter, center), steps)
+
+    def members_of_several(
+        self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """:meth:`members` of several tensors, all in one pass where there is such a pass."""
+        each = zip(parameters, centers, strict=True)
+        return [self.members(directions, steps, parameter, center) for parameter, center in each]
 
     def members_of_rows(
         self,

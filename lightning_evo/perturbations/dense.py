@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -74,6 +74,25 @@ class Dense(Perturbation):
         flat = center.detach().reshape(-1)
         return self._members(directions, steps, parameter, flat, 0).view(len(steps), *center.shape)
 
+    def members_of_several(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
+    ) -> list[Tensor]:
+        made: list[Tensor | None] = [None] * len(centers)
+        for library, table, mine in self._kernels_for(centers):
+            flat = [centers[i].detach().view(-1) for i in mine]
+            sizes = [center.numel() for center in flat]
+            check_offsets(0, max(sizes))
+            memory = flat[0].new_empty(len(steps) * sum(sizes)).split_with_sizes([len(steps) * size for size in sizes])
+            outs = [out.view(len(steps), size) for out, size in zip(memory, sizes, strict=True)]
+            addresses = [address_of(self.key, parameters[i]) for i in mine]
+            library.members(self.distribution, addresses, table, 0, directions, flat, outs, steps)
+            for i, out in zip(mine, outs, strict=True):
+                made[i] = out.view(len(steps), *centers[i].shape)
+        return [
+            self.members(directions, steps, parameter, center) if members is None else members
+            for members, parameter, center in zip(made, parameters, centers, strict=True)
+        ]
+
     def members_of_rows(  # noqa: D102
         self,
         directions: Sequence[int],
@@ -84,7 +103,8 @@ class Dense(Perturbation):
         last: int,
         out: Tensor | None = None,
     ) -> Tensor | None:
-        part, start = center.detach()[first:last], first * center[0].numel()
+        part = center.detach()[first:last]
+        start = first * math.prod(center.shape[1:])
         members = self._members(directions, steps, parameter, part.reshape(-1), start, out)
         return members.view(len(steps), *part.shape)
 
@@ -114,12 +134,14 @@ class Dense(Perturbation):
         out: Tensor | None = None,
     ) -> Tensor:
         """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
-        check_offsets(start, start + len(part))
+        elements = part.numel()
+        check_offsets(start, start + elements)
         if out is None:
-            out = part.new_empty(len(steps), len(part))
-        head = min(-start % row_size(self.distribution), len(part))  # up to where whole rows begin
-        body = self._write_members(directions, steps, parameter, part[head:], start + head, out[:, head:])
-        for first, last in ((0, head), (head + body, len(part))):
+            out = part.new_empty(len(steps), elements)
+        head = min(-start % row_size(self.distribution), elements)  # up to where whole rows begin
+        rest, outs = (part[head:], out[:, head:]) if head else (part, out)
+        body = self._write_members(directions, steps, parameter, rest, start + head, outs)
+        for first, last in ((0, head), (head + body, elements)):
             if first < last:
                 noise = self._flat(directions, parameter, part, start + first, start + last)
                 out[:, first:last] = around(part[first:last], noise, steps)
@@ -153,24 +175,44 @@ class Dense(Perturbation):
         return total
 
     def move(  # noqa: D102
-        self, weights: Sequence[float], parameter: int, center: Tensor, coefficient: float, rounding: NoiseKey
-    ) -> float | None:
-        table = normal_table(center.device)
-        library = kernels.native(table, center)
-        if library is None:
-            return None
+        self,
+        weights: Sequence[float],
+        parameters: Sequence[int],
+        centers: Sequence[Tensor],
+        coefficients: Sequence[float],
+        rounding: NoiseKey,
+    ) -> list[float | None]:
+        norms: list[float | None] = [None] * len(centers)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
-        squares = library.update(
-            self.distribution,
-            address_of(self.key, parameter),
-            address_of(replace(rounding, stream=Stream.ROUNDING), parameter),
-            table,
-            chosen,
-            [weights[direction] for direction in chosen],
-            coefficient,
-            center.view(-1),
-        )
-        return math.sqrt(squares)
+        rounding = replace(rounding, stream=Stream.ROUNDING)
+        for library, table, mine in self._kernels_for(centers):
+            squares = library.update(
+                self.distribution,
+                [address_of(self.key, parameters[i]) for i in mine],
+                [address_of(rounding, parameters[i]) for i in mine],
+                table,
+                chosen,
+                [weights[direction] for direction in chosen],
+                [coefficients[i] for i in mine],
+                [centers[i].view(-1) for i in mine],
+            )
+            for i, square in zip(mine, squares, strict=True):
+                norms[i] = math.sqrt(square)
+        return norms
+
+    # --- several tensors, in one call of a kernel ---
+
+    def _kernels_for(self, centers: Sequence[Tensor]) -> Iterator[tuple[kernels.Library, Tensor, list[int]]]:
+        """Kernels, the table and the tensors that they can work on, by number; those of a dtype together."""
+        fitting: dict[torch.dtype, list[int]] = {}
+        for i, center in enumerate(centers):
+            if kernels.suits(center.detach()):
+                fitting.setdefault(center.dtype, []).append(i)
+        for mine in fitting.values():
+            table = normal_table(centers[mine[0]].device)
+            library = kernels.native(table)
+            if library is not None:
+                yield library, table, mine
 
     # --- whole rows, fused with what becomes of them ---
 
@@ -194,8 +236,8 @@ class Dense(Perturbation):
         first, size = start // row_size(self.distribution), row_size(self.distribution)
         library = kernels.native(table, part)
         if library:
-            library.members(self.distribution, address, table, first, directions, part, out, steps)
-            return len(part)
+            library.members(self.distribution, [address], table, first, directions, [part], [out], steps)
+            return part.numel()
         fused = self._fused(start, len(part))
         if not fused:
             return 0

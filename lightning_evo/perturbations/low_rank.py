@@ -112,6 +112,29 @@ class LowRank(Perturbation):
             return self._dense.members(directions, steps, parameter, center)
         return super().members(directions, steps, parameter, center)
 
+    def members_of_several(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
+    ) -> list[Tensor]:
+        if any(map(self._is_low_rank, centers)):
+            return super().members_of_several(directions, steps, parameters, centers)
+        return self._dense.members_of_several(directions, steps, parameters, centers)
+
+    def move(  # noqa: D102
+        self,
+        weights: Sequence[float],
+        parameters: Sequence[int],
+        centers: Sequence[Tensor],
+        coefficients: Sequence[float],
+        rounding: NoiseKey,
+    ) -> list[float | None]:
+        norms = super().move(weights, parameters, centers, coefficients, rounding)  # of none
+        dense = [] if self.past else [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
+        mine, rates = [centers[i] for i in dense], [coefficients[i] for i in dense]
+        moved = self._dense.move(weights, [parameters[i] for i in dense], mine, rates, rounding)
+        for i, norm in zip(dense, moved, strict=True):
+            norms[i] = norm
+        return norms
+
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
     ) -> tuple[Tensor, Tensor] | None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_evo import Evolution, SearchSpace, algorithms
+from lightning_evo import Evolution, SearchSpace, algorithms, kernels
 from lightning_evo.evaluation import check, plain
+from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.update import Update
 
 CPU = torch.device("cpu")
 
@@ -99,5 +101,29 @@ def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
     monkeypatch.setattr(perturbed, "_CACHED", 1000)
     model = nn.ParameterList(nn.Parameter(torch.randn(20, 20)) for _ in range(10))
     shared = {}
-    perturbed.Perturbed(SearchSpace(model), population_of(), [0], shared=shared).prepare()
-    assert sum(kind == "members" for kind, _ in shared) == 2
+    with perturbed.Perturbed(SearchSpace(model), population_of(), [0], shared=shared):
+        _, made = shared["small"]
+    assert len(made) == 1  # of 400 elements, for both: the second would be too much
+
+
+@pytest.mark.skipif(not kernels.wanted(), reason="needs the noise kernels")
+@pytest.mark.parametrize("evaluate", [InForward(), Batched()], ids=lambda way: way.name)
+def test_small_tensors_and_the_update_take_one_call_of_a_kernel(evaluate, monkeypatch):
+    """One call for each tensor would take longer than the noise."""
+    calls = []
+    for name in ("members", "update"):
+        function = getattr(kernels.Library, name)
+
+        def counted(*arguments, function=function, name=name):
+            calls.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(kernels.Library, name, counted)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10)), nn.LayerNorm(8))
+    space, population = SearchSpace(model), population_of()
+    with torch.no_grad(), Isolation(model, CPU) as isolation:
+        evaluate(space, population, lambda: model(torch.ones(1, 8)).sum(), isolation)
+    assert calls == ["members"] * (len(population) // 2)  # with its pair
+    weights = (1.0,) * population.directions
+    Update(population, space, torch.zeros(len(population)), weights, 0.0, 0.1).apply()
+    assert calls[-1] == "update" and calls.count("update") == 1
