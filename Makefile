@@ -58,7 +58,7 @@ bench: $(INSTALLED)
 	done
 
 bench-quick: $(INSTALLED)
-	@for name in engine noise digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in engine overhead noise digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

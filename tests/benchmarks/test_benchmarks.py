@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _peers, digits, engine, gpu, memory, noise, rounding, scaling
+from benchmarks import _peers, digits, engine, gpu, memory, noise, overhead, rounding, scaling
 from lightning_evo import kernels
 
 
@@ -37,6 +37,21 @@ def test_engine(tmp_path):
         for way, words in (("plain", "ours, plain"), ("in_forward", "ours, in forward"), ("batched", "ours, batched")):
             if row["row"].startswith(words):  # no row may show another evaluation than the one that it names
                 assert row["how"].startswith(f"evaluation: {way}")
+
+
+def test_overhead(tmp_path, monkeypatch):
+    needs_transformers()
+    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
+    if kernels.native(torch.empty(1)) is None:
+        pytest.skip("no C++ compiler")
+    overhead.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "overhead.json")])
+    result = json.loads((tmp_path / "overhead.json").read_text())
+    (case,) = result["results"]
+    assert len(case["rows"]) == 4
+    for row in case["rows"]:
+        assert row["share"] == pytest.approx(row["seconds"]["forward"] / sum(row["seconds"].values()))
+        assert row["seconds"]["noise"] > 0
+    assert [len(times) for times in result["digits_seconds"].values()] == [1, 1, 1]
 
 
 def test_noise(tmp_path, monkeypatch):

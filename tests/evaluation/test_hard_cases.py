@@ -126,4 +126,5 @@ def test_small_tensors_and_the_update_take_one_call_of_a_kernel(evaluate, monkey
     assert calls == ["members"] * (len(population) // 2)  # with its pair
     weights = (1.0,) * population.directions
     Update(population, space, torch.zeros(len(population)), weights, 0.0, 0.1).apply()
-    assert calls[-1] == "update" and calls.count("update") == 1
+    assert calls[-1] == "update"
+    assert calls.count("update") == 1
