@@ -348,9 +348,28 @@ def _draw_rows(
         out = torch.empty(len(members), end - begin, size, dtype=torch.float32)  # whatever the default dtype
         library.draw(distribution, address, table, begin, members, out)
         return out.flatten(1)
-    row = torch.arange(begin, end, device=device).repeat(len(members))
-    member = torch.tensor(members, device=device).repeat_interleave(end - begin)
+    return draw_rows(key, members, parameter, torch.arange(begin, end, device=device), distribution=distribution)
+
+
+def draw_rows(
+    key: NoiseKey, members: Sequence[int], parameter: int, numbers: Tensor, *, distribution: str = "gaussian"
+) -> Tensor:
+    """Whole rows of noise, in any order, made where ``numbers`` is.
+
+    Args:
+        key: As for :func:`draw`.
+        members: As there.
+        parameter: As there.
+        numbers: Numbers of the rows, int64 ``[rows]``.
+        distribution: As there.
+
+    Returns:
+        float32 ``[len(members), rows * row_size(distribution)]``.
+    """
+    device, count = numbers.device, len(numbers)
+    row, member = numbers.repeat(len(members)), torch.tensor(members, device=device).repeat_interleave(count)
     if len(row) == 1:
         row, member = row.repeat(2), member.repeat(2)
-    values = _kernel(len(row) * size, distribution, row, member, torch.tensor(address, device=device), table)
-    return values[: len(members) * (end - begin)].view(len(members), -1)  # type: ignore[no-any-return]
+    address, table = torch.tensor(address_of(key, parameter), device=device), normal_table(device)
+    values = _kernel(len(row) * row_size(distribution), distribution, row, member, address, table)
+    return values[: len(members) * count].view(len(members), -1)  # type: ignore[no-any-return]

@@ -83,6 +83,9 @@ def everything(distribution, dtype):
         found += subject.members([4], steps, 3, center)
     found += subject.members([4, 0, 2**32 - 1], [0.1, -0.1, 7.0, 0.0, 1e-30, -3e38], 3, center)
     found += subject.members_of_rows([4], [0.1, -0.1], 3, center[:9000].view(90, 100), 17, 88)
+    for width, chosen in [(128, [69, 0, 3, 3]), (100, [[89, 5], [0, 5]]), (3, [2999]), (2500, [2, 0])]:
+        matrix = center[: 9001 // width * width].view(-1, width)
+        found += subject.members_of_chosen_rows([4, 0], [0.1, -0.1, 7.0, 0.0], 3, matrix, torch.tensor(chosen))
     for weights in ([0.5], [0.5, 0.0, -1.25, 3e-5, -7.0, 0.1], [0.0, math.inf, -math.inf]):
         found += [subject.weighted_sum(weights, 3, center, *span) for span in [(), (128,), (2048, 8000), (77, 5000)]]
     for size in (1e-30, 1e-4, 1.0, 1e30):

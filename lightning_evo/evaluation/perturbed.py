@@ -216,6 +216,19 @@ class Perturbed(TorchFunctionMode):
             values[:, padding - first] = center[padding]
         return values
 
+    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
+        """Some rows of the members' values, in any order.
+
+        Returns:
+            ``[members, *chosen.shape, *row]``; ``None`` if the perturbation makes only all of them.
+        """
+        center = parameter.tensor.detach()
+        perturbation = self.population.perturbation
+        values = perturbation.members_of_chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
+        if values is not None and parameter.padding_row is not None:
+            values[:, chosen == parameter.padding_row] = center[parameter.padding_row]
+        return values
+
     def _member(self, parameter: EvolvingParameter) -> Tensor:
         if parameter.index in self._small:
             return self._small[parameter.index][self._which]

@@ -113,6 +113,10 @@ def _embedding(
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.embedding(mode, ids, weight, parameter)
+    if 0 < ids.numel() <= len(weight) and weight.numel() > SMALL and _shared(mode, ids):
+        output = _embedding_of_rows(mode, ids, weight, parameter)
+        if output is not NotImplemented:
+            return output
     if mode.level is not None:
         return _stacked_embedding(mode, ids, weight, parameter)
     if weight.numel() <= HUGE or torch.is_grad_enabled():
@@ -127,11 +131,28 @@ def _embedding(
     return NotImplemented if output is None else output
 
 
+def _shared(mode: Perturbed, ids: Tensor) -> bool:
+    """Whether all members look up the same entries."""
+    if mode.level is None:
+        return not _functorch.is_wrapped(ids)
+    return mode.find(ids) is None and _functorch.batch_first(ids, mode.level) is None
+
+
+def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+    """Only the rows that are looked up are made."""
+    if ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
+        return NotImplemented
+    _check_ids(ids, weight)
+    with _functorch.outside():
+        output = mode.chosen_rows(parameter, ids.long())
+    if output is None:
+        return NotImplemented
+    return output[0] if mode.level is None else _functorch.wrap(output, mode.level)
+
+
 def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
     assert mode.level is not None
-    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or mode.find(ids) is not None:
-        return NotImplemented
-    if _functorch.batch_first(ids, mode.level) is not None:
+    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _shared(mode, ids):
         return NotImplemented
     _check_ids(ids, weight)
     with _functorch.outside():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Library:
 
     _draw: Any
     _members: Any
+    _chosen_rows: Any
     _sum: Any
     _move: Any
     _update: Any
@@ -68,6 +70,10 @@ class Library:
         signatures = {
             "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
             "members": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, whole, integer),
+            "chosen_rows": (
+                *(integer, integer, pointer, pointer, whole, whole, pointer, pointer, pointer),
+                *(whole, pointer, pointer, whole, integer),
+            ),
             "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
             "move": (integer, pointer, whole, whole, pointer, pointer, integer),
             "update": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, pointer, integer),
@@ -115,7 +121,7 @@ class Library:
             distribution: Of the noise.
             addresses: Each tensor's.
             table: The normal distribution.
-            first: Number of the row that the first element of each tensor begins.
+            first: Flat offset of the first element of each tensor.
             directions: Numbers of the directions.
             centers: ``[elements]`` each, of the same dtype.
             outs: ``[members, elements]``, of that dtype, too; each member's elements are contiguous.
@@ -138,6 +144,46 @@ class Library:
             (ctypes.c_float * len(steps))(*steps),
             len(steps) // len(directions),
             threads(sum(elements) * len(directions)),
+        )
+
+    def chosen_rows(
+        self,
+        distribution: str,
+        address: Sequence[int],
+        table: Tensor,
+        directions: Sequence[int],
+        center: Tensor,
+        chosen: Tensor,
+        out: Tensor,
+        steps: Sequence[float],
+    ) -> None:
+        """``out[i, j] = center[chosen[j]] + steps[i] * eps[chosen[j]]``: some rows of a tensor's members.
+
+        Args:
+            distribution: Of the noise.
+            address: Its address.
+            table: The normal distribution.
+            directions: Numbers of the directions.
+            center: ``[rows, ...]``.
+            chosen: Numbers of rows, int64. They are not checked.
+            out: ``[members, len(chosen), ...]``, contiguous, of the dtype of ``center``.
+            steps: One for each member, those of a direction together.
+        """
+        self._chosen_rows(
+            _DISTRIBUTIONS[distribution],
+            DTYPES[center.dtype],
+            _words(address),
+            table.data_ptr(),
+            math.prod(center.shape[1:]),
+            chosen.numel(),
+            chosen.data_ptr(),
+            center.data_ptr(),
+            out.data_ptr(),
+            len(directions),
+            (ctypes.c_int64 * len(directions))(*directions),
+            (ctypes.c_float * len(steps))(*steps),
+            len(steps) // len(directions),
+            threads(out.numel()),
         )
 
     def add_noise(

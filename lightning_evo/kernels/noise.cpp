@@ -259,8 +259,8 @@ inline void fetch(const Storage* elements, int count) {
 #endif
 }
 
-// A tensor and its members: elements of `center` that begin with row `first`, and where members are written, one every
-// `stride` elements.
+// A tensor and its members: `center`, whose first element has the flat offset `first`, and where members are written,
+// one every `stride` elements.
 struct Members {
   Address address;
   int64_t first, stride;
@@ -282,22 +282,37 @@ void members(const float* table, int64_t number, const Members* tensors, const i
     const Members& tensor = tensors[part.tensor];
     const int64_t d = i / of_all;
     const uint32_t direction = static_cast<uint32_t>(directions[d]);
-    for (int64_t start = part.start; start < part.stop; start += size) {
+    for (int64_t start = part.start, here; start < part.stop; start += here) {
       alignas(64) float values[size];
       const Storage* from = static_cast<const Storage*>(tensor.center) + start;
       fetch<false>(from + size, size);  // while noise is made
-      make_noise<distribution>(tensor.address, tensor.first + start / row_size(distribution), direction, table, values);
-      const int here = static_cast<int>(std::min<int64_t>(part.stop - start, size));
+      const int64_t offset = tensor.first + start, skipped = offset % row_size(distribution);
+      make_noise<distribution>(tensor.address, offset / row_size(distribution), direction, table, values);
+      here = std::min<int64_t>(part.stop - start, size - skipped);
       for (int64_t m = d * each; m < (d + 1) * each; m++) {
         Storage* to = static_cast<Storage*>(tensor.out) + m * tensor.stride + start;
-        const float step = steps[m];
-        for (int j = 0; j < here; j++) {
-          const float product = values[j] * step;
+        const float step = steps[m], *noise = values + skipped;
+        for (int64_t j = 0; j < here; j++) {
+          const float product = noise[j] * step;
           to[j] = Type::store(Type::load(from[j]) + product);
         }
       }
     }
   }
+}
+
+// The same for some rows of a matrix: out[m, i] = member m's row chosen[i].
+template <int distribution, class Type>
+void chosen_rows(const Address& address, const float* table, int64_t width, int64_t number, const int64_t* chosen,
+                 const void* center, void* out, int64_t count, const int64_t* directions, const float* steps,
+                 int64_t each, int threads) {
+  using Storage = typename Type::Storage;
+  std::vector<Members> rows;
+  for (int64_t i = 0; i < number; i++)
+    rows.push_back({address, chosen[i] * width, number * width, static_cast<const Storage*>(center) + chosen[i] * width,
+                    static_cast<Storage*>(out) + i * width});
+  const std::vector<int64_t> elements(number, width);
+  members<distribution, Type>(table, number, rows.data(), elements.data(), count, directions, steps, each, threads);
 }
 
 template <int distribution>
@@ -535,6 +550,20 @@ void lightning_evo_members(int distribution, int dtype, const float* table, int6
     const auto run = [&](auto type) {
       members<decltype(d)::value, decltype(type)>(table, number, tensors, elements, count, directions, steps, each,
                                                   threads);
+    };
+    if (dtype == 0) run(Float32());
+    if (dtype == 1) run(BFloat16());
+    if (dtype == 2) run(Float16());
+  });
+}
+
+void lightning_evo_chosen_rows(int distribution, int dtype, const Address* address, const float* table, int64_t width,
+                               int64_t number, const int64_t* chosen, const void* center, void* out, int64_t count,
+                               const int64_t* directions, const float* steps, int64_t each, int threads) {
+  with_distribution(distribution, [&](auto d) {
+    const auto run = [&](auto type) {
+      chosen_rows<decltype(d)::value, decltype(type)>(*address, table, width, number, chosen, center, out, count,
+                                                      directions, steps, each, threads);
     };
     if (dtype == 0) run(Float32());
     if (dtype == 1) run(BFloat16());

@@ -134,6 +134,23 @@ class Perturbation(ABC):
         """
         return None
 
+    def members_of_chosen_rows(
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
+    ) -> Tensor | None:
+        """Some rows of :meth:`members`, in any order, without making the others; ``None`` if that can't be.
+
+        Args:
+            directions: Numbers of the directions.
+            steps: As there.
+            parameter: Index of the tensor.
+            center: The tensor.
+            chosen: Numbers of rows, int64 ``[...]``, each in [0, len(center)).
+
+        Returns:
+            ``[len(steps), *chosen.shape, *center.shape[1:]]``.
+        """
+        return None
+
     def noise_of_range(self, direction: int, parameter: int, center: Tensor, start: int, stop: int) -> Tensor:
         """The elements ``start <= offset < stop`` of :meth:`noise` in one direction, without making the others.
 

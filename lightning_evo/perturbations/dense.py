@@ -20,6 +20,7 @@ from lightning_evo.noise import (
     address_of,
     check_offsets,
     draw,
+    draw_rows,
     row_size,
     rows,
 )
@@ -108,6 +109,19 @@ class Dense(Perturbation):
         members = self._members(directions, steps, parameter, part.reshape(-1), start, out)
         return members.view(len(steps), *part.shape)
 
+    def members_of_chosen_rows(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
+    ) -> Tensor | None:
+        check_offsets(0, center.numel())
+        center, table, shape = center.detach(), normal_table(center.device), (*chosen.shape, *center.shape[1:])
+        library = kernels.native(table, center)
+        if library is not None:
+            address, out = address_of(self.key, parameter), center.new_empty(len(steps), *shape)
+            library.chosen_rows(self.distribution, address, table, directions, center, chosen.contiguous(), out, steps)
+            return out
+        noise = self._noise_of_chosen_rows(directions, parameter, center, chosen).view(len(directions), *shape)
+        return around(center[chosen], noise, steps)
+
     def noise_of_range(  # noqa: D102
         self, direction: int, parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
@@ -134,13 +148,17 @@ class Dense(Perturbation):
         out: Tensor | None = None,
     ) -> Tensor:
         """:meth:`members` of the consecutive elements ``part`` of a tensor, from offset ``start`` on."""
-        elements = part.numel()
+        elements, table = part.numel(), normal_table(part.device)
         check_offsets(start, start + elements)
         if out is None:
             out = part.new_empty(len(steps), elements)
+        library = kernels.native(table, part)
+        if library is not None:
+            address = address_of(self.key, parameter)
+            library.members(self.distribution, [address], table, start, directions, [part], [out], steps)
+            return out
         head = min(-start % row_size(self.distribution), elements)  # up to where whole rows begin
-        rest, outs = (part[head:], out[:, head:]) if head else (part, out)
-        body = self._write_members(directions, steps, parameter, rest, start + head, outs)
+        body = self._write_members(directions, steps, parameter, part[head:], start + head, out[:, head:])
         for first, last in ((0, head), (head + body, elements)):
             if first < last:
                 noise = self._flat(directions, parameter, part, start + first, start + last)
@@ -232,15 +250,10 @@ class Dense(Perturbation):
         out: Tensor,
     ) -> int:
         """``out[i] = part + steps[i] * eps``, from whole rows on; returns how many leading elements were written."""
-        address, table = address_of(self.key, parameter), normal_table(part.device)
-        first, size = start // row_size(self.distribution), row_size(self.distribution)
-        library = kernels.native(table, part)
-        if library:
-            library.members(self.distribution, [address], table, first, directions, [part], [out], steps)
-            return part.numel()
-        fused = self._fused(start, len(part))
+        fused, size = self._fused(start, len(part)), row_size(self.distribution)
         if not fused:
             return 0
+        first, address, table = start // size, address_of(self.key, parameter), normal_table(part.device)
         scales = torch.tensor(steps, dtype=noise_dtype(part), device=part.device).view(len(directions), -1)
         rows_of = out[:, :fused].view(len(directions), -1, fused // size, size)
         pieces = -(-fused // _AT_ONCE)
@@ -268,6 +281,22 @@ class Dense(Perturbation):
             _add_noise(total.numel(), self.distribution, words, table, coefficient, total)
 
     # --- any elements ---
+
+    def _noise_of_chosen_rows(
+        self, directions: Sequence[int], parameter: int, center: Tensor, chosen: Tensor
+    ) -> Tensor:
+        """``[directions, number of chosen rows, elements of a row]``."""
+        size, width = row_size(self.distribution), math.prod(center.shape[1:])
+        aligned = width % size == 0
+        each = width // size if aligned else (width + size - 2) // size + 1  # rows of noise that hold a row of weights
+        start = chosen.reshape(-1, 1) * width
+        numbers = start // size + torch.arange(each, device=center.device)
+        values = draw_rows(self.key, directions, parameter, numbers.flatten(), distribution=self.distribution)
+        values = values.view(len(directions), -1, each * size)
+        if not aligned:
+            index = start % size + torch.arange(width, device=center.device)
+            values = values.gather(2, index.expand(len(directions), -1, -1))
+        return standardised(self.distribution, values.to(noise_dtype(center)))
 
     def _flat(self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int) -> Tensor:
         values = draw(

@@ -119,6 +119,13 @@ class LowRank(Perturbation):
             return super().members_of_several(directions, steps, parameters, centers)
         return self._dense.members_of_several(directions, steps, parameters, centers)
 
+    def members_of_chosen_rows(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
+    ) -> Tensor | None:
+        if self._is_low_rank(center):
+            return None
+        return self._dense.members_of_chosen_rows(directions, steps, parameter, center, chosen)
+
     def move(  # noqa: D102
         self,
         weights: Sequence[float],

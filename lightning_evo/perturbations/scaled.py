@@ -70,6 +70,14 @@ class Scaled(Perturbation):
         scaled = [step * scale for step in steps]
         return self.inner.members_of_rows(directions, scaled, parameter, center, first, last, out)
 
+    def members_of_chosen_rows(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
+    ) -> Tensor | None:
+        scale = self._scale(parameter, center)
+        return self.inner.members_of_chosen_rows(
+            directions, [step * scale for step in steps], parameter, center, chosen
+        )
+
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
     ) -> tuple[Tensor, Tensor] | None:

@@ -10,6 +10,7 @@ from lightning_evo.evaluation import batched, perturbed, rules
 from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evolution import Evolution
+from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.search_space import SearchSpace
 from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
@@ -181,6 +182,41 @@ def test_numbers_out_of_an_embedding(way, noise, ids, monkeypatch):
     module = torch.nn.Embedding(5000, 16)
     with pytest.raises(IndexError, match="index out of range"):
         evaluate(way(), module, population(**noise), lambda: module(torch.tensor(ids)).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+@pytest.mark.parametrize("noise", [{}, {"sigma_scale": "rms"}, {"sparsity": 0.5}, {"antithetic": False}], ids=str)
+@pytest.mark.parametrize("way", [InForward, Batched])
+def test_only_the_entries_of_an_embedding_that_are_looked_up_are_made(way, noise, dtype, monkeypatch):
+    module = torch.nn.Embedding(700, 100, padding_idx=3)
+    ids = torch.tensor([[5, 3, 699], [5, 0, 3]], dtype=dtype)
+    target, outputs = torch.randn(2, 3, 100), []
+
+    def fitness():
+        outputs.append(module(ids))
+        return (outputs[-1] * target).mean()
+
+    expected = torch.stack(evaluate(None, module, population(**noise), fitness))
+    whole = list(outputs)
+    for name in ("members", "members_of_rows"):
+        monkeypatch.setattr(Dense, name, lambda *args, **kwargs: pytest.fail("all entries are made"))
+    outputs.clear()
+    found = torch.stack(evaluate(way(), module, population(**noise), fitness))
+    torch.testing.assert_close(found, expected)
+    if way is InForward:
+        assert all(torch.equal(a, b) for a, b in zip(outputs, whole, strict=True))
+        assert torch.equal(outputs[0][0, 1], module.weight[3])
+
+
+def test_lookups_in_the_users_own_vmap():
+    module = torch.nn.Embedding(700, 100)
+    ids = torch.tensor([[5, 699], [0, 1]])
+
+    def fitness():
+        return torch.func.vmap(module)(ids).square().mean()
+
+    values = [torch.stack(evaluate(way, module, population(), fitness)) for way in (None, InForward())]
+    torch.testing.assert_close(*values)
 
 
 @pytest.mark.parametrize("way", [InForward, Batched])

@@ -78,6 +78,22 @@ def test_some_rows_of_a_member(distribution, dtype, first, last):
 
 
 @pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("shape", [(60, 8, 16), (60, 7), (60, 130), (3, 5000), (60,)], ids=str)
+def test_chosen_rows_of_a_member(distribution, dtype, shape):
+    """Rows of less and of more than a row of noise, and those that begin in the midst of one."""
+    for center in (torch.randn(shape).to(dtype), torch.randn(shape[::-1]).to(dtype).permute(*range(len(shape))[::-1])):
+        chosen = torch.tensor([[2, 0, 2], [len(center) - 1, 1, 0]])
+        whole = perturbation(distribution).members([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center)
+        some = perturbation(distribution).members_of_chosen_rows([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center, chosen)
+        assert some.dtype == dtype
+        assert torch.equal(some, whole[:, chosen])
+        none = perturbation(distribution).members_of_chosen_rows([3], [0.5], 7, center, chosen[:, :0])
+        assert none.shape == (1, 2, 0, *center.shape[1:])
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_any_part_of_the_sum(distribution, dtype):
