@@ -53,7 +53,7 @@ lint: $(INSTALLED)
 
 # Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
 bench: $(INSTALLED)
-	@for name in engine noise digits memory rounding evolution_vs_backprop scaling; do \
+	@for name in engine overhead noise digits memory rounding evolution_vs_backprop scaling; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
 

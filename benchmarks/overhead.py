@@ -5,9 +5,9 @@
 **On the language model** of :mod:`benchmarks.engine`, dense noise, milliseconds per member evaluation:
 
 - *forward*: the limit, a plain forward pass under ``torch.inference_mode()``;
-- *through Python*: what the same pass takes longer when every torch function passes through an empty ``Perturbed``,
-  which is how members get their weights;
-- *noise*: in the kernel that reads a weight, makes its noise and writes the member's;
+- *through Python*: what the same pass takes longer when every torch function passes through a ``Perturbed``, which is
+  how members get their weights; here of another module;
+- *noise*: in the kernels that read a weight, make its noise and write the member's;
 - *rest*: what is left of the evaluation: calls, caches that noise has emptied, larger tensors of members together;
 - *update*: shaping, and moving the weights.
 
@@ -55,17 +55,21 @@ def parts(case: Case, name: str, repeats: int) -> dict[str, Any]:
     limit, generation = forward().prepare(plain, batch), row.prepare(model, batch)
     evolution, calls = generation.evolution, min(row.members, 4)
     through_python = _through_python(Likelihood(plain), batch)
-    make_members, noise = Library.members, 0.0
+    noise = 0.0
 
-    def timed(*arguments: Any) -> None:
-        nonlocal noise
-        start = time.perf_counter()
-        make_members(*arguments)
-        noise += time.perf_counter() - start
+    def timed(make: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            nonlocal noise
+            start = time.perf_counter()
+            make(*arguments)
+            noise += time.perf_counter() - start
+
+        return run
 
     generation()
     rounds = []
-    with mock.patch.object(Library, "members", timed):
+    members, chosen_rows = timed(Library.members), timed(Library.chosen_rows)
+    with mock.patch.object(Library, "members", members), mock.patch.object(Library, "chosen_rows", chosen_rows):
         for _ in range(1 + repeats):  # the first warms up
             one = seconds(lambda: [limit() for _ in range(calls)]) / calls
             mode = seconds(lambda: [through_python() for _ in range(calls)]) / calls - one

@@ -45,6 +45,7 @@ __all__ = [
     "address_of",
     "check_offsets",
     "draw",
+    "draw_rows",
     "philox4x32",
     "row_size",
     "rows",

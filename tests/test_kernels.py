@@ -179,6 +179,8 @@ def test_any_number_of_threads_gives_the_same_bits(distribution, threads):
         return [
             draw(KEY, [0, 1], 2, 5, len(center), distribution=distribution),
             *subject.members([1], [0.5, -0.5], 2, center),
+            *subject.members_of_several([1], [0.5, -0.5], [2, 3], [center, center[:100]])[0],
+            subject.members_of_chosen_rows([1], [0.5], 2, center[:400_000].view(20, -1), torch.tensor([7, 19, 7])),
             subject.weighted_sum([1.0, 2.0], 2, center),
             moving,
             updated,

@@ -2,11 +2,11 @@
 
 A :class:`Perturbed` is a ``TorchFunctionMode``: every call of a torch function from Python passes through it, with its
 arguments. Where an evolving parameter is among them, ``center + sigma * noise`` is made in a scratch tensor for the
-duration of the call. So it does not matter which module owns a parameter or who reads it: tied heads,
-``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What never comes by, because it
-is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is what the first
-generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member is lost with the
-scratch tensor, so a write to a parameter raises :class:`~lightning_evo.evaluation.center.NeedsWeights`.
+duration of the call; small ones are made before, all at once. So it does not matter which module owns a parameter or
+who reads it: tied heads, ``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What
+never comes by, because it is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is
+what the first generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member is lost
+with the scratch tensor, so a write to a parameter raises :class:`~lightning_evo.evaluation.center.NeedsWeights`.
 
 Noise of low rank is not even made: ``x (W + A B^T)^T = x W^T + (x B) A^T`` (:mod:`lightning_evo.evaluation.low_rank`).
 
@@ -35,7 +35,7 @@ from lightning_evo.search_space import EvolvingParameter, SearchSpace
 __all__ = ["Perturbed"]
 
 _SEQUENCES = (list, tuple)  # of arguments
-_CACHED = 1 << 22  # elements kept from the second read in a forward on: recurrent networks read weights often
+_CACHED = 1 << 22  # elements of small tensors, and of others that are kept from the second read in a forward on
 
 
 class Perturbed(TorchFunctionMode):
@@ -54,6 +54,7 @@ class Perturbed(TorchFunctionMode):
     Attributes:
         seen: Indices of the parameters that were asked for.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
+        looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
     Raises:
         NeedsWeights: From a call, or the context's end, if a parameter is written to or its address is asked for.
@@ -86,6 +87,7 @@ class Perturbed(TorchFunctionMode):
         self.level = level
         self.seen: set[int] = set()
         self.largest = 0
+        self.looked_up: dict[int, int] = {}
         self._parameters = space
         self._space = space.by_identity()
         self._shared = {} if shared is None else shared
@@ -122,7 +124,7 @@ class Perturbed(TorchFunctionMode):
             steps = [self.steps[0], -self.steps[0]] if pair else self.steps
             room, chosen = _CACHED, []
             for parameter in self._parameters:
-                size = len(steps) * parameter.tensor.numel()
+                size = len(self.members) * parameter.tensor.numel()
                 fits = parameter.tensor.numel() <= SMALL and size <= room and parameter.tensor.is_contiguous()
                 if fits and self.factors(parameter) is None:
                     room -= size
@@ -130,7 +132,7 @@ class Perturbed(TorchFunctionMode):
             indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
             made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
             for parameter, members, center in zip(chosen, made, centers, strict=True):
-                _keep_padding(parameter, members, center)
+                _with_padding(parameter, members, center)
             self._shared["small"] = steps, dict(zip(indices, made, strict=True))
         steps, self._small = self._shared["small"]
         self._which = steps.index(self.steps[0])
@@ -226,7 +228,8 @@ class Perturbed(TorchFunctionMode):
         perturbation = self.population.perturbation
         values = perturbation.members_of_chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
         if values is not None and parameter.padding_row is not None:
-            values[:, chosen == parameter.padding_row] = center[parameter.padding_row]
+            padded = (chosen == parameter.padding_row).view(*chosen.shape, *[1] * (center.dim() - 1))
+            values = torch.where(padded, center[parameter.padding_row], values)
         return values
 
     def _member(self, parameter: EvolvingParameter) -> Tensor:
@@ -245,7 +248,7 @@ class Perturbed(TorchFunctionMode):
             return self._small[parameter.index]
         center = parameter.tensor.detach()
         values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        return _keep_padding(parameter, values, center)
+        return _with_padding(parameter, values, center)
 
     def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
         """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
@@ -330,6 +333,9 @@ class Perturbed(TorchFunctionMode):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._small = {}
+        if self.level is not None:  # else the other member of a pair needs them
+            self._shared.pop("small", None)
         data, self._data = self._data, []
         if self._refusal is not None and error is not self._refusal and (error is None or isinstance(error, Exception)):
             raise self._refusal  # the user's code has caught it
@@ -373,7 +379,7 @@ class Perturbed(TorchFunctionMode):
         return argument
 
 
-def _keep_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor) -> Tensor:
+def _with_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor) -> Tensor:
     """``members [members, *shape]``, with the padding row of ``center``."""
     if parameter.padding_row is not None:
         members[:, parameter.padding_row] = center[parameter.padding_row]

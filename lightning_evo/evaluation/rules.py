@@ -28,6 +28,7 @@ SMALL = 1 << 16
 """Elements of a tensor up to which it is worth no scratch memory."""
 
 _FEW = 64  # classes
+_IN_VAIN = 256  # values of noise that a chosen row costs beyond its own: it may begin and end within a row of noise
 
 Rule = Callable[..., Any]
 
@@ -113,7 +114,7 @@ def _embedding(
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.embedding(mode, ids, weight, parameter)
-    if 0 < ids.numel() <= len(weight) and weight.numel() > SMALL and _shared(mode, ids):
+    if _is_worth_choosing(mode, ids, parameter):
         output = _embedding_of_rows(mode, ids, weight, parameter)
         if output is not NotImplemented:
             return output
@@ -131,18 +132,31 @@ def _embedding(
     return NotImplemented if output is None else output
 
 
-def _shared(mode: Perturbed, ids: Tensor) -> bool:
+def _same_for_all(mode: Perturbed, ids: Tensor) -> bool:
     """Whether all members look up the same entries."""
     if mode.level is None:
         return not _functorch.is_wrapped(ids)
     return mode.find(ids) is None and _functorch.batch_first(ids, mode.level) is None
 
 
+def _is_worth_choosing(mode: Perturbed, ids: Tensor, parameter: EvolvingParameter) -> bool:
+    """Whether the rows that are looked up cost less than all, those counted that this forward looked up before."""
+    weight = parameter.tensor
+    if type(ids) is not Tensor or ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
+        return False
+    if not ids.numel() or weight.numel() <= SMALL or not _same_for_all(mode, ids):
+        return False
+    made = mode.looked_up.get(parameter.index, 0) + ids.numel() * (weight[0].numel() + _IN_VAIN)
+    if made > weight.numel():
+        return False
+    mode.looked_up[parameter.index] = made
+    return True
+
+
 def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
     """Only the rows that are looked up are made."""
-    if ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
-        return NotImplemented
-    _check_ids(ids, weight)
+    if not ids.is_cuda:  # where an index is checked when it is used, without waiting
+        _check_ids(ids, weight)
     with _functorch.outside():
         output = mode.chosen_rows(parameter, ids.long())
     if output is None:
@@ -152,7 +166,7 @@ def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: 
 
 def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
     assert mode.level is not None
-    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _shared(mode, ids):
+    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _same_for_all(mode, ids):
         return NotImplemented
     _check_ids(ids, weight)
     with _functorch.outside():

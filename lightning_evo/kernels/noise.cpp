@@ -532,8 +532,9 @@ void with_distribution(int distribution, Function function) {
 
 }  // namespace
 
-// What Python calls. `first` is the number of the row that the first element begins; `count` is a number of rows; dtypes
-// are 0 for float32, 1 for bfloat16, 2 for float16. Tensors are in row-major order.
+// What Python calls. In draw, sum and move `first` is the number of the row that the first element begins and `count` a
+// number of rows; else `number` counts tensors or their rows, and `count` directions. dtypes are 0 for float32, 1 for
+// bfloat16, 2 for float16. Tensors are in row-major order.
 extern "C" {
 
 void lightning_evo_draw(int distribution, const Address* address, const float* table, int64_t first, int64_t count,

@@ -137,14 +137,14 @@ class Perturbation(ABC):
     def members_of_chosen_rows(
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
     ) -> Tensor | None:
-        """Some rows of :meth:`members`, in any order, without making the others; ``None`` if that can't be.
+        """Some rows of :meth:`members`, in any order, without making the others; ``None`` if that is no gain.
 
         Args:
             directions: Numbers of the directions.
             steps: As there.
             parameter: Index of the tensor.
             center: The tensor.
-            chosen: Numbers of rows, int64 ``[...]``, each in [0, len(center)).
+            chosen: Numbers of rows, int64 ``[...]``, each in [0, len(center)), which is not checked.
 
         Returns:
             ``[len(steps), *chosen.shape, *center.shape[1:]]``.

@@ -30,6 +30,7 @@ from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
 __all__ = ["Dense", "standardised"]
 
 _CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
+_ALIGNMENT = 64  # bytes, as torch's own on a CPU
 _AT_ONCE = 1 << 22  # elements that plain tensor operations perturb at a time: they need 40 bytes for each
 
 
@@ -81,10 +82,14 @@ class Dense(Perturbation):
         made: list[Tensor | None] = [None] * len(centers)
         for library, table, mine in self._kernels_for(centers):
             flat = [centers[i].detach().view(-1) for i in mine]
-            sizes = [center.numel() for center in flat]
-            check_offsets(0, max(sizes))
+            check_offsets(0, max(center.numel() for center in flat))
+            line = _ALIGNMENT // flat[0].element_size()
+            sizes = [-(-center.numel() // line) * line for center in flat]  # each member where a tensor would begin
             memory = flat[0].new_empty(len(steps) * sum(sizes)).split_with_sizes([len(steps) * size for size in sizes])
-            outs = [out.view(len(steps), size) for out, size in zip(memory, sizes, strict=True)]
+            outs = [
+                out.view(len(steps), size)[:, : center.numel()]
+                for out, size, center in zip(memory, sizes, flat, strict=True)
+            ]
             addresses = [address_of(self.key, parameters[i]) for i in mine]
             library.members(self.distribution, addresses, table, 0, directions, flat, outs, steps)
             for i, out in zip(mine, outs, strict=True):
@@ -113,14 +118,23 @@ class Dense(Perturbation):
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
     ) -> Tensor | None:
         check_offsets(0, center.numel())
-        center, table, shape = center.detach(), normal_table(center.device), (*chosen.shape, *center.shape[1:])
+        center, table, chosen = center.detach(), normal_table(center.device), chosen.contiguous()
+        out = center.new_empty(len(steps), *chosen.shape, *center.shape[1:])
         library = kernels.native(table, center)
         if library is not None:
-            address, out = address_of(self.key, parameter), center.new_empty(len(steps), *shape)
-            library.chosen_rows(self.distribution, address, table, directions, center, chosen.contiguous(), out, steps)
+            address = address_of(self.key, parameter)
+            library.chosen_rows(self.distribution, address, table, directions, center, chosen, out, steps)
             return out
-        noise = self._noise_of_chosen_rows(directions, parameter, center, chosen).view(len(directions), *shape)
-        return around(center[chosen], noise, steps)
+        if kernels.native(table):
+            return None  # all of the noise by the kernels takes less time than a part without them
+        flat, rows = chosen.view(-1), out.view(len(steps), -1, *center.shape[1:])
+        at_once = max(1, _AT_ONCE // max(1, rows[:, :1].numel()))
+        for first in range(0, len(flat), at_once):
+            part = flat[first : first + at_once]
+            noise = self._noise_of_chosen_rows(directions, parameter, center, part)
+            members = around(center.index_select(0, part), noise.view(len(directions), -1, *center.shape[1:]), steps)
+            rows[:, first : first + at_once] = members
+        return out
 
     def noise_of_range(  # noqa: D102
         self, direction: int, parameter: int, center: Tensor, start: int, stop: int

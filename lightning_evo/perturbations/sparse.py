@@ -71,9 +71,11 @@ class Sparse(Perturbation):
     def members_of_chosen_rows(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
     ) -> Tensor | None:
-        rows = center.detach()[chosen]
         members = self.inner.members_of_chosen_rows(directions, steps, parameter, center, chosen)
-        return None if members is None else torch.where(self._mask(parameter, center, rows), members, rows)
+        if members is None:
+            return None
+        rows = center.detach()[chosen]
+        return torch.where(self._mask(parameter, center, rows), members, rows)
 
     def weighted_sum(  # noqa: D102
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None

@@ -173,11 +173,11 @@ def test_targets_of_another_shape_are_an_error_for_all_members(target):
         evaluate(Batched(), module, population(), lambda: torch.nn.functional.cross_entropy(module(x), target))
 
 
-@pytest.mark.parametrize("ids", [[0, 5000], [-1, 3]], ids=str)
+@pytest.mark.parametrize("ids", [[0, 5000], [-1, 3], [5000, *[0] * 5000], [-1, *[0] * 5000]], ids=len)
 @pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
 @pytest.mark.parametrize("way", [InForward, Batched])
 def test_numbers_out_of_an_embedding(way, noise, ids, monkeypatch):
-    """Also where it is looked up block by block."""
+    """Few, for which rows are chosen; and more than there are, for which it is made block by block."""
     monkeypatch.setattr(rules, "HUGE", 1 << 14)
     module = torch.nn.Embedding(5000, 16)
     with pytest.raises(IndexError, match="index out of range"):
@@ -206,6 +206,37 @@ def test_only_the_entries_of_an_embedding_that_are_looked_up_are_made(way, noise
     if way is InForward:
         assert all(torch.equal(a, b) for a, b in zip(outputs, whole, strict=True))
         assert torch.equal(outputs[0][0, 1], module.weight[3])
+
+
+@pytest.mark.parametrize("way", [InForward, Batched])
+def test_an_embedding_that_is_looked_up_again_and_again_is_made_once(way, monkeypatch):
+    """Rows are chosen as long as they are fewer than all; a decoder that embeds one token after the other has many."""
+    module, target = torch.nn.Embedding(700, 100), torch.randn(1000, 100)
+    chosen = []
+    make = Dense.members_of_chosen_rows
+    monkeypatch.setattr(Dense, "members_of_chosen_rows", lambda *args: chosen.append(args[-1].numel()) or make(*args))
+
+    def fitness():
+        rows = [module(torch.tensor([token % 700])) for token in range(1000)]
+        return (torch.cat(rows) * target).mean()
+
+    values = [torch.stack(evaluate(w, module, population(2), fitness)) for w in (None, way())]
+    torch.testing.assert_close(*values)
+    assert 1 <= sum(chosen) / (2 if way is InForward else 1) <= 700 * 100 // 356
+
+
+def test_small_members_lie_where_tensors_do():
+    """Complex numbers are read from even elements only."""
+    module = torch.nn.ParameterDict(
+        {"bias": torch.nn.Parameter(torch.randn(3)), "z": torch.nn.Parameter(torch.randn(5, 2))}
+    )
+
+    def fitness():
+        return torch.view_as_complex(module["z"]).abs().mean() + module["bias"].sum()
+
+    for options in ({"antithetic": False}, {}):
+        values = [torch.stack(evaluate(w, module, population(**options), fitness)) for w in (None, InForward())]
+        assert torch.equal(*values)
 
 
 def test_lookups_in_the_users_own_vmap():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_evo import noise
+from lightning_evo import kernels, noise
 from lightning_evo.noise import NoiseKey
 from lightning_evo.perturbations import dense
 from lightning_evo.perturbations.dense import Dense, noise_dtype
@@ -80,13 +80,17 @@ def test_some_rows_of_a_member(distribution, dtype, first, last):
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("shape", [(60, 8, 16), (60, 7), (60, 130), (3, 5000), (60,)], ids=str)
+@pytest.mark.parametrize("shape", [(60, 8, 16), (60, 7), (60, 130), (3, 20_001), (60,)], ids=str)
 def test_chosen_rows_of_a_member(distribution, dtype, shape):
     """Rows of less and of more than a row of noise, and those that begin in the midst of one."""
     for center in (torch.randn(shape).to(dtype), torch.randn(shape[::-1]).to(dtype).permute(*range(len(shape))[::-1])):
         chosen = torch.tensor([[2, 0, 2], [len(center) - 1, 1, 0]])
         whole = perturbation(distribution).members([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center)
         some = perturbation(distribution).members_of_chosen_rows([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center, chosen)
+        if some is None:  # where there are kernels, but not for such a tensor
+            assert kernels.native(torch.empty(1))
+            assert dtype == torch.float64 or not center.is_contiguous()
+            continue
         assert some.dtype == dtype
         assert torch.equal(some, whole[:, chosen])
         none = perturbation(distribution).members_of_chosen_rows([3], [0.5], 7, center, chosen[:, :0])
