@@ -73,6 +73,11 @@ def test_noise_rows_do_what_they_say(monkeypatch):
         assert call() is not None
 
 
+def test_memory_is_a_median_of_processes():
+    processes = [{"row": "ours", "peak": peak, "before": 2, "weights": 1} for peak in (5, 9, 4)]
+    assert memory._median(processes) == {"row": "ours", "peak": 5, "before": 2, "weights": 1, "peaks": [5, 9, 4]}
+
+
 def test_memory_of_a_row():
     needs_transformers()
     result = memory.measure(engine.LIMIT, "bf16", "tiny")
