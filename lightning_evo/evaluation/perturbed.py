@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation import _functorch
 from lightning_evo.evaluation.center import NeedsWeights
+from lightning_evo.evaluation.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
 from lightning_evo.evaluation.isolation import version_of
 from lightning_evo.evaluation.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
 from lightning_evo.search_space import EvolvingParameter, SearchSpace
@@ -282,7 +282,7 @@ class Perturbed(TorchFunctionMode):
     ) -> Any:
         """A call of a torch function."""
         kwargs = kwargs or {}
-        if function in _HARMLESS:
+        if function in HARMLESS:
             return function(*args, **kwargs)
         if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
             result = self._perturbed(function, args, kwargs)
@@ -302,12 +302,10 @@ class Perturbed(TorchFunctionMode):
             return result
         if function is Tensor.data_ptr:
             raise self._refused("A weight's memory is read directly, by its address.")
-        if function in _PURE:
+        if function in PURE:
             return self._with_members(function, args, kwargs)
         target = self.find(args[0]) if args else None
-        if target is not None and (
-            function == _SET_DATA or (torch.is_inference_mode_enabled() and _in_place(function))
-        ):
+        if target is not None and (function == SET_DATA or (torch.is_inference_mode_enabled() and writes(function))):
             raise self._written(target)  # the latter, as tensors don't count writes there
         given = self._given = []
         try:
@@ -315,7 +313,7 @@ class Perturbed(TorchFunctionMode):
         finally:
             self._given = None
         self._check_unwritten(given)
-        if function == _GET_DATA and self.level is None:  # whose writes are counted apart
+        if function == GET_DATA and self.level is None:  # whose writes are counted apart
             self._data.append((given[0][0], result, version_of(result)))
         return result
 
@@ -384,42 +382,3 @@ def _with_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor)
     if parameter.padding_row is not None:
         members[:, parameter.padding_row] = center[parameter.padding_row]
     return members
-
-
-def _in_place(function: Callable[..., Any]) -> bool:
-    """Whether a function writes to its first argument, by its name: ``clamp_``, ``__iadd__``, ``__setitem__``."""
-    name = getattr(function, "__name__", "")
-    special = name.startswith("__") and name.endswith("__")
-    return name in _IN_PLACE if special else name.endswith("_")
-
-
-_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
-_IN_PLACE = frozenset(["__setitem__", *(f"__i{name}__" for name in _OPERATORS)])
-
-# They write to no argument, and are what most forwards call with a weight. (An embedding writes with ``max_norm``.)
-_PURE: frozenset[Any] = frozenset(RULES) - {functional.embedding} | {functional.layer_norm, functional.group_norm}
-
-_GET_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
-_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
-
-# They tell what kind of tensor a parameter is, and a member's is of the same kind.
-_HARMLESS: frozenset[Any] = frozenset(
-    vars(torch._C.TensorBase)[name].__get__
-    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_leaf", "layout", "is_meta", "grad")
-) | {
-    Tensor.size,
-    Tensor.dim,
-    Tensor.numel,
-    Tensor.nelement,
-    Tensor.stride,
-    Tensor.is_contiguous,
-    Tensor.is_floating_point,
-    Tensor.is_complex,
-    Tensor.element_size,
-    Tensor.get_device,
-    Tensor.__len__,
-    Tensor.__hash__,
-    torch.is_floating_point,
-    torch.is_complex,
-    torch.numel,
-}

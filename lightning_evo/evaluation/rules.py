@@ -6,6 +6,7 @@ return ``NotImplemented``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -146,11 +147,12 @@ def _is_worth_choosing(mode: Perturbed, ids: Tensor, parameter: EvolvingParamete
         return False
     if not ids.numel() or weight.numel() <= SMALL or not _same_for_all(mode, ids):
         return False
-    made = mode.looked_up.get(parameter.index, 0) + ids.numel() * (weight[0].numel() + _IN_VAIN)
-    if made > weight.numel():
-        return False
-    mode.looked_up[parameter.index] = made
-    return True
+    return mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight) <= weight.numel()
+
+
+def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
+    """Elements of noise that a lookup makes."""
+    return ids.numel() * (math.prod(weight.shape[1:]) + _IN_VAIN)
 
 
 def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
@@ -161,6 +163,7 @@ def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: 
         output = mode.chosen_rows(parameter, ids.long())
     if output is None:
         return NotImplemented
+    mode.looked_up[parameter.index] = mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight)
     return output[0] if mode.level is None else _functorch.wrap(output, mode.level)
 
 
