@@ -46,7 +46,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks import _peers
 from benchmarks._measure import Unavailable, rates, seconds, show, write
 from examples.digits.digits import Digits
-from lightning_evo.evolution import Evolution
+from lightning_evo.generation.evolution import Evolution
 
 TURN = 5  # generations in a row
 SIGMAS = (0.02, 0.05, 0.1, 0.2)

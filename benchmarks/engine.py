@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from benchmarks._measure import beside, show, write
 from benchmarks._models import DTYPES, Likelihood, gpt2, parameters, tokens
 from benchmarks._published import Backpropagation, ESAtScale, MeZO
-from lightning_evo.evolution import Evolution
+from lightning_evo.generation.evolution import Evolution
 
 LIMIT = "plain forward"
 

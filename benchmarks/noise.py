@@ -30,7 +30,7 @@ import torch
 from benchmarks._measure import interleaved, show, write
 from benchmarks._models import DTYPES
 from lightning_evo import kernels
-from lightning_evo.noise import NoiseKey
+from lightning_evo.noise.values import NoiseKey
 from lightning_evo.perturbations import Dense
 
 LIMIT = "copy"

@@ -40,9 +40,9 @@ from benchmarks._measure import interleaved, seconds, show, write
 from benchmarks._models import Likelihood
 from benchmarks.engine import Case, forward, how
 from lightning_evo.algorithms import get
-from lightning_evo.evaluation.perturbed import Perturbed
+from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.kernels import Library
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.spaces.search_space import SearchSpace
 
 PARTS = ("forward", "through Python", "noise", "rest", "update")
 

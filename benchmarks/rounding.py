@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._measure import show, write
-from lightning_evo.evolution import Evolution
-from lightning_evo.update import Update
+from lightning_evo.generation.evolution import Evolution
+from lightning_evo.generation.update import Update
 
 WEIGHTS = 256
 SPACING = 2.0**-7  # of bfloat16 between 1 and 2

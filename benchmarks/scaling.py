@@ -41,9 +41,9 @@ from torch import Tensor, nn
 
 from benchmarks._measure import interleaved, show, write
 from benchmarks._models import Likelihood, gpt2, parameters, tokens
-from lightning_evo.evolution import Evolution
-from lightning_evo.ranks import Ranks
-from lightning_evo.update_sync import CostModel, measure, synchronized
+from lightning_evo.generation.evolution import Evolution
+from lightning_evo.generation.sync import CostModel, measure, synchronized
+from lightning_evo.processes.ranks import Ranks
 
 ONE = "1 rank"
 CASES: dict[str, dict[str, Any]] = {"openai_es": {}, "eggroll": {"rank": 1}}

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     )
 
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
-    from lightning_evo.evolution import Evolution
+    from lightning_evo.generation.evolution import Evolution
     from lightning_evo.module import EvolutionMixin
-    from lightning_evo.search_space import SearchSpace
+    from lightning_evo.spaces.search_space import SearchSpace
     from lightning_evo.strategies.ddp import DDPEvoMixin
     from lightning_evo.strategies.deepspeed import DeepSpeedEvoMixin
     from lightning_evo.strategies.fsdp import FSDPEvoMixin
@@ -58,11 +58,11 @@ __all__ = [
 
 _STRATEGIES = ("EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy")
 _HOME = {
-    "Evolution": "evolution",
+    "Evolution": "generation.evolution",
     "EvolutionMixin": "module",
     "EvolutionStrategy": "algorithms",
     "Schedule": "algorithms",
-    "SearchSpace": "search_space",
+    "SearchSpace": "spaces",
 }
 
 

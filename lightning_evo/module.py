@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
-from lightning_evo.fitness import fitness_of_step
+from lightning_evo.evaluation.fitness import fitness_of_step
+from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
+from lightning_evo.generation.update import group_learning_rates
 from lightning_evo.strategies._compat import gradient_scale
-from lightning_evo.update import group_learning_rates
 
 __all__ = ["EvolutionMixin"]
 

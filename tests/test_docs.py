@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_evo import algorithms, cli
+from lightning_evo import algorithms
+from lightning_evo.cli import command as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

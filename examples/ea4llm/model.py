@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from examples.ea4llm.data import ByteTokenizer
-from lightning_evo.fitness import token_log_probability
+from lightning_evo.evaluation.fitness import token_log_probability
 
 if TYPE_CHECKING:
     from transformers import Qwen3Config, Qwen3ForCausalLM

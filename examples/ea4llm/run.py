@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from examples.ea4llm.data import TextDataModule
 from examples.ea4llm.model import CausalLM
-from lightning_evo.cli import EvoCLI
+from lightning_evo.cli.command import EvoCLI
 
 __all__ = ["EA4LLMCLI", "HeldOutLoss", "Result", "command_line", "main"]
 

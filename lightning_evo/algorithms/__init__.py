@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms._options import Scaling
 from lightning_evo.algorithms.ars import ARS
@@ -26,6 +25,7 @@ from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
+from lightning_evo.utils.messages import did_you_mean
 
 __all__ = [
     "Algorithm",

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms.schedule import Schedule
+from lightning_evo.algorithms.shaping import resolve
 from lightning_evo.perturbations import SigmaScale
-from lightning_evo.shaping import resolve
+from lightning_evo.utils.messages import did_you_mean
 
 if TYPE_CHECKING:
     from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy

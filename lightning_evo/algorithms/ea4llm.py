@@ -6,8 +6,8 @@ and steps ``theta <- theta + alpha / N sum_j w_j eps_j``. There is no antithetic
 in the paper's runs; ``shaping="linear_ranks"``, ``antithetic=True`` and ``scaling="sigma"`` are its options.
 
 The paper's fitness is the mean token log-probability under the pad mask:
-:func:`lightning_evo.fitness.token_log_probability`. To step as the paper does use ``update="in_place"`` (or plain
-SGD). For M samples in micro-batches of 16, use ``DataLoader(batch_size=16)`` and
+:func:`lightning_evo.evaluation.fitness.token_log_probability`. To step as the paper does use ``update="in_place"`` (or
+plain SGD). For M samples in micro-batches of 16, use ``DataLoader(batch_size=16)`` and
 ``Trainer(accumulate_grad_batches=313)``: all batches of one accumulation window are seen by the same population.
 """
 

@@ -40,9 +40,9 @@ from lightning_evo.algorithms._base import Algorithm
 from lightning_evo.algorithms._options import Scaling, check_number, check_options
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.schedule import Schedule
-from lightning_evo.noise import Distribution, NoiseKey
+from lightning_evo.algorithms.shaping import Shaping, evaluated, raw, resolve, shape
+from lightning_evo.noise.values import Distribution, NoiseKey
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
-from lightning_evo.shaping import Shaping, evaluated, raw, resolve, shape
 
 __all__ = ["ESState", "EvolutionStrategy"]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
+from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["Recipe"]
 

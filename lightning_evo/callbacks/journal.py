@@ -15,8 +15,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_evo.algorithms import EvolutionStrategy
-from lightning_evo.callbacks._journal_checksums import WeightsCheck
-from lightning_evo.callbacks._journal_choice import is_restart, open_journal
+from lightning_evo.generation.update import Clipping, Update
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -29,9 +28,10 @@ from lightning_evo.journal import (
     describe_parameters,
     weights_checksum,
 )
+from lightning_evo.journal.checksums import WeightsCheck
 from lightning_evo.journal.records import parameter_names, same_parameters
-from lightning_evo.search_space import SearchSpace
-from lightning_evo.update import Clipping, Update
+from lightning_evo.journal.resume import is_restart, open_journal
+from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["SeedJournal"]
 

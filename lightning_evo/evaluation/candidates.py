@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import plain
-from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.faults import limited
-from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.fitness import as_fitness
 from lightning_evo.evaluation.running import Job, Way
-from lightning_evo.fitness import as_fitness
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "is_slower"]
 

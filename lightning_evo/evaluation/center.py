@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import torch
 
-from lightning_evo._messages import preview
 from lightning_evo.evaluation.isolation import version_of
-from lightning_evo.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.utils.messages import preview
 
 __all__ = ["LARGEST_COPY", "Center", "CenterMoved", "NeedsWeights", "Writes", "kept"]
 

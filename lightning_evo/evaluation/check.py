@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_evo._messages import preview
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import _functorch, plain
-from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
-from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation.fitness import as_fitness
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.fitness import as_fitness
-from lightning_evo.memory import extent
+from lightning_evo.evaluation.ways import plain, vmap
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.perturbations._base import noise_dtype
-from lightning_evo.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.spaces.memory import extent
+from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.utils.messages import preview
 
 __all__ = ["MembersFail", "NothingToCompare", "find_mismatch"]
 
@@ -271,7 +271,7 @@ class _Aliases(TorchFunctionMode):
 
 def _has_memory(tensor: Tensor) -> bool:
     strided = tensor.layout == torch.strided and not tensor.is_meta and not torch.nn.parameter.is_lazy(tensor)
-    return strided and not _functorch.is_wrapped(tensor) and tensor.numel() > 0
+    return strided and not vmap.is_wrapped(tensor) and tensor.numel() > 0
 
 
 def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:

@@ -14,9 +14,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.candidates import (
     EvaluationName,
     brings_nothing,
@@ -28,10 +26,12 @@ from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeig
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
 from lightning_evo.evaluation.faults import Failure, Pace, check_timeout, limited
 from lightning_evo.evaluation.heap import keep_freed_memory
-from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.running import Job, Way, name_of, run
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.spaces.search_space import SearchSpace
+from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["Evaluation", "EvaluationName"]
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_evo.memory import extent
-from lightning_evo.shards import is_sharded
+from lightning_evo.spaces.memory import extent
+from lightning_evo.spaces.shards import is_sharded
 
 __all__ = ["Contents", "Isolation", "RandomState", "version_of"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation import plain
-from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.center import Writes
 from lightning_evo.evaluation.faults import Pace, guarded, limited
-from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["Job", "Way", "name_of", "run"]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_evo.algorithms import EvolutionStrategy, Schedule
 from lightning_evo.journal.records import JournalError, RecordedParameter
-from lightning_evo.search_space import SearchSpace
-from lightning_evo.shards import gathered
+from lightning_evo.spaces.search_space import SearchSpace
+from lightning_evo.spaces.shards import gathered
 
 __all__ = ["check_of", "describe_algorithm", "describe_parameters", "rebuild_algorithm", "weights_checksum"]
 
@@ -60,7 +60,7 @@ def rebuild_algorithm(described: dict[str, Any]) -> EvolutionStrategy:
         given = ", ".join(f"{name}={value}" for name, value in missing.items())
         raise JournalError(
             f"The algorithm can't be rebuilt from the journal alone: {given} is code, not data. Pass the algorithm: "
-            "lightning_evo.replay.replay(…, algorithm=EvolutionStrategy(…))."
+            "lightning_evo.journal.replay.replay(…, algorithm=EvolutionStrategy(…))."
         )
     options: dict[str, Any] = {
         name: Schedule(**value["schedule"]) if _is(value, "schedule") else value for name, value in described.items()

@@ -36,7 +36,7 @@ class Journal:
         >>> import tempfile, torch
         >>> from lightning_evo.algorithms import get
         >>> from lightning_evo.journal import describe_algorithm, describe_parameters, weights_checksum
-        >>> from lightning_evo.search_space import SearchSpace
+        >>> from lightning_evo.spaces.search_space import SearchSpace
         >>> path = Path(tempfile.mkdtemp()) / "run.evoj"
         >>> space = SearchSpace(torch.nn.Linear(2, 1))
         >>> header = Header(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from lightning_evo._messages import preview
+from lightning_evo.utils.messages import preview
 
 __all__ = ["Conditions", "Header", "JournalError", "Record", "RecordedParameter", "parameter_names", "same_parameters"]
 

@@ -1,8 +1,8 @@
 """The CPU's noise kernels: ``noise.cpp``, built with the machine's C++ compiler when they are first wanted.
 
-They give, bit for bit, what the plain tensor operations in :mod:`lightning_evo.noise`, :mod:`lightning_evo.rounding`
-and :mod:`lightning_evo.perturbations.dense` give, only many times faster. (The product in
-:mod:`lightning_evo.evaluation.low_rank` is the same to rounding, as every product is.) The library is kept in
+They give, bit for bit, what the plain tensor operations in :mod:`lightning_evo.noise` and
+:mod:`lightning_evo.perturbations.dense` give, only many times faster. (The product in
+:mod:`lightning_evo.evaluation.ways.low_rank` is the same to rounding, as every product is.) The library is kept in
 ``$XDG_CACHE_HOME/lightning_evo`` (``~/.cache/lightning_evo``) and built anew, in two seconds, when the source, the
 compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` goes without.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lightning_evo.noise import Distribution, NoiseKey
+from lightning_evo.noise.values import Distribution, NoiseKey
 from lightning_evo.perturbations._base import Perturbation
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank

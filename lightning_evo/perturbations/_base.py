@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.noise import NoiseKey
+from lightning_evo.noise.values import NoiseKey
 
 __all__ = ["Perturbation", "around", "noise_dtype"]
 
@@ -72,7 +72,7 @@ class Perturbation(ABC):
     ) -> list[float | None]:
         """``center += coefficient * weighted_sum`` of some tensors, in one pass, where there is such a pass.
 
-        It gives, bit for bit, what :meth:`weighted_sum` and :func:`lightning_evo.rounding.move` give.
+        It gives, bit for bit, what :meth:`weighted_sum` and :func:`lightning_evo.noise.rounding.move` give.
 
         Args:
             weights: One for each direction.

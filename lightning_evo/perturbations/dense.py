@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_evo import kernels
-from lightning_evo._messages import did_you_mean
-from lightning_evo.noise import (
+from lightning_evo.noise.normal import normal_table
+from lightning_evo.noise.values import (
     Distribution,
     Kernel,
     NoiseKey,
@@ -24,8 +24,8 @@ from lightning_evo.noise import (
     row_size,
     rows,
 )
-from lightning_evo.normal import normal_table
 from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
+from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["Dense", "standardised"]
 

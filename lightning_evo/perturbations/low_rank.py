@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.noise import Distribution, NoiseKey, draw
+from lightning_evo.noise.values import Distribution, NoiseKey, draw
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense, standardised
 

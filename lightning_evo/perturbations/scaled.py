@@ -33,7 +33,7 @@ class Scaled(Perturbation):
         inner: Its noise is scaled.
 
     Example:
-        >>> from lightning_evo.noise import NoiseKey
+        >>> from lightning_evo.noise.values import NoiseKey
         >>> from lightning_evo.perturbations.dense import Dense
         >>> dense = Dense(NoiseKey(seed=0, generation=0))
         >>> weight = torch.tensor([3.0, -4.0, 0.0, 0.0])  # of root mean square 2.5

@@ -42,7 +42,7 @@ class Sparse(Perturbation):
         ValueError: If ``sparsity`` is not in (0, 1).
 
     Example:
-        >>> from lightning_evo.noise import NoiseKey
+        >>> from lightning_evo.noise.values import NoiseKey
         >>> from lightning_evo.perturbations.dense import Dense
         >>> perturbation = Sparse(Dense(NoiseKey(seed=0, generation=0)), sparsity=0.5)
         >>> noise = perturbation.noise([0], parameter=0, center=torch.tensor([0.1, -3.0, 2.0, -0.2]))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_evo._messages import preview
 from lightning_evo.strategies import _compat
+from lightning_evo.utils.messages import preview
 
 __all__ = ["check_module"]
 

@@ -17,15 +17,15 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm, Scaling, Schedule
+from lightning_evo.algorithms.shaping import Shaping
 from lightning_evo.evaluation.choice import EvaluationName
-from lightning_evo.evolution import CHECKPOINT_KEY, Evolution
-from lightning_evo.fitness import fitness_of_loss, fitness_of_step
-from lightning_evo.noise import Distribution
+from lightning_evo.evaluation.fitness import fitness_of_loss, fitness_of_step
+from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
+from lightning_evo.generation.update import Clipping, Update, group_learning_rates
+from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
-from lightning_evo.shaping import Shaping
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module
-from lightning_evo.update import Clipping, Update, group_learning_rates
 
 __all__ = ["EvoStrategyMixin"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_evo._messages import did_you_mean
 from lightning_evo.evaluation.isolation import RandomState
-from lightning_evo.ranks import Ranks
+from lightning_evo.processes.network import choose_interface, connect
+from lightning_evo.processes.ranks import Ranks
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._evolution import EvoStrategyMixin
-from lightning_evo.strategies._network import choose_interface, connect
+from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["ProcessesEvoMixin", "connection_options", "refuse"]
 

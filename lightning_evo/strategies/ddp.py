@@ -17,13 +17,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_evo.algorithms import Algorithm
-from lightning_evo.collectives import no_collectives
 from lightning_evo.evaluation.faults import Pace
+from lightning_evo.generation.sync import UpdateSync, check_update_sync, choose, synchronized
+from lightning_evo.generation.update import Update
+from lightning_evo.processes.checksums import compare_batches, compare_weights
+from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.strategies import _compat
-from lightning_evo.strategies._checksums import compare_batches, compare_weights
 from lightning_evo.strategies._processes import ProcessesEvoMixin, connection_options, refuse
-from lightning_evo.update import Update
-from lightning_evo.update_sync import UpdateSync, check_update_sync, choose, synchronized
 
 __all__ = ["DDPEvoMixin", "Division"]
 

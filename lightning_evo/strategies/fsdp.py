@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from lightning_evo.algorithms import Algorithm
-from lightning_evo.evolution import CHECKPOINT_KEY
-from lightning_evo.shards import is_sharded
+from lightning_evo.generation.evolution import CHECKPOINT_KEY
+from lightning_evo.spaces.shards import is_sharded
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._processes import connection_options, refuse
 from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share

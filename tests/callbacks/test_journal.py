@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from lightning_evo import EvolutionMixin, EvoStrategy
 from lightning_evo.callbacks import SeedJournal, _journal_choice
 from lightning_evo.journal import Journal, JournalError, weights_checksum
-from lightning_evo.replay import replay
+from lightning_evo.journal.replay import replay
 from tests.strategies.models import CallCounter, assert_same_weights, images, trainer, weights
 
 pytestmark = [

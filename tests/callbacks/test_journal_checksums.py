@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_evo.callbacks import SeedJournal, _journal_checksums
 from lightning_evo.journal import Journal, JournalError, weights_checksum
-from lightning_evo.replay import replay
+from lightning_evo.journal.replay import replay
 from tests.callbacks.test_journal import Net, Stop, StopAt, fit, in_place, pytestmark, read
 from tests.strategies.models import assert_same_weights, trainer, weights
 

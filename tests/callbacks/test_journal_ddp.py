@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_evo import EvoDDPStrategy
 from lightning_evo.journal import Journal, JournalError
-from lightning_evo.replay import replay
+from lightning_evo.journal.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.test_ddp import Model, data, digest, only, quietly, trainer
 

@@ -11,11 +11,11 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from lightning_evo.algorithms import EvolutionStrategy, Population
-from lightning_evo.evaluation.batched import Batched
-from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.plain import evaluate as plain
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.ways.plain import evaluate as plain
+from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from lightning_evo.algorithms import get
 from lightning_evo.evaluation import check
 from lightning_evo.evaluation.center import Center, CenterMoved
-from lightning_evo.evolution import Evolution
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.generation.evolution import Evolution
+from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import NOISE
 
 

@@ -9,12 +9,12 @@ import torchmetrics
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_evo.evaluation.batched import Batched
 from lightning_evo.evaluation.choice import Evaluation
-from lightning_evo.evaluation.in_forward import InForward
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evolution import Evolution
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.generation.evolution import Evolution
+from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import CPU, NOISE, cnn, evaluate, mlp, population
 
 WAYS = ["in_forward", "batched"]
@@ -312,7 +312,7 @@ def test_a_fitness_that_does_not_depend_on_the_weights_proves_nothing(first):
 def test_a_choice_that_waited_is_the_one_that_would_have_been_made(noise, monkeypatch):
     """Where the first batch tells nothing; as a run does that was interrupted after it."""
     monkeypatch.setattr("lightning_evo.evaluation.choice.is_slower", lambda way, job: True)
-    monkeypatch.setattr("lightning_evo.evaluation.batched._choose_size", lambda *_: 2)
+    monkeypatch.setattr("lightning_evo.evaluation.ways.batched._choose_size", lambda *_: 2)
     module, x, members = mlp(), torch.randn(4, 6), population(**NOISE[noise])
     chosen = []
     for declines in (False, True):

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lightning_evo.evaluation.faults import Pace, guarded, limited
-from lightning_evo.evaluation.in_forward import InForward
-from lightning_evo.evolution import Evolution
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.generation.evolution import Evolution
 
 WAYS = ["plain", "in_forward", "batched"]
 

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from lightning_evo import Evolution, SearchSpace, algorithms, kernels
-from lightning_evo.evaluation import check, plain
-from lightning_evo.evaluation.batched import Batched
-from lightning_evo.evaluation.in_forward import InForward
+from lightning_evo.evaluation import check
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.update import Update
+from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.generation.update import Update
 
 CPU = torch.device("cpu")
 
@@ -96,7 +97,7 @@ def test_autograd_inside_the_fitness_keeps_the_weights_that_it_saved():
 
 
 def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
-    from lightning_evo.evaluation import perturbed
+    from lightning_evo.evaluation.ways import perturbed
 
     monkeypatch.setattr(perturbed, "_CACHED", 1000)
     model = nn.ParameterList(nn.Parameter(torch.randn(20, 20)) for _ in range(10))

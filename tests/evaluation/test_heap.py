@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import resource
 import torch
-from lightning_evo.evolution import Evolution
+from lightning_evo.generation.evolution import Evolution
 
 model = torch.nn.Linear(4, 4)
 evolution = Evolution(population=4, seed=0, evaluation="in_forward")

@@ -6,13 +6,13 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.evaluation import batched, perturbed, rules
-from lightning_evo.evaluation.batched import Batched
-from lightning_evo.evaluation.in_forward import InForward
-from lightning_evo.evolution import Evolution
+from lightning_evo.evaluation.ways import batched, perturbed, rules
+from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.generation.evolution import Evolution
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
-from lightning_evo.search_space import SearchSpace
+from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
 
 IN_16_BITS = {name for name, case in MODELS.items() if case.dtype == torch.bfloat16 or case.autocast}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.evolution_vs_backprop import run
-from lightning_evo.cli import main
+from lightning_evo.cli.command import main
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_evo import kernels, noise
-from lightning_evo.noise import NoiseKey
+from lightning_evo import kernels
+from lightning_evo.noise.values import NoiseKey, draw
 from lightning_evo.perturbations import dense
 from lightning_evo.perturbations.dense import Dense, noise_dtype
 
@@ -123,7 +123,7 @@ def test_noise_is_addressed_by_the_row_major_offset(distribution):
     for name in ("matrix", "transposed", "bfloat16", "float16"):
         values = perturbation(distribution).noise([2], 3, LIKE[name])[0]
         assert torch.equal(values.reshape(-1), flat)
-    drawn = noise.draw(NoiseKey(5, 0), [2], 3, 0, 660, distribution=distribution)[0]
+    drawn = draw(NoiseKey(5, 0), [2], 3, 0, 660, distribution=distribution)[0]
     assert torch.equal(flat, (drawn - 0.5) * math.sqrt(12) if distribution == "uniform" else drawn)
 
 

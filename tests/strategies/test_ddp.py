@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evo import EvoDDPStrategy
-from lightning_evo.strategies._checksums import checksum, dense_parts
+from lightning_evo.processes.checksums import checksum, dense_parts
 from tests.strategies.processes import Failed, processes
 
 GENERATIONS = 50

@@ -10,7 +10,7 @@ import torch
 
 import lightning_evo
 from lightning_evo.journal import Journal
-from lightning_evo.replay import replay
+from lightning_evo.journal.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit
 from tests.strategies.test_fsdp import (

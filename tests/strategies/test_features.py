@@ -274,7 +274,7 @@ def test_same_seed_same_weights_another_seed_others():
 
 @pytest.mark.gpu
 def test_cuda_draws_the_same_noise_and_learns():
-    from lightning_evo.noise import NoiseKey, draw
+    from lightning_evo.noise.values import NoiseKey, draw
 
     key = NoiseKey(1, 2)
     cpu, gpu = (draw(key, [0, 3], 1, 5, 100_005, device=device) for device in ("cpu", "cuda"))

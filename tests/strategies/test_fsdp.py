@@ -18,7 +18,7 @@ from torch import nn
 from lightning_evo import EvoFSDPStrategy
 from lightning_evo.callbacks import _journal_checksums
 from lightning_evo.journal import Journal, JournalError
-from lightning_evo.replay import replay
+from lightning_evo.journal.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit, samples, weights_after, whole
 

@@ -16,7 +16,7 @@ from packaging.version import Version
 from torch.utils.data import DataLoader
 
 from lightning_evo import EvoStrategy
-from lightning_evo.noise import draw
+from lightning_evo.noise.values import draw
 from tests.strategies.models import ConvNet, assert_same_weights, images, trainer, weights
 
 pytestmark = [

@@ -1,0 +1,5 @@
+"""``python -m lightning_evo.cli`` is ``lightning-evo``."""
+
+from lightning_evo.cli.command import main
+
+main()

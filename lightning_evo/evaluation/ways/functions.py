@@ -1,0 +1,53 @@
+"""What torch functions do with a parameter that they are given: write to it, or only tell what kind of tensor it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evo.evaluation.ways.rules import RULES
+
+__all__ = ["GET_DATA", "HARMLESS", "PURE", "SET_DATA", "writes"]
+
+
+def writes(function: Callable[..., Any]) -> bool:
+    """Whether a function writes to its first argument, by its name: ``clamp_``, ``__iadd__``, ``__setitem__``."""
+    name = getattr(function, "__name__", "")
+    special = name.startswith("__") and name.endswith("__")
+    return name in _IN_PLACE if special else name.endswith("_")
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+_IN_PLACE = frozenset(["__setitem__", *(f"__i{name}__" for name in _OPERATORS)])
+
+PURE: frozenset[Any] = frozenset(RULES) - {functional.embedding} | {functional.layer_norm, functional.group_norm}
+"""They write to no argument, and are what most forwards call with a weight. (An embedding writes with ``max_norm``.)"""
+
+GET_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
+SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
+
+HARMLESS: frozenset[Any] = frozenset(
+    vars(torch._C.TensorBase)[name].__get__
+    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_leaf", "layout", "is_meta", "grad")
+) | {
+    Tensor.size,
+    Tensor.dim,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+    Tensor.element_size,
+    Tensor.get_device,
+    Tensor.__len__,
+    Tensor.__hash__,
+    torch.is_floating_point,
+    torch.is_complex,
+    torch.numel,
+}
+"""They tell what kind of tensor a parameter is, and a member's is of the same kind."""

@@ -1,0 +1,217 @@
+"""Layers whose weight's noise is a product of two thin matrices, without ever making it.
+
+With noise ``A B^T`` (sigma included), ``x (W + A B^T)^T = x W^T + (x B) A^T`` (Sarkar et al. 2025, arXiv:2511.16652):
+one matrix product that all members share, and two thin ones for each. A dense bias of the member's joins the second of
+them as one more column. Tensors named ``x`` may have a batch dimension of members or be the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evo import kernels
+from lightning_evo.evaluation.ways import vmap
+from lightning_evo.spaces.search_space import EvolvingParameter
+
+if TYPE_CHECKING:
+    from lightning_evo.evaluation.ways.perturbed import Perturbed
+
+__all__ = ["convolution", "embedding", "linear"]
+
+
+def linear(
+    mode: Perturbed,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    parameter: EvolvingParameter,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """``x W^T + bias``, with ``transposed`` ``x W + bias``, for each member.
+
+    Args:
+        mode: The members.
+        x: ``[..., inputs]``.
+        weight: The center, ``[outputs, inputs]``; with ``transposed`` ``[inputs, outputs]``.
+        bias: ``[outputs]``, evolving or not, or ``None``.
+        parameter: The weight.
+        transposed: Which.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    thin_in, thin_out = (of_rows, of_columns) if transposed else (of_columns, of_rows)
+    matrix = weight.detach() if transposed else weight.detach().t()  # [inputs, outputs]
+    inputs = _batch(mode, x)
+    with _outside(mode):
+        values = _member_bias(mode, bias)
+        if values is None and bias is not None:
+            values = bias[None]
+        inputs, matrix, values = _as_autocast(inputs, matrix, values)
+        with _without_autocast(x):
+            flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
+            result = _change(values, flat, thin_in.mT, thin_out.mT)
+            if len(flat) == len(result):  # the center's product, of all members at once
+                result.flatten(0, 1).addmm_(flat.flatten(0, 1), matrix)
+            else:
+                result += flat @ matrix
+        result = result.view(len(result), *inputs.shape[1:-1], result.shape[-1])
+    return _unbatch(mode, result)
+
+
+def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
+    """Rows of the members' embeddings.
+
+    Args:
+        mode: The members.
+        ids: ``[...]``, int64.
+        weight: The center, ``[entries, width]``.
+        parameter: The weight.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    numbers = _batch(mode, ids)
+    with _outside(mode):
+        flat = numbers.reshape(len(numbers), -1)
+        shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
+        index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
+        with _without_autocast(weight):
+            hidden = of_rows.gather(1, index).to(shared.dtype)
+            result = _add_product(shared, hidden, of_columns.to(shared.dtype).mT)
+        result = result.view(len(result), *numbers.shape[1:], result.shape[-1])
+    return _unbatch(mode, result)
+
+
+def convolution(
+    mode: Perturbed,
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    parameter: EvolvingParameter,
+    geometry: tuple[Any, Any, Any],
+) -> Tensor:
+    """A convolution without groups.
+
+    Args:
+        mode: The members.
+        function: ``conv1d``, ``conv2d`` or ``conv3d``.
+        x: ``[samples, inputs, *space]``.
+        weight: The center, ``[outputs, inputs, *kernel]``.
+        bias: ``[outputs]``, evolving or not, or ``None``.
+        parameter: The weight.
+        geometry: Stride, padding and dilation.
+    """
+    of_rows, of_columns = _factors(mode, parameter)
+    inputs = _batch(mode, x)
+    with _outside(mode):
+        values = _member_bias(mode, bias)
+        shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
+        shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
+        dtype, members = shared.dtype, len(of_rows)
+        with _without_autocast(x):
+            filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(
+                dtype
+            )  # [members, rank, inputs, *kernel]
+            inputs = inputs.to(dtype).expand(members, *inputs.shape[1:])
+            hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
+            hidden = hidden.flatten(3)  # [members, samples, rank, positions]
+            change = of_rows.to(dtype)[:, None] @ hidden
+            if values is not None:
+                change += values.to(dtype)[:, None, :, None]
+        result = shared + change.view(*change.shape[:3], *shared.shape[3:])
+    return _unbatch(mode, result)
+
+
+def _factors(mode: Perturbed, parameter: EvolvingParameter) -> tuple[Tensor, Tensor]:
+    factors = mode.factors(parameter)
+    assert factors is not None
+    return factors
+
+
+def _outside(mode: Perturbed) -> AbstractContextManager[object]:
+    return nullcontext() if mode.level is None else vmap.outside()
+
+
+def _member_bias(mode: Perturbed, bias: Tensor | None) -> Tensor | None:
+    """A bias in which members differ, ``[members, *shape]``; ``None`` if there is none, or one for all."""
+    parameter = mode.find(bias)
+    if parameter is not None:
+        return mode.stack(parameter) if mode.level is not None else mode.tensor(parameter)[None]
+    return None if bias is None or mode.level is None else vmap.batch_first(bias, mode.level)
+
+
+def _batch(mode: Perturbed, x: Tensor) -> Tensor:
+    """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
+    parameter = mode.find(x)
+    x = x if parameter is None else mode.tensor(parameter)
+    batched = None if mode.level is None else vmap.batch_first(x, mode.level)
+    return x[None] if batched is None else batched
+
+
+def _unbatch(mode: Perturbed, result: Tensor) -> Tensor:
+    return result[0] if mode.level is None else vmap.wrap(result, mode.level)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _as_autocast(*tensors: Tensor | None) -> list[Any]:
+    """Tensors as an enclosing autocast would give them to a matrix product."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
+def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
+    """What differs between members: ``bias + (x B) A^T``, ``[members, rows, outputs]``.
+
+    Args:
+        bias: ``[members or 1, outputs]`` or ``None``.
+        x: ``[members or 1, rows, inputs]``.
+        b: B transposed, ``[members, rank, inputs]``.
+        a: A transposed, ``[members, rank, outputs]``.
+    """
+    given = [x, b, a] if bias is None else [x, b, a, bias]
+    fits = x.shape[2] == b.shape[2] and b.dtype == torch.float32
+    fits = fits and (bias is None or (bias.dtype == x.dtype and bias.shape[1] == a.shape[2]))
+    if fits and not torch.is_grad_enabled() and not any(map(vmap.is_wrapped, given)):
+        x, b, a, bias = x.contiguous(), b.contiguous(), a.contiguous(), None if bias is None else bias.contiguous()
+        library = kernels.native(x, b, a)
+        if library and a.shape[1] <= library.MAXIMAL_RANK:
+            return library.low_rank(bias, x, b, a)
+    hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
+    if bias is not None:
+        return torch.baddbmm(bias[:, None], hidden, right)
+    return hidden @ right
+
+
+def _thin_product(x: Tensor, thin: Tensor) -> Tensor:
+    """``x [members or 1, rows, inputs]`` times ``thin [members, inputs, rank]``: ``[members, rows, rank]``."""
+    if x.is_cuda:
+        return x @ thin
+    if len(x) == 1:
+        members, _, rank = thin.shape
+        product = functional.linear(x[0], thin.mT.reshape(members * rank, -1))
+        return product.view(-1, members, rank).transpose(0, 1)
+    # On a CPU a batched product with a single column is up to ten times slower than one after the other.
+    return torch.stack([functional.linear(x[i], thin[i].T) for i in range(len(thin))])
+
+
+def _add_product(shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``shared + left @ right``, of ``[members or 1, rows, outputs]``; in place where ``shared`` has the members."""
+    if len(shared) != len(left):
+        return torch.baddbmm(shared.expand(len(left), *shared.shape[1:]), left, right)
+    if shared.dtype == torch.float32 and not shared.is_cuda and left.shape[2] <= 4:
+        for k in range(left.shape[2]):  # a product with so few columns is ten times slower on a CPU
+            shared.addcmul_(left[:, :, k : k + 1], right[:, k : k + 1])
+        return shared
+    return shared.baddbmm_(left, right)

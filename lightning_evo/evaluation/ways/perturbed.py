@@ -1,0 +1,385 @@
+"""Members without touching a weight: torch functions that are given an evolving parameter see a member's instead.
+
+A :class:`Perturbed` is a ``TorchFunctionMode``: every call of a torch function from Python passes through it, with its
+arguments. Where an evolving parameter is among them, ``center + sigma * noise`` is made in a scratch tensor for the
+duration of the call; small ones are made before, all at once. So it does not matter which module owns a parameter or
+who reads it: tied heads, ``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What
+never comes by, because it is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is
+what the first generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member is lost
+with the scratch tensor, so a write to a parameter raises :class:`~lightning_evo.evaluation.center.NeedsWeights`.
+
+Noise of low rank is not even made: ``x (W + A B^T)^T = x W^T + (x B) A^T``
+(:mod:`lightning_evo.evaluation.ways.low_rank`).
+
+Several members run at once under ``torch.func.vmap``: then what a parameter is replaced with has a batch dimension of
+members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation.center import NeedsWeights
+from lightning_evo.evaluation.isolation import version_of
+from lightning_evo.evaluation.ways import vmap
+from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
+from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
+from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+
+__all__ = ["Perturbed"]
+
+_SEQUENCES = (list, tuple)  # of arguments
+_CACHED = 1 << 22  # elements of small tensors, and of others that are kept from the second read in a forward on
+
+
+class Perturbed(TorchFunctionMode):
+    """While it is active, evolving parameters are those of some members.
+
+    Args:
+        space: The evolving parameters, which hold the center.
+        population: All members.
+        members: Numbers of the members to be: one, or inside ``vmap`` consecutive ones that leave no pair apart.
+        level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
+        shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
+            to both members of an antithetic pair.
+        scratch: Memory for weights that are gone after one call, by dtype: the caller gives the same dictionary every
+            time.
+
+    Attributes:
+        seen: Indices of the parameters that were asked for.
+        largest: Elements of the largest tensor, of one member, that a torch function has given.
+        looked_up: Elements of noise that were made for lookups, by the parameter's index.
+
+    Raises:
+        NeedsWeights: From a call, or the context's end, if a parameter is written to or its address is asked for.
+
+    Example:
+        >>> from lightning_evo.algorithms import get
+        >>> model = torch.nn.Linear(3, 2)
+        >>> algorithm = get("openai_es")(population=4, sigma=0.1)
+        >>> population = algorithm.ask(algorithm.init(seed=0))
+        >>> with torch.no_grad(), Perturbed(SearchSpace(model), population, [2]):
+        ...     perturbed = model(torch.ones(3))
+        >>> torch.equal(perturbed, model(torch.ones(3)))
+        False
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        population: Population,
+        members: Sequence[int],
+        level: int | None = None,
+        shared: dict[Any, Any] | None = None,
+        scratch: dict[torch.dtype, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if level is None and len(members) != 1:
+            raise ValueError(f"Without vmap there is one member at a time, not {len(members)}.")
+        self.population = population
+        self.members = members
+        self.level = level
+        self.seen: set[int] = set()
+        self.largest = 0
+        self.looked_up: dict[int, int] = {}
+        self._parameters = space
+        self._space = space.by_identity()
+        self._shared = {} if shared is None else shared
+        self._scratch = {} if scratch is None else scratch
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._given: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
+        self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
+        self._refusal: NeedsWeights | None = None
+        self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
+        self._small: dict[int, Tensor] = {}
+        self._which = 0  # of the steps that the small tensors were made for is this member's
+        self._read: set[int] = set()
+        self._room = _CACHED
+        directions, steps = zip(*map(population.address, members), strict=True)
+        self.directions: list[int] = list(dict.fromkeys(directions))
+        self.steps: list[float] = list(steps)
+
+    # --- what a parameter is replaced with ---
+
+    def __enter__(self) -> Perturbed:
+        with vmap.outside():
+            self._make_small()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def _make_small(self) -> None:
+        """Make small tensors, all at once, and for both members of a pair.
+
+        One by one the calls would take longer than the noise; in the midst of a forward they would scatter over the
+        heap and pin it.
+        """
+        if "small" not in self._shared:
+            pair = self.level is None and self.population.antithetic
+            steps = [self.steps[0], -self.steps[0]] if pair else self.steps
+            room, chosen = _CACHED, []
+            for parameter in self._parameters:
+                size = len(self.members) * parameter.tensor.numel()
+                fits = parameter.tensor.numel() <= SMALL and size <= room and parameter.tensor.is_contiguous()
+                if fits and self.factors(parameter) is None:
+                    room -= size
+                    chosen.append(parameter)
+            indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
+            made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
+            for parameter, members, center in zip(chosen, made, centers, strict=True):
+                _with_padding(parameter, members, center)
+            self._shared["small"] = steps, dict(zip(indices, made, strict=True))
+        steps, self._small = self._shared["small"]
+        self._which = steps.index(self.steps[0])
+
+    def find(self, argument: object) -> EvolvingParameter | None:
+        """The evolving parameter that an argument is."""
+        parameter = self._space.get(id(argument))
+        if parameter is not None:
+            self.seen.add(parameter.index)
+        return parameter
+
+    def replace(self, argument: Tensor | None) -> Tensor | None:
+        """The members' values, if the argument is an evolving parameter; else the argument."""
+        parameter = self.find(argument)
+        return argument if parameter is None else self.tensor(parameter)
+
+    def tensor(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
+        if parameter.index in self._cache:
+            values, memory = self._cache[parameter.index]
+            self._give(parameter, memory)
+            return values
+        with vmap.outside():
+            values = memory = self._member(parameter) if self.level is None else self.stack(parameter)
+        self._give(parameter, memory)
+        if self.level is not None:
+            values = vmap.wrap(values, self.level)
+        if parameter.index in self._small:
+            return values
+        size = parameter.tensor.numel() * len(self.members)
+        if parameter.index in self._read and size <= self._room:
+            self._room -= size
+            self._cache[parameter.index] = values, memory
+        self._read.add(parameter.index)
+        return values
+
+    def stacked(self, argument: Tensor) -> Tensor:
+        """An argument for all members, ``[members, *shape]``, be it a parameter, batched by ``vmap`` or neither."""
+        assert self.level is not None
+        replaced = self.replace(argument)
+        assert replaced is not None
+        batched = vmap.batch_first(replaced, self.level)
+        return argument.expand(len(self.members), *argument.shape) if batched is None else batched
+
+    def _transient(self, parameter: EvolvingParameter) -> Tensor:
+        """:meth:`tensor`, for a function whose result keeps nothing of it: in memory that is used again and again."""
+        center = parameter.tensor.detach()
+        if self.level is not None or center.dim() < 2 or not center.is_contiguous() or torch.is_grad_enabled():
+            return self.tensor(parameter)  # autograd, if it is on, keeps the weight
+        if parameter.index in self._read:  # read again, as in a recurrent network: worth keeping
+            return self.tensor(parameter)
+        self._read.add(parameter.index)
+        rows = self.rows(parameter, 0, len(center))
+        if rows is None:
+            return self.tensor(parameter)
+        self._give(parameter, rows)
+        return rows[0]
+
+    def _give(self, parameter: EvolvingParameter, memory: Tensor) -> None:
+        """Note that a call is given a member's memory, if the call may write to it."""
+        if self._given is not None:
+            self._given.append((parameter, memory, version_of(memory)))
+
+    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
+        """Some rows of the members' values, in scratch memory.
+
+        Returns:
+            ``[members, last - first, ...]``; ``None`` if the perturbation makes only all of them.
+        """
+        center, count = parameter.tensor.detach(), len(self.members)
+        size = (last - first) * math.prod(center.shape[1:])
+        scratch = self._scratch.get(center.dtype)
+        if scratch is None or scratch.numel() < count * size or scratch.device != center.device:
+            scratch = self._scratch[center.dtype] = center.new_empty(count * size)
+        out = scratch[: count * size].view(count, size)
+        values = self.population.perturbation.members_of_rows(
+            self.directions, self.steps, parameter.index, center, first, last, out
+        )
+        if values is None:
+            return None
+        padding = parameter.padding_row
+        if padding is not None and first <= padding < last:
+            values[:, padding - first] = center[padding]
+        return values
+
+    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
+        """Some rows of the members' values, in any order.
+
+        Returns:
+            ``[members, *chosen.shape, *row]``; ``None`` if the perturbation makes only all of them.
+        """
+        center = parameter.tensor.detach()
+        perturbation = self.population.perturbation
+        values = perturbation.members_of_chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
+        if values is not None and parameter.padding_row is not None:
+            padded = (chosen == parameter.padding_row).view(*chosen.shape, *[1] * (center.dim() - 1))
+            values = torch.where(padded, center[parameter.padding_row], values)
+        return values
+
+    def _member(self, parameter: EvolvingParameter) -> Tensor:
+        if parameter.index in self._small:
+            return self._small[parameter.index][self._which]
+        center = parameter.tensor.detach()
+        (member,) = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
+        if not center.is_contiguous():
+            # channels_last, say: operations choose their layout, and dropout its order, by it
+            member = torch.empty_like(center).copy_(member)
+        return parameter.keep_padding(member, center)
+
+    def stack(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter, ``[members, *shape]``."""
+        if parameter.index in self._small:
+            return self._small[parameter.index]
+        center = parameter.tensor.detach()
+        values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
+        return _with_padding(parameter, values, center)
+
+    def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
+        """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
+        if parameter.index not in self._factors:
+            self._factors[parameter.index] = self._scaled_factors(parameter)
+        return self._factors[parameter.index]
+
+    def _scaled_factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
+        key = "factors", parameter.index
+        if key not in self._shared:
+            center = parameter.tensor.detach()
+            self._shared[key] = self.population.perturbation.factors(self.directions, parameter.index, center)
+        if self._shared[key] is None:
+            return None
+        a, b = self._shared[key]
+        steps = a.new_tensor(self.steps).view(len(a), -1, 1, 1)  # [directions, members of each, 1, 1]
+        a = (a[:, None] * steps).flatten(0, 1)
+        b = b[:, None].expand(-1, steps.shape[1], -1, -1).flatten(0, 1)
+        if parameter.padding_row is not None:
+            a[:, parameter.padding_row] = 0
+        return a, b
+
+    # --- calls ---
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A call of a torch function."""
+        kwargs = kwargs or {}
+        if function in HARMLESS:
+            return function(*args, **kwargs)
+        if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
+            result = self._perturbed(function, args, kwargs)
+        elif self.level is None:
+            return function(*args, **kwargs)
+        else:
+            result = self._call(function, args, kwargs)
+        if self.level is not None and isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+    def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that is given evolving parameters."""
+        rule = RULES.get(function) if kwargs.keys() <= KEYWORDS else None
+        result = NotImplemented if rule is None else rule(self, *args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        if function is Tensor.data_ptr:
+            raise self._refused("A weight's memory is read directly, by its address.")
+        if function in PURE:
+            return self._with_members(function, args, kwargs)
+        target = self.find(args[0]) if args else None
+        if target is not None and (function == SET_DATA or (torch.is_inference_mode_enabled() and writes(function))):
+            raise self._written(target)  # the latter, as tensors don't count writes there
+        given = self._given = []
+        try:
+            result = self._with_members(function, args, kwargs)
+        finally:
+            self._given = None
+        self._check_unwritten(given)
+        if function == GET_DATA and self.level is None:  # whose writes are counted apart
+            self._data.append((given[0][0], result, version_of(result)))
+        return result
+
+    def _with_members(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call with the members' values in place of evolving parameters."""
+        args = list(args)
+        # The results of functions with a rule keep nothing of a weight's memory.
+        for i, argument in enumerate(args if function in RULES else ()):
+            parameter = self.find(argument)
+            if parameter is not None and SMALL < parameter.tensor.numel() <= HUGE:
+                args[i] = self._transient(parameter)
+                break  # there is scratch memory for one
+        args = [self.replace_all(argument) for argument in args]
+        return self._call(function, args, {name: self.replace_all(argument) for name, argument in kwargs.items()})
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._small = {}
+        if self.level is not None:  # else the other member of a pair needs them
+            self._shared.pop("small", None)
+        data, self._data = self._data, []
+        if self._refusal is not None and error is not self._refusal and (error is None or isinstance(error, Exception)):
+            raise self._refusal  # the user's code has caught it
+        if error is None:
+            self._check_unwritten(data)
+
+    def _check_unwritten(self, memory: list[tuple[EvolvingParameter, Tensor, int | None]]) -> None:
+        for parameter, values, version in memory:
+            if version_of(values) != version:
+                raise self._written(parameter)
+
+    def _written(self, parameter: EvolvingParameter) -> NeedsWeights:
+        return self._refused(f"{parameter.name} is written to by the members' code")
+
+    def _refused(self, reason: str) -> NeedsWeights:
+        self._refusal = NeedsWeights(reason)
+        return self._refusal
+
+    def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if self.level is not None and function in BATCHED:
+            result = BATCHED[function](self, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return function(*args, **kwargs)
+
+    def _concerned(self, arguments: Any) -> bool:
+        """Whether an evolving parameter is among the arguments."""
+        space = self._space
+        for argument in arguments:
+            if id(argument) in space or (isinstance(argument, _SEQUENCES) and self._concerned(argument)):
+                return True
+        return False
+
+    def replace_all(self, argument: Any) -> Any:
+        """An argument, be it of any kind, with the members' values in place of evolving parameters."""
+        if isinstance(argument, Tensor):
+            return self.replace(argument)
+        if isinstance(argument, _SEQUENCES):
+            replaced = [self.replace_all(part) for part in argument]
+            return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
+        return argument
+
+
+def _with_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor) -> Tensor:
+    """``members [members, *shape]``, with the padding row of ``center``."""
+    if parameter.padding_row is not None:
+        members[:, parameter.padding_row] = center[parameter.padding_row]
+    return members

@@ -1,0 +1,333 @@
+"""Functions' own ways with perturbed parameters, where there is a better one than to make the member's weight.
+
+A rule takes the mode (:class:`~lightning_evo.evaluation.ways.perturbed.Perturbed`), then the function's arguments. It
+may return ``NotImplemented``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evo.evaluation.ways import low_rank, vmap
+from lightning_evo.spaces.search_space import EvolvingParameter
+
+if TYPE_CHECKING:
+    from lightning_evo.evaluation.ways.perturbed import Perturbed
+
+__all__ = ["BATCHED", "HUGE", "KEYWORDS", "RULES", "SMALL"]
+
+HUGE = 1 << 22
+"""Elements of a matrix above which a linear layer or an embedding is computed block by block of rows."""
+
+SMALL = 1 << 16
+"""Elements of a tensor up to which it is worth no scratch memory."""
+
+_FEW = 64  # classes
+_IN_VAIN = 256  # values of noise that a chosen row costs beyond its own: it may begin and end within a row of noise
+
+Rule = Callable[..., Any]
+
+# --- layers: products with low-rank noise, stacks of weights, huge matrices in blocks ---
+
+
+def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, bias, parameter)
+    if mode.level is not None:
+        return _stacked_linear(mode, x, weight, bias)
+    if weight.numel() <= HUGE or torch.is_grad_enabled():
+        return NotImplemented
+    inputs, bias = mode.replace_all(x), mode.replace(bias)
+    output: Any = NotImplemented
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        block = functional.linear(inputs, rows[0], None if bias is None else bias[first:last])
+        if output is NotImplemented:
+            output = block.new_empty(*block.shape[:-1], len(weight))
+        output[..., first:last] = block
+    return output
+
+
+def _stacked_linear(
+    mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
+) -> Any:
+    """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
+    assert mode.level is not None
+    if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
+        return NotImplemented
+    inputs = vmap.batch_first(x, mode.level)
+    biases = None if bias is None else mode.stacked(bias)
+    members, shape = len(mode.members), x.shape[:-1] if inputs is None else inputs.shape[1:-1]
+    large = weight.numel() > SMALL and weight.is_contiguous() and not torch.is_grad_enabled()
+    weights = None if large else mode.stacked(weight)
+    with vmap.outside():
+        flat = x.flatten(0, -2).expand(members, -1, -1) if inputs is None else inputs.flatten(1, -2)
+        result = _large_product(mode, flat, weight, biases, transposed) if weights is None else None
+    if result is None:
+        weights = mode.stacked(weight) if weights is None else weights
+        with vmap.outside():
+            result = _product(flat, weights if transposed else weights.mT, biases)
+    return vmap.wrap(result.reshape(members, *shape, result.shape[2]), mode.level)
+
+
+def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
+    """``x [members, rows, inputs]`` times ``weights [members, inputs, outputs]`` plus ``biases [members, outputs]``."""
+    return x @ weights if biases is None else torch.baddbmm(biases[:, None], x, weights)
+
+
+def _large_product(
+    mode: Perturbed, x: Tensor, weight: Tensor, biases: Tensor | None, transposed: bool
+) -> Tensor | None:
+    """:func:`_product` with weights in scratch memory, huge ones in blocks; ``None`` if that can't be."""
+    parameter = mode.find(weight)
+    assert parameter is not None
+    if weight.numel() <= HUGE:
+        weights = mode.rows(parameter, 0, len(weight))
+        return None if weights is None else _product(x, weights if transposed else weights.mT, biases)
+    if transposed:
+        return None
+    result = x.new_empty(*x.shape[:2], len(weight))
+    last = 0
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        result[:, :, first:last] = _product(x, rows.mT, None if biases is None else biases[:, first:last])
+    return result if last == len(weight) else None
+
+
+def _embedding(
+    mode: Perturbed,
+    ids: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or max_norm is not None:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.embedding(mode, ids, weight, parameter)
+    if _is_worth_choosing(mode, ids, parameter):
+        output = _embedding_of_rows(mode, ids, weight, parameter)
+        if output is not NotImplemented:
+            return output
+    if mode.level is not None:
+        return _stacked_embedding(mode, ids, weight, parameter)
+    if weight.numel() <= HUGE or torch.is_grad_enabled():
+        return NotImplemented
+    _check_ids(ids, weight)
+    output = None
+    for rows, first, last in _blocks_of_rows(mode, parameter):
+        if output is None:
+            output = rows.new_empty(*ids.shape, *weight.shape[1:])
+        here = (ids >= first) & (ids < last)
+        output[here] = rows[0, ids[here] - first]
+    return NotImplemented if output is None else output
+
+
+def _same_for_all(mode: Perturbed, ids: Tensor) -> bool:
+    """Whether all members look up the same entries."""
+    if mode.level is None:
+        return not vmap.is_wrapped(ids)
+    return mode.find(ids) is None and vmap.batch_first(ids, mode.level) is None
+
+
+def _is_worth_choosing(mode: Perturbed, ids: Tensor, parameter: EvolvingParameter) -> bool:
+    """Whether the rows that are looked up cost less than all, those counted that this forward looked up before."""
+    weight = parameter.tensor
+    if type(ids) is not Tensor or ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
+        return False
+    if not ids.numel() or weight.numel() <= SMALL or not _same_for_all(mode, ids):
+        return False
+    return mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight) <= weight.numel()
+
+
+def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
+    """Elements of noise that a lookup makes."""
+    return ids.numel() * (math.prod(weight.shape[1:]) + _IN_VAIN)
+
+
+def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+    """Only the rows that are looked up are made."""
+    if not ids.is_cuda:  # where an index is checked when it is used, without waiting
+        _check_ids(ids, weight)
+    with vmap.outside():
+        output = mode.chosen_rows(parameter, ids.long())
+    if output is None:
+        return NotImplemented
+    mode.looked_up[parameter.index] = mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight)
+    return output[0] if mode.level is None else vmap.wrap(output, mode.level)
+
+
+def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+    assert mode.level is not None
+    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _same_for_all(mode, ids):
+        return NotImplemented
+    _check_ids(ids, weight)
+    with vmap.outside():
+        output = weight.new_empty(len(mode.members), *ids.shape, *weight.shape[1:])
+        last = 0
+        for rows, first, last in _blocks_of_rows(mode, parameter):
+            here = (ids >= first) & (ids < last)
+            output[:, here] = rows[:, ids[here] - first]
+    return vmap.wrap(output, mode.level) if last == len(weight) else NotImplemented
+
+
+def _check_ids(ids: Tensor, weight: Tensor) -> None:
+    """Raise an IndexError, as an embedding does, where block by block a number out of range would be passed over."""
+    if ids.numel() and not bool(((ids >= 0) & (ids < len(weight))).all()):
+        raise IndexError(f"index out of range: the embedding has {len(weight)} entries.")
+
+
+def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
+    """A huge matrix's rows ``[members, rows, ...]``, some at a time, with their numbers; nothing if that can't be."""
+    center = parameter.tensor.detach()
+    at_once = max(1, HUGE // 4 // center[0].numel())
+    for first in range(0, len(center), at_once):
+        last = min(first + at_once, len(center))
+        rows = mode.rows(parameter, first, last)
+        if rows is None:
+            return
+        yield rows, first, last
+
+
+def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or bias.dim() != 1:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
+    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, bias, transposed=True)
+
+
+def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
+    parameter = mode.find(weight)
+    if parameter is None or weight.dim() != 2 or x.dim() < 2:
+        return NotImplemented
+    if mode.factors(parameter):
+        return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
+    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, None, transposed=True)
+
+
+def _convolution(function: Callable[..., Tensor]) -> Rule:
+    def rule(
+        mode: Perturbed,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        parameter = mode.find(weight)
+        if parameter is None or groups != 1 or x.dim() != weight.dim() or not mode.factors(parameter):
+            return NotImplemented
+        return low_rank.convolution(mode, function, x, weight, bias, parameter, (stride, padding, dilation))
+
+    return rule
+
+
+RULES: dict[Callable[..., Any], Rule] = {
+    functional.linear: _linear,
+    functional.embedding: _embedding,
+    torch.addmm: _addmm,
+    torch.mm: _matmul,
+    torch.matmul: _matmul,
+    Tensor.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    functional.conv1d: _convolution(functional.conv1d),
+    functional.conv2d: _convolution(functional.conv2d),
+    functional.conv3d: _convolution(functional.conv3d),
+}
+KEYWORDS = frozenset(
+    ("weight", "bias", "stride", "padding", "dilation", "groups")
+    + ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+)  # other arguments are given by position, or a call follows no rule
+
+
+# --- batched: what vmap can't do, or does slowly ---
+
+
+def _batch_norm(
+    mode: Perturbed,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """While training, members' statistics are forgotten, and ``vmap`` can't write them into a shared buffer."""
+    if not training or running_mean is None:
+        return NotImplemented
+    return functional.batch_norm(x, None, None, weight, bias, training, *args, **kwargs)
+
+
+def _instance_norm(
+    mode: Perturbed,
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    if not use_input_stats or running_mean is None:
+        return NotImplemented
+    return functional.instance_norm(x, None, None, weight, bias, use_input_stats, *args, **kwargs)
+
+
+def _cross_entropy(
+    mode: Perturbed,
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
+    """Over few classes a CPU's softmax is five times faster if they are the first dimension."""
+    assert mode.level is not None
+    few = logits.dim() == 2 and logits.shape[1] <= _FEW and not logits.is_cuda
+    usual = target.dtype == torch.int64 and target.shape == logits.shape[:1] and not label_smoothing
+    usual = usual and size_average is None and reduce is None
+    if not few or not usual or torch.is_autocast_enabled(logits.device.type) or mode.find(target) is not None:
+        return NotImplemented
+    values = vmap.batch_first(logits, mode.level)
+    if values is None:
+        return NotImplemented
+    with vmap.outside():
+        log_probabilities = values.movedim(-1, 0).contiguous().log_softmax(0)  # [classes, members, samples]
+    shared = weight is None and reduction == "mean" and not vmap.is_wrapped(target)
+    if not shared or torch.is_grad_enabled():
+        batched = vmap.wrap(log_probabilities.movedim(0, -1), mode.level)
+        return functional.nll_loss(batched, target, weight, ignore_index=ignore_index, reduction=reduction)
+    with vmap.outside():
+        counts = target != ignore_index
+        index = target.where(counts, 0).expand(1, *log_probabilities.shape[1:])
+        chosen = log_probabilities.gather(0, index)[0].where(counts, 0)
+        loss = -chosen.sum(1) / counts.sum()
+    return vmap.wrap(loss, mode.level)
+
+
+BATCHED: dict[Callable[..., Any], Rule] = {
+    functional.batch_norm: _batch_norm,
+    functional.instance_norm: _instance_norm,
+    functional.cross_entropy: _cross_entropy,
+}

@@ -1,0 +1,1 @@
+"""One generation: ask, evaluate, gather, reduce, shape, update. :mod:`.evolution` wires the rooms below together."""

@@ -1,0 +1,401 @@
+"""One generation: ask, evaluate, shape, learn. The one place that wires the other rooms together.
+
+A generation may see several batches (gradient accumulation): the same population is evaluated on each, and its fitness
+is averaged before anything is learnt from it, as if the batches had been one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo import algorithms
+from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
+from lightning_evo.evaluation import batches
+from lightning_evo.evaluation.choice import Evaluation, EvaluationName
+from lightning_evo.evaluation.faults import Failure
+from lightning_evo.evaluation.isolation import Isolation, RandomState
+from lightning_evo.generation.scores import Reports, Scores, results_of
+from lightning_evo.generation.update import Update
+from lightning_evo.noise.values import NoiseKey, Stream, draw
+from lightning_evo.processes.ranks import Ranks
+from lightning_evo.spaces.search_space import Evolve, SearchSpace
+
+__all__ = ["CHECKPOINT_KEY", "Evolution"]
+
+CHECKPOINT_KEY = "lightning_evo"
+"""Where a checkpoint keeps :meth:`Evolution.state_dict`."""
+
+FitnessFunction = Callable[[Any], Any]
+"""Runs the user's code on a batch with the weights as they are.
+
+It gives what :func:`~lightning_evo.evaluation.fitness.as_fitness` takes, or ``None`` to skip the batch."""
+
+
+class Evolution:
+    """An algorithm at work on a module's parameters. Knows nothing of Lightning.
+
+    Args:
+        algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
+        evolve: Which parameters evolve; see :class:`~lightning_evo.spaces.search_space.SearchSpace`.
+        seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
+        evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
+            ``"auto"``, which chooses.
+        members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
+        member_timeout: Seconds after which a member's evaluation is given up; ``None`` waits for ever. It needs the
+            main thread and a system with interval timers.
+        minimum_evaluated: The share of members, in [0, 1], that must not fail, by an exception or the timeout, for a
+            generation to count. Otherwise the run stops with the first member's exception.
+        **options: Options of the algorithm; ``None`` means its own default.
+
+    Raises:
+        ValueError: If the algorithm is unknown or an option is out of range.
+        TypeError: If the algorithm has no such option.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> evolution = Evolution("openai_es", population=16, seed=0)
+        >>> evolution.setup(model)
+        >>> x, y = torch.randn(32, 3), torch.randn(32, 1)
+        >>> evolution.evaluate(lambda batch: -(model(batch[0]) - batch[1]).square().mean(), (x, y))
+        True
+        >>> update = evolution.conclude()
+        >>> norm = update.apply()
+    """
+
+    def __init__(
+        self,
+        algorithm: str | Algorithm[Any] = "openai_es",
+        *,
+        evolve: Evolve = None,
+        seed: int | None = None,
+        evaluation: EvaluationName = "auto",
+        members_per_forward: int | Literal["auto"] | None = None,
+        member_timeout: float | None = None,
+        minimum_evaluated: float = 0.5,
+        **options: Any,
+    ) -> None:
+        if isinstance(algorithm, str):
+            algorithm = algorithms.get(algorithm)(**options)
+        elif any(value is not None for value in options.values()):
+            given = ", ".join(name for name, value in options.items() if value is not None)
+            raise ValueError(
+                f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
+            )
+        if not isinstance(algorithm, EvolutionStrategy):
+            raise TypeError(
+                f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "
+                f"{type(algorithm).__name__}."
+            )
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed must be a whole number or None, got {seed!r}.")
+        self.algorithm = algorithm
+        self.learning_rate_was_given = options.get("learning_rate") is not None
+        self.seed = seed
+        self.state = algorithm.init(seed=seed or 0)
+        share: object = minimum_evaluated
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"minimum_evaluated must be a share of the members, in [0, 1], got {share!r}.")
+        self.minimum_evaluated = minimum_evaluated
+        self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
+        self.ranks = Ranks()
+        self._members_per_forward = members_per_forward if isinstance(members_per_forward, int) else 0
+        self._chunk = self._members_per_forward  # members that stay together, once that is known
+        self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
+        """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
+        self._evolve = evolve
+        self._module: nn.Module | None = None
+        self._resumed = False
+        self._space: SearchSpace | None = None
+        self._population: Population | None = None
+        self._scores = Scores(algorithm.population)
+        self._reports = Reports()
+
+    def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
+        """Choose the search space. Continues with the next generation if the module is the same as before.
+
+        Call it again between generations when parameters were frozen, unfrozen or given to the optimizer.
+
+        Args:
+            module: Its parameters evolve.
+            parameters: If given, only these do (those of an optimizer, say).
+
+        Raises:
+            ValueError: If ``evolve`` matches nothing.
+        """
+        self._space = SearchSpace(module, self._evolve, among=parameters)
+        if not self._resumed:
+            self._forget_batches()  # of a fit that was broken off
+            if module is not self._module:
+                self.evaluation.forget()
+                self._chunk = self._members_per_forward
+                seed = self.seed if self.seed is not None else torch.initial_seed()
+                sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
+                self.state = ESState(seed=seed & (1 << 64) - 1, sigma=sigma)
+        self._module, self._resumed = module, False
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether :meth:`setup` was called."""
+        return self._space is not None
+
+    @property
+    def space(self) -> SearchSpace:
+        """The evolving parameters.
+
+        Raises:
+            RuntimeError: Before :meth:`setup`.
+        """
+        if self._space is None:
+            raise RuntimeError("The evolution has no module yet; call `setup` first.")
+        return self._space
+
+    @property
+    def sigma(self) -> float:
+        """Sigma of the coming generation. Setting it overrides the algorithm's own sigma from then on.
+
+        Raises:
+            ValueError: If it is set to a value that is not a positive finite number.
+        """
+        return self.algorithm.current_sigma(self.state)
+
+    @sigma.setter
+    def sigma(self, value: float) -> None:
+        sigma = self.algorithm.init(sigma=value).sigma  # validated there
+        self.state = replace(self.state, sigma=sigma)
+
+    @property
+    def population(self) -> Population:
+        """The current generation's members."""
+        if self._population is None:
+            self._population = self.algorithm.ask(self.state)
+        return self._population
+
+    # --- a generation ---
+
+    @torch.no_grad()
+    def evaluate(self, fitness: FitnessFunction, batch: Any) -> bool:
+        """Evaluate the population on one more batch.
+
+        Args:
+            fitness: Runs the user's code on a batch.
+            batch: The batch. With ``samples_per_generation``, members see a random part of it.
+
+        Returns:
+            Whether the batch counted; ``False`` if every member declined it by ``None``, or the generation has seen
+            all of its samples.
+        """
+        population = self.population
+        batch, weight = self._subset(batch)
+        if not weight:
+            return False
+        largest = self._largest_share(self.ranks)
+        if self._chunk > max(largest, self._members_per_forward):  # of a run of fewer processes
+            self._chunk = largest
+            self.evaluation.limit_groups(self._chunk)
+        ranks = self._ranks_with_groups
+        members = ranks.share(population)
+        if self.evaluation.pace is not None:
+            name = f"generation {self.state.generation}, batch {self._scores.batches}"
+            self.evaluation.pace.start(name, len(population) * self.ranks.data)
+        self._scores.batches += 1
+        values = self._evaluate_members(fitness, batch, members)
+        failures = [value.error for value in values if isinstance(value, Failure)]
+        results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)
+        self._keep_groups(sizes)
+        self._reports.failures(self.state.generation, results[:, 1] < 0, failures, self.minimum_evaluated)
+        return self._scores.add(results)
+
+    def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
+        """What ``fitness`` gives for some members."""
+        space, module = self.space, self._module
+        assert module is not None
+        shared = batches.SharedBatch(batch)
+        try:
+            with Isolation(module, space[0].tensor.device) as isolation, self.evaluating():
+                run = partial(self._run, fitness, shared)
+                return self.evaluation(module, space, self.population, run, isolation, members)
+        finally:
+            shared.restore()
+
+    def _keep_groups(self, sizes: list[int]) -> None:
+        """From now on the same members run together, however many processes there will be: that decides on last bits.
+
+        Args:
+            sizes: How many members each process ran at once; 0 where that was not decided yet.
+        """
+        if self._chunk or not all(sizes):
+            return
+        self._chunk = min(*sizes, self._largest_share(self.ranks))
+        if self.ranks.groups > 1:
+            self.evaluation.limit_groups(self._chunk)
+
+    @property
+    def _ranks_with_groups(self) -> Ranks:
+        """The processes; groups stay whole if that was asked for, or if no process has more members for it."""
+        whole = replace(self.ranks, chunk=max(1, self._chunk))
+        as_even = self._largest_share(whole) == self._largest_share(self.ranks)
+        return whole if self._members_per_forward or as_even else self.ranks
+
+    def _largest_share(self, ranks: Ranks) -> int:
+        """Members of the process that has most."""
+        return max(len(ranks.share(self.population, group)) for group in range(ranks.groups))
+
+    @staticmethod
+    def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
+        return fitness(shared.for_member())
+
+    def recall(self, fitness: Tensor, sigma: float | None = None) -> None:
+        """Take a recorded generation's fitness instead of evaluating it; :meth:`conclude` then gives the same update.
+
+        Args:
+            fitness: ``[members]``, as :attr:`Update.fitness` had it.
+            sigma: The generation's sigma; ``None`` for the current one.
+
+        Raises:
+            ValueError: If there is not one fitness for each member.
+        """
+        if fitness.shape != (len(self.population),):
+            raise ValueError(
+                f"A fitness for each of {len(self.population)} members is needed, got {list(fitness.shape)}."
+            )
+        if sigma is not None:
+            self._population = replace(self.population, sigma=sigma)
+        self._scores.fitness_sum, self._scores.weight = fitness.to(torch.float64), 1.0
+
+    def conclude(self) -> Update:
+        """Learn from the generation's fitness and move on to the next generation.
+
+        Raises:
+            RuntimeError: If no batch was evaluated.
+        """
+        if not self.has_fitness:
+            raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
+        population, fitness = self.population, self._scores.fitness
+        weights = self.algorithm.direction_weights(population, fitness, self.space.numel)
+        update = Update(
+            population=population,
+            space=self.space,
+            fitness=fitness,
+            weights=tuple(weights.tolist()),
+            weight_decay=self.algorithm.weight_decay,
+            learning_rate=self.algorithm.current_learning_rate(self.state),
+        )
+        self._reports.learning(self.state.generation, update, self._scores.failed)
+        self.state = self.algorithm.advance(self.state, update.weights)
+        self._forget_batches()
+        return update
+
+    @property
+    def has_fitness(self) -> bool:
+        """Whether a batch of the current generation was evaluated."""
+        return self._scores.weight > 0
+
+    def statistics(self) -> dict[str, float]:
+        """Mean, deviation and best fitness of the current generation so far, over the members that did not fail.
+
+        And how many did: by an exception, the timeout, or a fitness that is NaN or infinite.
+        """
+        return self._scores.statistics()
+
+    def _forget_batches(self) -> None:
+        self._population = None
+        self._scores = Scores(self.algorithm.population)
+
+    def _subset(self, batch: Any) -> tuple[Any, float]:
+        """The part of a batch that this generation still wants, and what it weighs in the mean."""
+        wanted = self.algorithm.samples_per_generation
+        if wanted is None:
+            return batch, 1.0
+        total = batches.count(batch)
+        seen = int(self._scores.weight)  # with this option a batch weighs as much as it has samples
+        chosen = min(total, -(-(wanted - seen) // self.ranks.data))
+        if 0 < chosen < total:
+            key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
+            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # `seen` tells the batches apart
+            batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
+        return batch, float(chosen)
+
+    # --- checkpoints ---
+
+    def state_dict(self, device: torch.device) -> dict[str, Any]:
+        """Everything that the rest of the run depends on: plain numbers, strings and tensors.
+
+        Args:
+            device: The state of its random number generator is saved, beside those of the CPU.
+        """
+        saved: dict[str, Any] = {
+            "algorithm": self.algorithm.name,
+            "seed": self.state.seed,
+            "generation": self.state.generation,
+            "fitness_sum": self._scores.fitness_sum.clone(),
+            "fitness_weight": self._scores.weight,
+            "random_state": RandomState(device).state_dict(),
+        }
+        saved.update(self.evaluation.state_dict())
+        if self.state.momentum:
+            saved["momentum"] = self.state.momentum
+        if self.state.sigma is not None:
+            saved["sigma"] = self.state.sigma
+        return saved
+
+    def load_evaluation(self, saved: Mapping[str, Any]) -> None:
+        """Run members as another run did, where that is left open here.
+
+        Args:
+            saved: From :meth:`Evaluation.state_dict <lightning_evo.evaluation.choice.Evaluation.state_dict>`.
+        """
+        self.evaluation.load_state_dict(saved)
+        self._chunk = self._members_per_forward or int(saved.get("members_per_forward", 0))
+
+    def start_at(self, generation: int) -> None:
+        """Number the coming generation: a run that goes on from other training should not repeat noise."""
+        self.state = replace(self.state, generation=generation)
+
+    def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Continue a run: the next noise, and every other random number, is what it would have been.
+
+        Args:
+            saved: From :meth:`state_dict`.
+            device: As there.
+
+        Raises:
+            ValueError: If another algorithm wrote it, or its population in the middle of a generation was another.
+        """
+        if saved["algorithm"] != self.algorithm.name:
+            raise ValueError(
+                f"This checkpoint was written by the algorithm {saved['algorithm']!r}, but this run uses "
+                f"{self.algorithm.name!r}. Use the same algorithm to resume, or load only the weights (for example "
+                "`MyModule.load_from_checkpoint(path)`) to start a new run from them."
+            )
+        if saved["fitness_weight"] and len(saved["fitness_sum"]) != self.algorithm.population:
+            raise ValueError(
+                f"This checkpoint was written in the middle of a generation of {len(saved['fitness_sum'])} members; "
+                f"this run has population={self.algorithm.population}. Resume with the same population."
+            )
+        seed = saved["seed"]
+        if self.seed is not None and self.seed & (1 << 64) - 1 != seed:
+            warnings.warn(
+                f"Resuming with seed={self.seed}; the checkpoint's run used {seed}. The noise will be different from "
+                "an uninterrupted run's.",
+                stacklevel=2,
+            )
+            seed = self.seed & (1 << 64) - 1
+        momentum = tuple((int(generation), tuple(weights)) for generation, weights in saved.get("momentum", ()))
+        self.state = replace(
+            self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"), momentum=momentum
+        )
+        self.load_evaluation(saved)
+        self._forget_batches()
+        if saved["fitness_weight"]:
+            self._scores.fitness_sum = saved["fitness_sum"].cpu().clone()
+            self._scores.weight = saved["fitness_weight"]
+        self._resumed = True
+        RandomState(device).load_state_dict(saved["random_state"])

@@ -1,0 +1,185 @@
+"""Who makes the noise of an update, where several processes hold the same weights.
+
+An update is a sum over D directions, of d elements each. Three ways of making it with R processes, each of which makes
+r elements of noise a second, connected at b bytes a second:
+
+=================  =====================================  ==========================  ===========================
+``update_sync``    what a process does                    seconds                     bytes received by a process
+=================  =====================================  ==========================  ===========================
+``"replicated"``   all directions of all elements         D d / r                     0
+``"sharded"``      all directions of its share of the     D d / (R r) + 4 d / b       4 d (R - 1) / R
+                   elements; then all gather the sums
+``"all_reduce"``   its share of the directions, of all    D d / (R r) + 8 d / b       8 d (R - 1) / R
+                   elements; then all add up the sums
+=================  =====================================  ==========================  ===========================
+
+The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. Both others are a way
+of summing noise and nothing more, so they are perturbations around the one that makes it: what is done with the sum,
+clipping, rounding and gradients, does not know of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_evo.generation.update import Update
+from lightning_evo.perturbations import Perturbation
+from lightning_evo.processes.ranks import Ranks
+from lightning_evo.utils.messages import did_you_mean
+
+__all__ = ["CostModel", "UpdateSync", "check_update_sync", "choose", "measure", "synchronized"]
+
+UpdateSync = Literal["auto", "replicated", "sharded", "all_reduce"]
+
+_WORTHWHILE = 1 << 16  # elements below which a message takes longer than the noise
+_MARGIN = 1.5  # of messages: many small ones cost more than the formula knows
+_PROBE = 1 << 20  # elements that a measurement makes and sends
+
+
+def check_update_sync(name: str) -> None:
+    """Raise a ValueError unless there is such a way."""
+    if name not in get_args(UpdateSync):
+        raise ValueError(
+            f"Unknown update_sync {name!r}.{did_you_mean(str(name), get_args(UpdateSync))} "
+            f"Choose one of {', '.join(get_args(UpdateSync))}."
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The table at the head of this file.
+
+    Attributes:
+        noise: Elements of noise, summed, that a process makes in a second.
+        bandwidth: Bytes that a process receives in a second.
+
+    Example:
+        >>> model = CostModel(noise=1e9, bandwidth=1e9)
+        >>> model.choose(directions=2, elements=10**9, ranks=2)  # 2 s against 1 s + 4 s
+        'replicated'
+        >>> model.choose(directions=64, elements=10**9, ranks=8)
+        'sharded'
+    """
+
+    noise: float
+    bandwidth: float
+
+    def seconds(self, name: UpdateSync, directions: int, elements: int, ranks: int) -> float:
+        """The time of one update."""
+        work = directions * elements / self.noise
+        if name == "replicated":
+            return work
+        bytes_per_element = {"sharded": 4, "all_reduce": 8}[name]
+        return work / ranks + bytes_per_element * elements * (ranks - 1) / ranks / self.bandwidth
+
+    def choose(self, directions: int, elements: int, ranks: int) -> Literal["replicated", "sharded"]:
+        """The faster one of the two that give the same bits; only clearly faster messages are worth their trouble."""
+        replicated, sharded = (self.seconds(name, directions, elements, ranks) for name in ("replicated", "sharded"))
+        return "sharded" if sharded * _MARGIN < replicated else "replicated"
+
+
+def choose(update: Update, ranks: Ranks) -> tuple[Literal["replicated", "sharded"], str]:
+    """What ``"auto"`` takes, and why, in one line. All processes must call it."""
+    elements, directions = sum(parameter.tensor.numel() for parameter in update.space), update.population.directions
+    if max(parameter.tensor.numel() for parameter in update.space) < _WORTHWHILE:
+        return "replicated", f"update_sync: replicated, as no tensor has {_WORTHWHILE:,} elements."
+    model = measure(update, ranks)
+    name = model.choose(directions, elements, ranks.world_size)
+    return name, (
+        f"update_sync: {name}, for {directions} directions of {elements:,} elements on {ranks.world_size} processes, "
+        f"each of which makes {model.noise:.2g} elements of noise and receives {model.bandwidth:.2g} bytes in a second."
+    )
+
+
+def measure(update: Update, ranks: Ranks) -> CostModel:
+    """The constants of this run: the mean over the processes of a short measurement. All of them must call it."""
+    perturbation, largest = update.population.perturbation, max(update.space, key=lambda p: p.tensor.numel())
+    center, elements = largest.tensor.detach(), min(_PROBE, largest.tensor.numel())
+    directions = min(4, update.population.directions)
+    device = center.device
+
+    def seconds(function: Callable[[], object]) -> float:
+        function()  # whatever is made once
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        return time.perf_counter() - start
+
+    weights = [1.0] * directions
+    noise = seconds(lambda: perturbation.weighted_sum(weights, largest.index, center, 0, elements))
+    values = torch.zeros(max(1, _PROBE // ranks.world_size), device=device)
+    traffic = seconds(lambda: ranks.gather_from_all(values))
+    measured = torch.tensor([noise, traffic], dtype=torch.float64)
+    noise, traffic = torch.stack(ranks.gather_from_all(measured)).mean(0).tolist()
+    received = 4 * len(values) * (ranks.world_size - 1)
+    return CostModel(noise=directions * elements / max(noise, 1e-9), bandwidth=received / max(traffic, 1e-9))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def synchronized(update: Update, name: UpdateSync, ranks: Ranks) -> Update:
+    """The same update, whose noise is made by all processes together. All of them must then act on it alike.
+
+    Args:
+        update: What a generation has taught.
+        name: ``"replicated"``, ``"sharded"`` or ``"all_reduce"``.
+        ranks: The processes, which hold the same weights.
+    """
+    if name == "replicated" or ranks.world_size == 1:
+        return update
+    inner = update.population.perturbation
+    outer = _Sharded(inner, ranks) if name == "sharded" else _Summed(inner, ranks)
+    return replace(update, population=replace(update.population, perturbation=outer))
+
+
+class _Together(Perturbation):
+    """A perturbation whose sums are made by all processes; the noise itself is made by each."""
+
+    def __init__(self, inner: Perturbation, ranks: Ranks) -> None:
+        super().__init__(inner.key)
+        self._inner, self._ranks = inner, ranks
+
+    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
+        return self._inner.noise(directions, parameter, center)
+
+
+class _Sharded(_Together):
+    """Sums each process's share of the elements there, and gathers."""
+
+    def weighted_sum(
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        stop = center.numel() if stop is None else stop
+        if stop - start < _WORTHWHILE:
+            return self._inner.weighted_sum(weights, parameter, center, start, stop)
+        each = -(-(stop - start) // self._ranks.world_size)
+        first = min(stop, start + self._ranks.rank * each)
+        own = self._inner.weighted_sum(weights, parameter, center, first, min(stop, first + each))
+        padded = own.new_zeros(each)
+        padded[: len(own)] = own
+        return torch.cat(self._ranks.gather_from_all(padded))[: stop - start]
+
+
+class _Summed(_Together):
+    """Sums each process's share of the directions there, and adds the sums up."""
+
+    def weighted_sum(
+        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        rank, size = self._ranks.rank, self._ranks.world_size
+        # Of those that count, each process takes every R-th.
+        chosen = [direction for direction, weight in enumerate(weights) if weight][rank::size]
+        own = [0.0] * len(weights)
+        for direction in chosen:
+            own[direction] = weights[direction]
+        return self._ranks.sum_over_all(self._inner.weighted_sum(own, parameter, center, start, stop))

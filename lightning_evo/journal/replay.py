@@ -1,0 +1,362 @@
+"""A generation's weights from a checkpoint and a journal, without the module's code or data."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo.algorithms import ESState, EvolutionStrategy
+from lightning_evo.generation.update import Clipping, Update
+from lightning_evo.journal import (
+    Journal,
+    JournalError,
+    RecordedParameter,
+    check_of,
+    describe_algorithm,
+    rebuild_algorithm,
+    weights_checksum,
+)
+from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+
+__all__ = ["replay"]
+
+_KEY = "lightning_evo"  # of checkpoints
+
+
+def replay(
+    checkpoint: str | Path | Mapping[str, Any],
+    journal: str | Path | Journal,
+    *,
+    to: int | None = None,
+    algorithm: EvolutionStrategy | None = None,
+    device: str | torch.device = "cpu",
+    exact: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Rebuild the weights that a run had after some generation.
+
+    What evolved is rebuilt, bit for bit. Everything else, such as buffers (BatchNorm's statistics) and frozen weights,
+    stays as the checkpoint has it. Where the journal has a checksum of the run's weights (about every hundred
+    generations, and at the end of a fit), they are compared with it.
+
+    Args:
+        checkpoint: Of this run, at or before that generation; a path, or what is in it. For the run's first generation
+            the weights alone are enough, of which the journal has a checksum.
+        journal: The run's journal.
+        to: Generations finished, as ``global_step`` counts them where each step is one; ``None`` for all recorded.
+        algorithm: The run's algorithm, if the journal can't hold it: one with a function of your own for ``shaping``.
+        device: Where to compute. The CPU and GPUs draw the same noise.
+        exact: Whether to stop where a generation's update is not, in its last bits, the one that was made, or weights
+            are not those that the run had. If false, the weights are compared all the same, with one warning.
+        progress: Called with the generations replayed and their total.
+
+    Returns:
+        A checkpoint of weights only, to be loaded by ``load_from_checkpoint`` or as ``["state_dict"]``: the given one
+        without the states of optimizer, loops and callbacks, which a journal does not hold. It can be a further
+        replay's ``checkpoint``. Tensors are on the CPU. ``["lightning_evo"]["compared"]`` is the last generation at
+        which they were found to be the run's; what your own code did to weights after it is not seen.
+
+    Raises:
+        JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
+            is missing or of another shape or dtype, the algorithm can't be rebuilt or is another one, the checkpoint
+            can't be read, there is no such device, or (with ``exact``) the weights departed from the run's.
+
+    Example:
+        >>> import tempfile, lightning as L
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_evo import EvoStrategy
+        >>> folder = tempfile.mkdtemp()
+        >>> model = BoringModel()
+        >>> start = {name: value.clone() for name, value in model.state_dict().items()}
+        >>> strategy = EvoStrategy("mezo", update="in_place", journal=True)
+        >>> trainer = L.Trainer(
+        ...     strategy=strategy, max_steps=3, accelerator="cpu", default_root_dir=folder, barebones=True
+        ... )
+        >>> trainer.fit(model)
+        >>> replayed = replay(start, f"{folder}/evolution.evoj")["state_dict"]
+        >>> torch.equal(replayed["layer.weight"], model.layer.weight)
+        True
+    """
+    opened = Journal.open(journal) if not isinstance(journal, Journal) else journal
+    try:
+        return _replay(_load(checkpoint), opened, to, algorithm, _device(device), exact, progress)
+    finally:
+        if opened is not journal:
+            opened.close()
+
+
+def _replay(
+    base: Mapping[str, Any],
+    journal: Journal,
+    to: int | None,
+    algorithm: EvolutionStrategy | None,
+    device: torch.device,
+    exact: bool,
+    progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]:
+    algorithm = _algorithm(journal, algorithm)
+    if exact and journal.header.summation:
+        raise JournalError(
+            f"The updates of {journal.path} were added up by {journal.header.summation}, whose last bits one process "
+            "can't repeat. Resume the run itself; or accept weights that differ in them: exact=False (`--inexact`)."
+        )
+    saved = base.get(_KEY, {})
+    first = int(saved.get("generation", journal.header.generation))
+    last = journal.end if to is None else to
+    _check_range(journal, first, last)
+    # Lightning's WeightAveraging saves the average as `state_dict`, and the weights that evolve beside it.
+    weights = _Weights(base.get("current_model_state", base.get("state_dict", base)), device)
+    comparison = _Comparison(journal, first, exact)
+    if _check_run(journal, saved, first, weights):
+        comparison.agreed = first
+    if first - 1 in journal:
+        comparison.at(first, weights.space(journal.conditions_at(first - 1).parameters))
+    momentum = tuple((int(generation), tuple(values)) for generation, values in saved.get("momentum", ()))
+    state = ESState(seed=journal.header.conditions.seed, generation=first, momentum=momentum)
+    for generation in range(first, last):
+        record, conditions = journal.read(generation), journal.conditions_at(generation)
+        space = weights.space(conditions.parameters)
+        state = replace(state, seed=conditions.seed)
+        population = replace(algorithm.ask(state), sigma=record.sigma)
+        fitness = torch.tensor(record.fitness, dtype=torch.float64)
+        directions = algorithm.direction_weights(population, fitness, space.numel).tolist()
+        double = any(parameter.tensor.dtype == torch.float64 for parameter in space)
+        if exact and check_of(directions, torch.float64 if double else torch.float32) != record.check:
+            raise JournalError(
+                f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
+                "written, by another version of lightning-evo or torch, or on another processor. Replay it there; or "
+                "accept weights that differ in their last bits: exact=False (`--inexact`)."
+            )
+        rates = record.learning_rates
+        update = Update(population, space, fitness, tuple(directions), algorithm.weight_decay, rates[0])
+        if update:
+            clipping = None
+            if conditions.clipping is not None:
+                limit, by = conditions.clipping
+                clipping = Clipping(limit, by, record.coefficient)
+            groups = {id(p.tensor): entry.group for p, entry in zip(space, conditions.parameters, strict=True)}
+            update.apply(_learning_rates(rates, groups), clipping)
+        state = algorithm.advance(state, update.weights)
+        comparison.at(generation + 1, space)
+        if progress is not None:
+            progress(generation + 1 - first, last - first)
+    return _checkpoint(base, weights, journal, state, comparison.agreed)
+
+
+class _Comparison:
+    """Of the replayed weights with those that the run had, where the journal has a checksum of them."""
+
+    def __init__(self, journal: Journal, first: int, exact: bool) -> None:
+        self.agreed: int | None = None
+        """The last generation that both began with the same weights."""
+        self._journal, self._first, self._exact = journal, first, exact
+        self._warned = False
+
+    def at(self, generation: int, space: SearchSpace) -> None:
+        """Compare the weights with which a generation begins.
+
+        Args:
+            generation: Its number.
+            space: The parameters that evolved in the generation before.
+
+        Raises:
+            JournalError: If they are others than the run's, and that is not accepted.
+        """
+        recorded = self._journal.weights.get(generation)
+        if recorded is None:
+            return
+        found = weights_checksum(space)
+        if found == recorded:
+            self.agreed = generation
+            return
+        since = self._first if self.agreed is None else self.agreed
+        where = f"Between generations {since} and" if since < generation else "Before generation"
+        message = (
+            f"{where} {generation} of {self._journal.path} the run's weights departed from what its fitness gives: "
+            f"generation {generation} began with weights of the checksum {recorded}, and the replay has {found}. Most "
+            "likely your code or a callback moved them, too (clamped, normalized, pruned or averaged them, say), which "
+            "is not in a journal; or another processor or version of torch rounds otherwise. "
+        )
+        if self._exact:
+            raise JournalError(
+                f"{message}Resume the fit instead, which runs that code again; replay no further than {since}; or "
+                "accept weights that are not the run's: exact=False (`--inexact`)."
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{message}The replay goes on without that. This is said once.", stacklevel=4)
+
+
+def _learning_rates(rates: tuple[float, ...], groups: Mapping[int, int]) -> Callable[[nn.Parameter], float]:
+    return lambda parameter: rates[0] if len(rates) == 1 else rates[groups[id(parameter)]]
+
+
+class _Weights:
+    """The tensors of a state dict, those that evolve as parameters."""
+
+    def __init__(self, state_dict: Mapping[str, Any], device: torch.device) -> None:
+        self._state_dict = dict(state_dict)
+        self._device = device
+        self._moving: dict[str, nn.Parameter] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._last: tuple[tuple[RecordedParameter, ...], SearchSpace] | None = None
+
+    def space(self, parameters: tuple[RecordedParameter, ...]) -> SearchSpace:
+        """The search space that these parameters make."""
+        if self._last is None or self._last[0] is not parameters:
+            found = [EvolvingParameter(p.names[0], self._parameter(p), p.index, p.padding_row) for p in parameters]
+            self._last = parameters, SearchSpace.of(found)
+        return self._last[1]
+
+    def _parameter(self, described: RecordedParameter) -> nn.Parameter:
+        name = described.names[0]
+        if name not in self._moving:
+            found = next((self._state_dict[n] for n in described.names if n in self._state_dict), None)
+            if not isinstance(found, Tensor):
+                raise JournalError(
+                    f"The journal's parameter {name} is not in the checkpoint, which has "
+                    f"{', '.join(list(self._state_dict)[:20])}. Is it a checkpoint of the same module?"
+                )
+            dtype = str(found.dtype).removeprefix("torch.")
+            if tuple(found.shape) != described.shape or dtype != described.dtype:
+                raise JournalError(
+                    f"The journal's parameter {name} is {described.dtype} {list(described.shape)}; in the checkpoint "
+                    f"it is {dtype} {list(found.shape)}. Is it a checkpoint of the same module, in the same precision?"
+                )
+            self._moving[name] = nn.Parameter(found.detach().to(self._device, copy=True), requires_grad=False)
+            self._names[name] = described.names
+        return self._moving[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All tensors, tied ones sharing their memory."""
+        for name, parameter in self._moving.items():
+            value = parameter.detach().cpu()
+            self._state_dict.update({alias: value for alias in self._names[name] if alias in self._state_dict})
+        return self._state_dict
+
+
+def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(checkpoint, Mapping):
+        return checkpoint
+    if Path(checkpoint).is_dir():
+        raise JournalError(
+            f"{checkpoint} is a folder, as evo_fsdp writes its checkpoints. Make it one file: "
+            f"python -m lightning.fabric.utilities.consolidate_checkpoint {checkpoint}"
+        )
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what is not a pickle makes the unpickler fail in any way: KeyError, IndexError, …
+        known = isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError))
+        first_line = (str(error).strip().splitlines() or [""])[0] if known else "it is not a file of torch.save."
+        raise JournalError(
+            f"{checkpoint} can't be read as plain data: {first_line:.200} If it is a checkpoint that holds objects of "
+            "your code, load it yourself and pass what is in it: lightning_evo.journal.replay.replay(torch.load(…), …)."
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise JournalError(f"{checkpoint} is not a checkpoint: it holds a {type(loaded).__name__}.")
+    return loaded
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # "meta" holds no values
+    except Exception as error:  # a build of torch without it, no such GPU, …
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise JournalError(
+            f"There is no device {str(name)!r} here: {first_line:.200} Give cpu, cuda or cuda:1."
+        ) from error
+    return device
+
+
+def _algorithm(journal: Journal, given: EvolutionStrategy | None) -> EvolutionStrategy:
+    described = journal.header.algorithm
+    if given is None:
+        return rebuild_algorithm(described)
+    here = describe_algorithm(given)
+    differences = [
+        f"{name} ({described.get(name)!r} there, {here.get(name)!r} here)"
+        for name in sorted(described.keys() | here.keys())
+        if described.get(name) != here.get(name)
+    ]
+    if differences:
+        raise JournalError(f"{journal.path} was written with another algorithm: {', '.join(differences)}.")
+    return given
+
+
+def _check_range(journal: Journal, first: int, last: int) -> None:
+    start, end = journal.header.generation, journal.end
+    if not start <= first <= end:
+        raise JournalError(
+            f"The checkpoint is of generation {first}, and {journal.path} has the way from {start} to {end}. Take a "
+            "checkpoint from there."
+        )
+    if last < first:
+        raise JournalError(
+            f"The checkpoint is of generation {first}, and a replay only goes forward: {last} is before it. Take an "
+            "earlier checkpoint."
+        )
+    if last > end:
+        raise JournalError(f"{journal.path} ends at generation {end}; it does not have the way to {last}.")
+
+
+def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: _Weights) -> bool:
+    """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves.
+
+    Returns:
+        Whether the weights were compared, too.
+    """
+    header, named = journal.header, saved.get("journal")
+    if named is not None and named["run"] == header.run:
+        compared = bool(named.get("weights")) and first - 1 in journal
+        if compared:
+            found = weights_checksum(weights.space(journal.conditions_at(first - 1).parameters))
+            if found != named["weights"]:
+                raise JournalError(
+                    f"The checkpoint's weights have the checksum {found}; those of the run had {named['weights']} when "
+                    "it was written, so something else was saved (averaged weights, say) or changed since. Give "
+                    "another checkpoint of the run."
+                )
+        return compared
+    if first == header.generation:
+        found = weights_checksum(weights.space(header.conditions.parameters))
+        if found == header.start:
+            return True
+        raise JournalError(
+            f"The checkpoint's weights have the checksum {found}; {journal.path} begins with {header.start}. Give the "
+            "checkpoint that the run began with, or one that it wrote."
+        )
+    is_of = "does not name its journal" if named is None else f"is of the run {named['run']:016x}"
+    raise JournalError(
+        f"The checkpoint {is_of}, and {journal.path} is of the run {header.run:016x}. Give a checkpoint of that run."
+    )
+
+
+def _checkpoint(
+    base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState, compared: int | None
+) -> dict[str, Any]:
+    # States that belong to the base's generation: nothing must go on from them by mistake.
+    dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY]
+    dropped += ["current_model_state", "averaging_state"]  # the average is not replayed
+    others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
+    saved: dict[str, Any] = {
+        "algorithm": journal.header.algorithm["name"],
+        "seed": state.seed,
+        "generation": state.generation,
+        "journal": {"run": journal.header.run, "path": str(journal.path.resolve()), "batches": 0},
+        "compared": compared,
+    }
+    if state.momentum:
+        saved["momentum"] = state.momentum
+    if "global_step" in others:
+        others["global_step"] = state.generation
+    return {**others, "state_dict": weights.state_dict(), _KEY: saved}

@@ -1,0 +1,1 @@
+"""Several processes: who evaluates what, how results travel, and whether all still agree."""

@@ -1,0 +1,174 @@
+"""What becomes of the things that users return; the fitness of EA4LLM against its formula."""
+
+import math
+
+import numpy
+import pytest
+import torch
+
+from lightning_evo.evaluation.fitness import as_fitness, fitness_of_loss, fitness_of_step, token_log_probability
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "dtype"),
+    [
+        (torch.tensor(2.5), 2.5, torch.float32),
+        (torch.tensor([1.0, 2.0, 6.0]), 3.0, torch.float32),
+        (torch.tensor([1.0, 2.0], dtype=torch.float64), 1.5, torch.float64),
+        (torch.tensor([256.0, 257.0, 258.0, 259.0]).bfloat16(), 257.5, torch.float32),  # 256, 256, 258 and 260
+        (torch.tensor([True, False, True, True]), 0.75, torch.float64),
+        (torch.tensor([1, 2, 4]), 7 / 3, torch.float64),
+        (torch.tensor([200, 200], dtype=torch.uint8), 200.0, torch.float64),
+        (3, 3.0, torch.float64),
+        (0.5, 0.5, torch.float64),
+        (True, 1.0, torch.float64),
+        (numpy.float64(0.25), 0.25, torch.float64),
+        (numpy.float32(0.25), 0.25, torch.float64),
+        (numpy.int64(4), 4.0, torch.float64),
+        (numpy.bool_(True), 1.0, torch.float64),
+        (2**24 + 1, 2.0**24 + 1, torch.float64),  # float32 would lose the one, and tie what differs
+        (torch.tensor(2**24 + 1), 2.0**24 + 1, torch.float64),
+    ],
+)
+def test_as_fitness(value, expected, dtype):
+    fitness = as_fitness(value)
+    assert fitness.shape == ()
+    assert fitness.dtype == dtype
+    assert fitness.item() == pytest.approx(expected, rel=1e-7)
+
+
+def test_short_floats_are_averaged_in_float32():
+    values = torch.full((4096,), 1 + 2**-7, dtype=torch.bfloat16)
+    values[0] = 2.0
+    assert as_fitness(values).item() == pytest.approx(values.double().mean().item(), rel=1e-6)
+
+
+def test_the_fitness_does_not_hold_on_to_graph_or_storage():
+    weight = torch.tensor(2.0, requires_grad=True)
+    fitness = as_fitness(weight)
+    assert not fitness.requires_grad
+    with torch.no_grad():
+        weight.fill_(5.0)  # as the restore after a member does with the weights
+    assert fitness == 2.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_failures_pass_through(value):
+    assert as_fitness(torch.tensor([1.0, value])).item() == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ("good", TypeError, r"`fitness_step` returned str \('good'\), which can't be compared"),
+        (None, TypeError, "returned NoneType"),
+        ([1.0], TypeError, "returned list"),
+        (1 + 2j, TypeError, "returned complex"),
+        (torch.tensor(1j), TypeError, "complex tensor"),
+        (torch.zeros(2, 3), ValueError, r"shape \[2, 3\].*\.mean\(dim=1\)"),
+        (torch.zeros(0), ValueError, "empty tensor"),
+    ],
+)
+def test_what_is_no_fitness(value, kind, message):
+    with pytest.raises(kind, match=message):
+        as_fitness(value)
+
+
+@pytest.mark.parametrize(
+    "output", [torch.tensor(1.5), torch.tensor([1.5]), torch.tensor([[1.5]]), {"loss": torch.tensor(1.5), "x": 2}, 1.5]
+)
+def test_a_loss_is_the_negative_of_a_fitness(output):
+    fitness = fitness_of_loss(output)
+    assert fitness.shape == ()
+    assert fitness.item() == -1.5
+
+
+@pytest.mark.parametrize("output", [None, {"loss": None}])
+def test_a_skipped_step_has_no_fitness(output):
+    assert fitness_of_loss(output) is None
+
+
+@pytest.mark.parametrize(
+    ("output", "kind", "message"),
+    [
+        ({"losses": 1}, TypeError, "without the key 'loss'"),
+        ("loss", TypeError, "`training_step` returned str"),
+        (torch.zeros(3), ValueError, r"loss of shape \[3\].*fitness_step"),
+    ],
+)
+def test_what_is_no_loss(output, kind, message):
+    with pytest.raises(kind, match=message):
+        fitness_of_loss(output)
+
+
+# --- token_log_probability ------------------------------------------------------------------------------------------
+
+
+def by_hand(logits, tokens, mask):
+    """EA4LLM, Eq. 10, with plain loops: sum_t m_t log p(x_{t+1} | x_{<=t}) / sum_t m_t."""
+    results = []
+    for sample in range(len(tokens)):
+        total = count = 0.0
+        for t in range(tokens.shape[1] - 1):
+            if mask[sample][t + 1]:
+                scores = [math.exp(score) for score in logits[sample][t].tolist()]
+                total += math.log(scores[tokens[sample][t + 1]] / sum(scores))
+                count += 1
+        results.append(total / count if count else 0.0)
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_token_log_probability(dtype):
+    logits, tokens = torch.randn(3, 7, 11).to(dtype), torch.randint(11, (3, 7))
+    mask = torch.tensor([[1] * 7, [1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 1]])
+    for given in (None, mask, mask.bool(), mask.float()):
+        result = token_log_probability(logits, tokens, given)
+        assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert result.tolist() == pytest.approx(
+            by_hand(logits, tokens, torch.ones(3, 7) if given is None else mask), rel=1e-5
+        )
+
+
+def test_padding_has_no_influence():
+    logits, tokens = torch.randn(2, 6, 5), torch.randint(5, (2, 6))
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    expected = token_log_probability(logits, tokens, mask)
+    assert expected[1] == 0  # only one real token: nothing is predicted
+    logits[:, 4:], tokens[:, 4:] = math.nan, -100
+    assert torch.equal(token_log_probability(logits, tokens, mask), expected)
+    short = token_log_probability(logits[:1, :4], tokens[:1, :4])
+    torch.testing.assert_close(short, expected[:1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "tokens", "mask"),
+    [((2, 5), (2, 5), None), ((2, 5, 3), (2, 4), None), ((2, 5, 3), (2, 5), (2, 4)), ((2, 5, 3), (2, 5), (5,))],
+)
+def test_shapes_that_do_not_fit(logits, tokens, mask):
+    with pytest.raises(ValueError, match=r"token_log_probability needs logits \[samples, length, vocabulary\]"):
+        token_log_probability(
+            torch.zeros(logits), torch.zeros(tokens, dtype=torch.long), None if mask is None else torch.ones(mask)
+        )
+
+
+def test_fitness_step_may_leave_out_the_batch_index():
+    assert float(fitness_of_step(lambda batch: batch, 7)(3.0)) == 3
+    assert float(fitness_of_step(lambda batch, batch_idx: batch + batch_idx, 7)(3.0)) == 10
+    with pytest.raises(TypeError, match="returned NoneType"):
+        fitness_of_step(lambda batch: None, 7)(3.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (lambda batch: batch, 1.0),
+        (lambda batch, batch_idx: batch + batch_idx, 6.0),
+        (lambda batch, number: batch + number, 6.0),
+        (lambda batch, batch_idx=0: batch + batch_idx, 6.0),
+        (lambda batch, temperature=0.5: batch + temperature, 1.5),
+        (lambda batch, *, flag=2: batch + flag, 3.0),
+    ],
+)
+def test_the_batchs_number_goes_where_it_is_asked_for(step, expected):
+    assert float(fitness_of_step(step, 5)(torch.tensor(1.0))) == expected
