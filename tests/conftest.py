@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 import warnings
 from collections.abc import Iterator
 
@@ -52,6 +53,17 @@ def quiet_logging() -> None:
     # For every test anew: Lightning sets its loggers to INFO when it is imported, which a test may be the first to do.
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, here and in processes that are started, as it does in a terminal.
+
+    Whatever nohup, cron or the ``&`` of a script starts ignores SIGINT, and so do its children.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=["0", "1"], ids=["plain", "kernels"])

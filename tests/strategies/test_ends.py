@@ -199,6 +199,7 @@ def test_restarted_workers_of_a_sharded_model_find_each_other(tmp_path):
 
 
 @linux
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("target", ["all", "first"])
 def test_a_signal_in_the_middle_of_a_generation_ends_all(tmp_path, sent, target):

@@ -39,6 +39,7 @@ class Watch(Callback):
         self.after = weights(pl_module)
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("evaluation", ["plain", "in_forward"])
 def test_interrupted_and_resumed(tmp_path, evaluation):
     def fit(module, folder, **options):
@@ -61,10 +62,9 @@ def test_interrupted_and_resumed(tmp_path, evaluation):
     assert watch.after is None
 
     Interrupted.third = itertools.count()
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(begin(Interrupted), tmp_path / "run")
-    signal.signal(signal.SIGINT, handler)  # Lightning leaves its own
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves its own
     assert_same_weights(watch.after, watch.before)
     with Journal.open(tmp_path / "run" / "evolution.evoj") as journal:
         assert len(journal) == 2
