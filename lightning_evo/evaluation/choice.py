@@ -24,14 +24,15 @@ from lightning_evo.evaluation.candidates import (
 )
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
-from lightning_evo.evaluation.faults import Failure, Pace, check_timeout, limited
+from lightning_evo.evaluation.faults import Failure, Pace, limited, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.running import Job, Way, name_of, run
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.spaces.search_space import SearchSpace
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.messages import first_line
+from lightning_evo.utils.options import one_of, whole_or_auto
 
 __all__ = ["Evaluation", "EvaluationName"]
 
@@ -57,19 +58,14 @@ class Evaluation:
         members_per_forward: int | Literal["auto"] | None = None,
         member_timeout: float | None = None,
     ) -> None:
-        if name not in get_args(EvaluationName):
-            raise ValueError(
-                f"Unknown evaluation {name!r}.{did_you_mean(str(name), get_args(EvaluationName))} "
-                f"Choose one of {', '.join(get_args(EvaluationName))}."
-            )
-        size: object = members_per_forward
-        if size is not None and size != "auto" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"members_per_forward must be 'auto' or a whole number >= 1, got {size!r}.")
-        if size is not None and name in ("plain", "in_forward"):
-            raise ValueError(f"members_per_forward has no effect with evaluation={name!r}, which runs one at a time.")
-        check_timeout(member_timeout)
-        self.name = name
-        self.member_timeout = member_timeout
+        self.name: EvaluationName = one_of("evaluation", name, get_args(EvaluationName))
+        if members_per_forward is not None:
+            members_per_forward = whole_or_auto("members_per_forward", members_per_forward)
+            if name in ("plain", "in_forward"):
+                raise ValueError(
+                    f"members_per_forward has no effect with evaluation={name!r}, which runs one at a time."
+                )
+        self.member_timeout = None if member_timeout is None else timeout_of_members(member_timeout)
         self.pace: Pace | None = None
         """Lets members be left out, where processes share the population; a strategy sets it."""
         self.summary = ""
@@ -300,5 +296,4 @@ def _reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MembersFail) and error.__cause__ is not None:
         error = error.__cause__
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line:.200}"
+    return f"{type(error).__name__}: {first_line(error)}"

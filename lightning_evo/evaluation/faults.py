@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Failure", "LeftOut", "Pace", "check_timeout", "guarded", "limited"]
+from lightning_evo.utils.options import number
+
+__all__ = ["Failure", "LeftOut", "Pace", "guarded", "limited", "timeout_of_members"]
+
+_LONGEST = 1e9  # seconds that any system's interval timer takes: 30 years
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,16 @@ def guarded(fitness: Callable[[], Any], timeout: float | None = None, pace: Pace
     return run
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Raise a ValueError unless ``member_timeout`` is ``None`` or a positive number of seconds that can be kept."""
-    if timeout is None:
-        return
-    given: object = timeout
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < float("inf"):
-        raise ValueError(f"member_timeout must be a positive number of seconds, got {timeout!r}.")
+def timeout_of_members(given: object) -> float:
+    """The seconds that ``member_timeout`` gives.
+
+    Raises:
+        ValueError: If it is not a positive number, or no timeout can be kept on this system.
+    """
+    seconds = number("member_timeout", given, above=0, wanted="a positive number of seconds")
     if not hasattr(signal, "setitimer"):
         raise ValueError("member_timeout needs a system with interval timers (Linux, macOS). Leave it out here.")
+    return seconds
 
 
 def limited(fitness: Callable[[], Any], seconds: float | None) -> Callable[[], Any]:
@@ -141,7 +146,7 @@ def limited(fitness: Callable[[], Any], seconds: float | None) -> Callable[[], A
         left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # before `stop` is there: a user's alarm is no timeout
         start, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_REAL, min(seconds, _LONGEST))
             return fitness()
         finally:
             running = False

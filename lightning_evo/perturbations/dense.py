@@ -25,12 +25,12 @@ from lightning_evo.noise.values import (
     rows,
 )
 from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
+from lightning_evo.spaces.memory import empty_copies
 from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["Dense", "standardised"]
 
 _CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
-_ALIGNMENT = 64  # bytes, as torch's own on a CPU
 _AT_ONCE = 1 << 22  # elements that plain tensor operations perturb at a time: they need 40 bytes for each
 
 
@@ -74,7 +74,8 @@ class Dense(Perturbation):
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
     ) -> Tensor:
         flat = center.detach().reshape(-1)
-        return self._members(directions, steps, parameter, flat, 0).view(len(steps), *center.shape)
+        [out] = empty_copies([flat], len(steps))
+        return self._members(directions, steps, parameter, flat, 0, out).view(len(steps), *center.shape)
 
     def members_of_several(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
@@ -83,13 +84,7 @@ class Dense(Perturbation):
         for library, table, mine in self._kernels_for(centers):
             flat = [centers[i].detach().view(-1) for i in mine]
             check_offsets(0, max(center.numel() for center in flat))
-            line = _ALIGNMENT // flat[0].element_size()
-            sizes = [-(-center.numel() // line) * line for center in flat]  # each member where a tensor would begin
-            memory = flat[0].new_empty(len(steps) * sum(sizes)).split_with_sizes([len(steps) * size for size in sizes])
-            outs = [
-                out.view(len(steps), size)[:, : center.numel()]
-                for out, size, center in zip(memory, sizes, flat, strict=True)
-            ]
+            outs = empty_copies(flat, len(steps))
             addresses = [address_of(self.key, parameters[i]) for i in mine]
             library.members(self.distribution, addresses, table, 0, directions, flat, outs, steps)
             for i, out in zip(mine, outs, strict=True):

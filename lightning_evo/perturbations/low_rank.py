@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_evo.noise.values import Distribution, NoiseKey, draw
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense, standardised
+from lightning_evo.utils.options import whole
 
 __all__ = ["LowRank"]
 
@@ -70,10 +71,7 @@ class LowRank(Perturbation):
         past: Sequence[tuple[NoiseKey, Sequence[float]]] = (),
     ) -> None:
         super().__init__(key)
-        given: object = rank
-        if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-            raise ValueError(f"rank must be a whole number >= 1, got {rank!r}.")
-        self.rank = rank
+        self.rank = whole("rank", rank)
         self.basis_key = key if basis_key is None else basis_key
         self.distribution = distribution
         self.past = tuple(past)

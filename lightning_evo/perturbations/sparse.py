@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.utils.options import number
 
 __all__ = ["Sparse"]
 
@@ -52,11 +53,8 @@ class Sparse(Perturbation):
 
     def __init__(self, inner: Perturbation, sparsity: float) -> None:
         super().__init__(inner.key)
-        given: object = sparsity
-        if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1:
-            raise ValueError(f"sparsity must be a number in (0, 1), got {sparsity!r}.")
         self.inner = inner
-        self.sparsity = sparsity
+        self.sparsity = number("sparsity", sparsity, above=0, below=1)
         self._thresholds: dict[int, float] = {}
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102

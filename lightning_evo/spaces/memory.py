@@ -1,11 +1,20 @@
-"""Where a tensor's elements lie in memory, and whether two tensors share some."""
+"""Where a tensor's elements lie in memory, whether two tensors share some, and memory that lies as another tensor's.
+
+A matrix product may be rounded by its operands' addresses: MKL's is on AMD's processors, and cuBLAS chooses kernels by
+them. So whatever stands for a weight begins at the weight's address modulo a cache line.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["extent", "overlap"]
+__all__ = ["Scratch", "copies_of", "empty_copies", "extent", "lies_as", "overlap"]
+
+_LINE = 64  # bytes: a cache line, and where torch's CPU tensors begin
+_LINE_OF_GPU = 256  # the largest alignment that cuBLAS tells apart
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -42,6 +51,87 @@ def overlap(first: Tensor, second: Tensor) -> bool:
     taken = torch.zeros(max(stop, other_stop) - origin, dtype=torch.bool)
     _bytes(taken, first, start - origin).fill_(True)
     return bool(_bytes(taken, second, other_start - origin).any())
+
+
+def lies_as(values: Tensor, center: Tensor) -> bool:
+    """Whether a tensor begins where ``center`` does, modulo a cache line."""
+    return (values.data_ptr() - center.data_ptr()) % _line(center) == 0
+
+
+def empty_copies(centers: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Memory for some tensors like each of ``centers``, of its memory format, all of which lie as it does.
+
+    Args:
+        centers: Strided tensors of one dtype and device. They get one allocation.
+        count: How many of each.
+
+    Returns:
+        ``[count, *center.shape]`` for each, not initialised; contiguous if ``count`` is 1 or each fills cache lines.
+
+    Example:
+        >>> center = torch.zeros(10)[3:]
+        >>> [both] = empty_copies([center], 2)
+        >>> both.shape, lies_as(both[0], center), lies_as(both[1], center)
+        (torch.Size([2, 7]), True, True)
+    """
+    first = centers[0]
+    line = max(1, _line(first) // first.element_size())  # in elements, as all that follows
+    starts, sizes, end = [], [], 0
+    for center in centers:
+        size = center.numel() if count == 1 else -(-center.numel() // line) * line
+        starts.append(-(-end // line) * line + center.data_ptr() % _line(center) // center.element_size())
+        sizes.append(size)
+        end = starts[-1] + count * size
+    memory = first.new_empty(end)
+    shift = -memory.data_ptr() % _line(first) // first.element_size()
+    if shift:  # of another allocator than torch's own
+        memory = first.new_empty(end + line)
+        shift = -memory.data_ptr() % _line(first) // first.element_size()
+    return [
+        memory.as_strided((count, *center.shape), (size, *_strides(center)), start + shift)
+        for center, size, start in zip(centers, sizes, starts, strict=True)
+    ]
+
+
+def copies_of(center: Tensor, values: Tensor) -> Tensor:
+    """``values [count, *center.shape]``, each of which lies as ``center`` does; copied if they don't yet."""
+    if center.is_contiguous():
+        step = values.stride(0) * values.element_size() if len(values) > 1 else 0
+        if values[0].is_contiguous() and lies_as(values, center) and step % _line(center) == 0:
+            return values
+    [copies] = empty_copies([center], len(values))
+    return copies.copy_(values)
+
+
+class Scratch:
+    """Memory that is used again and again: what was in it is gone when it is asked for next.
+
+    Example:
+        >>> scratch, weight = Scratch(), torch.zeros(10)[3:]
+        >>> room = scratch.room(weight, 7)
+        >>> room.shape, lies_as(room, weight)
+        (torch.Size([7]), True)
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def room(self, like: Tensor, size: int) -> Tensor:
+        """So many elements, flat, of the dtype and on the device of ``like``, that begin where it does."""
+        kind, width = (like.dtype, like.device), like.element_size()
+        memory = self._memory.get(kind)
+        if memory is None or memory.numel() * width < size * width + _line(like):
+            memory = self._memory[kind] = like.new_empty(size + -(-_line(like) // width))
+        start = (like.data_ptr() - memory.data_ptr()) % _line(like) // width
+        return memory[start : start + size]
+
+
+def _strides(center: Tensor) -> tuple[int, ...]:
+    return center.stride() if center.is_contiguous() else torch.empty_like(center, device="meta").stride()
+
+
+def _line(tensor: Tensor) -> int:
+    return _LINE if tensor.device.type == "cpu" else _LINE_OF_GPU
 
 
 def _bytes(memory: Tensor, tensor: Tensor, offset: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lightning_evo.spaces.memory import extent, overlap
 from lightning_evo.spaces.shards import Shard, as_gradient, is_sharded, shape_of, shard_of
-from lightning_evo.utils.messages import did_you_mean, preview
+from lightning_evo.utils.messages import did_you_mean, preview, shown
+from lightning_evo.utils.options import check_callable
 
-__all__ = ["Evolve", "EvolvingParameter", "SearchSpace"]
+__all__ = ["Evolve", "EvolvingParameter", "SearchSpace", "checked_choice"]
 
 Evolve = str | Sequence[str] | Callable[[str, nn.Parameter], bool] | None
 """A choice of parameters: regular expressions searched for in their names, a callable, or None for all."""
@@ -127,7 +128,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
                     padding_row, shard = _padding_row(module, names), shard_of(tensor, names[0])
                     candidates.append((EvolvingParameter(names[0], tensor, index, padding_row, shard), names))
                     break
-        chosen = _choose(candidates, evolve, module)
+        chosen = _choose(candidates, checked_choice(evolve), module)
         for parameter in chosen:
             if isinstance(parameter.tensor, nn.parameter.UninitializedParameter):
                 raise ValueError(
@@ -230,6 +231,35 @@ def _padding_row(module: nn.Module, names: list[str]) -> int | None:
     return owner.padding_idx if isinstance(owner, nn.Embedding | nn.EmbeddingBag) else None
 
 
+def checked_choice(evolve: object) -> Evolve:
+    """A choice of parameters, as far as it can be judged without a module.
+
+    Raises:
+        ValueError: If a regular expression is broken, there is none, or a function can't take a name and a parameter.
+        TypeError: If it is no choice.
+    """
+    if evolve is None:
+        return None
+    if callable(evolve):
+        check_callable("evolve", evolve, "name", "parameter")
+        return evolve
+    if not isinstance(evolve, Collection) or isinstance(evolve, bytes):
+        raise TypeError(f"evolve takes regular expressions, a callable or None; got {type(evolve).__name__}.")
+    patterns = [evolve] if isinstance(evolve, str) else list(evolve)
+    if not patterns:
+        raise ValueError(f"evolve={shown(evolve)} matches no parameter. Leave it out to evolve all of them.")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"evolve takes regular expressions, a callable or None; got {type(pattern).__name__} in the list."
+            )
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"evolve={shown(pattern)} is not a regular expression: {error}.") from error
+    return evolve if isinstance(evolve, str) else patterns
+
+
 def _choose(
     candidates: list[tuple[EvolvingParameter, list[str]]], evolve: Evolve, module: nn.Module
 ) -> list[EvolvingParameter]:
@@ -238,20 +268,9 @@ def _choose(
     elif callable(evolve):
         chosen = [p for p, names in candidates if any(evolve(name, p.tensor) for name in names)]
     else:
-        if not isinstance(evolve, Iterable):
-            raise TypeError(f"evolve takes regular expressions, a callable or None; got {type(evolve).__name__}.")
-        patterns = [evolve] if isinstance(evolve, str) else list(evolve)
         matched: set[int] = set()
-        for pattern in patterns:
-            if not isinstance(pattern, str):
-                raise TypeError(
-                    f"evolve takes regular expressions, a callable or None; got {type(pattern).__name__} in the list."
-                )
-            try:
-                expression = re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"evolve={pattern!r} is not a regular expression: {error}.") from error
-            hits = {p.index for p, names in candidates if any(expression.search(name) for name in names)}
+        for pattern in [evolve] if isinstance(evolve, str) else evolve:
+            hits = {p.index for p, names in candidates if any(re.search(pattern, name) for name in names)}
             if not hits:
                 raise ValueError(_nothing_matches(pattern, candidates, module))
             matched |= hits

@@ -21,6 +21,7 @@ from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.evaluation.ways.rules import HUGE, SMALL
+from lightning_evo.spaces.memory import Scratch
 from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["Batched"]
@@ -50,7 +51,7 @@ class Batched:
         self.members_per_forward = members_per_forward
         self.seen: set[int] = set()
         self.running = 0
-        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._scratch = Scratch()
 
     def group_size(self, population: Population) -> int:
         """Members of a group: whole pairs, one at least, and no more than there are. A pair before it is chosen."""

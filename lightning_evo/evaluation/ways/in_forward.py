@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways.perturbed import Perturbed
+from lightning_evo.spaces.memory import Scratch
 from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["InForward"]
@@ -30,7 +30,7 @@ class InForward:
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
-        self._scratch: dict[torch.dtype, Tensor] = {}
+        self._scratch = Scratch()
 
     @torch.no_grad()
     def __call__(

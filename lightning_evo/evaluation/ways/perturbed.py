@@ -31,6 +31,7 @@ from lightning_evo.evaluation.isolation import version_of
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
 from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
+from lightning_evo.spaces.memory import Scratch, copies_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["Perturbed"]
@@ -49,8 +50,7 @@ class Perturbed(TorchFunctionMode):
         level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
         shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
             to both members of an antithetic pair.
-        scratch: Memory for weights that are gone after one call, by dtype: the caller gives the same dictionary every
-            time.
+        scratch: Memory for weights that are gone after one call: the caller gives the same every time.
 
     Attributes:
         seen: Indices of the parameters that were asked for.
@@ -78,7 +78,7 @@ class Perturbed(TorchFunctionMode):
         members: Sequence[int],
         level: int | None = None,
         shared: dict[Any, Any] | None = None,
-        scratch: dict[torch.dtype, Tensor] | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         super().__init__()
         if level is None and len(members) != 1:
@@ -92,7 +92,7 @@ class Perturbed(TorchFunctionMode):
         self._parameters = space
         self._space = space.by_identity()
         self._shared = {} if shared is None else shared
-        self._scratch = {} if scratch is None else scratch
+        self._scratch = Scratch() if scratch is None else scratch
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
         self._given: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
         self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
@@ -132,6 +132,8 @@ class Perturbed(TorchFunctionMode):
                     chosen.append(parameter)
             indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
             made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
+            if self.level is None:
+                made = [copies_of(center, members) for center, members in zip(centers, made, strict=True)]
             for parameter, members, center in zip(chosen, made, centers, strict=True):
                 _with_padding(parameter, members, center)
             self._shared["small"] = steps, dict(zip(indices, made, strict=True))
@@ -205,10 +207,7 @@ class Perturbed(TorchFunctionMode):
         """
         center, count = parameter.tensor.detach(), len(self.members)
         size = (last - first) * math.prod(center.shape[1:])
-        scratch = self._scratch.get(center.dtype)
-        if scratch is None or scratch.numel() < count * size or scratch.device != center.device:
-            scratch = self._scratch[center.dtype] = center.new_empty(count * size)
-        out = scratch[: count * size].view(count, size)
+        out = self._scratch.room(center[first:last], count * size).view(count, size)
         values = self.population.perturbation.members_of_rows(
             self.directions, self.steps, parameter.index, center, first, last, out
         )
@@ -237,11 +236,9 @@ class Perturbed(TorchFunctionMode):
         if parameter.index in self._small:
             return self._small[parameter.index][self._which]
         center = parameter.tensor.detach()
-        (member,) = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        if not center.is_contiguous():
-            # channels_last, say: operations choose their layout, and dropout its order, by it
-            member = torch.empty_like(center).copy_(member)
-        return parameter.keep_padding(member, center)
+        members = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
+        # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
+        return parameter.keep_padding(copies_of(center, members)[0], center)
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""

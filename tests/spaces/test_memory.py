@@ -1,0 +1,68 @@
+"""Memory that lies as another tensor's."""
+
+import pytest
+import torch
+
+from lightning_evo.spaces.memory import Scratch, copies_of, empty_copies, lies_as
+
+
+def tensor_at(start, *shape, dtype=torch.float32):
+    """A tensor that begins so many elements after a cache line."""
+    size = torch.Size(shape).numel()
+    memory = torch.zeros(start + size + 256, dtype=dtype)
+    line = -memory.data_ptr() % 64 // memory.element_size()
+    return memory[line + start : line + start + size].view(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("start", [0, 1, 5, 7])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_copies_lie_as_the_tensor_does(dtype, start, count):
+    center = tensor_at(start, 3, 7, dtype=dtype)
+    assert center.data_ptr() % 64 == start * center.element_size()
+    others = [tensor_at(3, 5, dtype=dtype), tensor_at(0, dtype=dtype), tensor_at(2, 0, 4, dtype=dtype)]
+    copies, *more = empty_copies([center, *others], count)
+    assert copies.shape == (count, 3, 7)
+    for copy in copies:
+        assert copy.is_contiguous()
+        assert copy.data_ptr() % 64 == start * center.element_size()
+    for other, made in zip(others, more, strict=True):
+        assert made.shape == (count, *other.shape)
+        assert all(lies_as(copy, other) for copy in made if other.numel())
+    everything = [copies, *more]  # nothing shares memory
+    for number, tensor in enumerate(everything):
+        tensor.fill_(number)
+    assert all((tensor == number).all() for number, tensor in enumerate(everything))
+
+
+def test_copies_are_made_only_where_they_are_needed():
+    center = tensor_at(0, 4, 16)
+    values = torch.randn(2, 4, 16)
+    assert copies_of(center, values) is values
+    odd = torch.randn(2, 5, 3)  # the second one does not begin with a cache line
+    copied = copies_of(tensor_at(0, 5, 3), odd)
+    assert torch.equal(copied, odd)
+    assert [copy.data_ptr() % 64 for copy in copied] == [0, 0]
+    assert odd[1].data_ptr() % 64
+
+
+def test_copies_have_the_memory_format():
+    center = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    values = torch.randn(2, 4, 3, 5, 5)
+    copies = copies_of(center, values)
+    assert torch.equal(copies, values)
+    assert all(copy.is_contiguous(memory_format=torch.channels_last) for copy in copies)
+    assert all(lies_as(copy, center) for copy in copies)
+
+
+def test_scratch_is_used_again_and_lies_as_it_is_asked_to():
+    scratch = Scratch()
+    addresses = set()
+    for start in (0, 3, 5):
+        room = scratch.room(tensor_at(start, 10), 10)
+        assert room.shape == (10,)
+        assert room.data_ptr() % 64 == 4 * start
+        addresses.add(room.untyped_storage().data_ptr())
+    assert len(addresses) == 1
+    assert scratch.room(tensor_at(1, 10), 1000).shape == (1000,)
+    assert scratch.room(tensor_at(1, 10, dtype=torch.float64), 10).dtype == torch.float64
