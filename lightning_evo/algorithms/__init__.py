@@ -25,7 +25,7 @@ from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.options import one_of
 
 __all__ = [
     "Algorithm",
@@ -84,11 +84,7 @@ def get(name: str) -> AlgorithmFactory:
     Raises:
         ValueError: If there is none; the message gives the nearest name.
     """
-    if name not in _REGISTRY:
-        raise ValueError(
-            f"Unknown algorithm {name!r}.{did_you_mean(str(name), _REGISTRY)} Available: {', '.join(available())}."
-        )
-    return _REGISTRY[name]
+    return _REGISTRY[one_of("algorithm", name, available())]
 
 
 def register(factory: AlgorithmFactory, *, override: bool = False) -> None:

@@ -37,12 +37,14 @@ from itertools import zip_longest
 from torch import Tensor
 
 from lightning_evo.algorithms._base import Algorithm
-from lightning_evo.algorithms._options import Scaling, check_number, check_options
+from lightning_evo.algorithms._options import Scaling, checked
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.shaping import Shaping, evaluated, raw, resolve, shape
 from lightning_evo.noise.values import Distribution, NoiseKey
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
+from lightning_evo.utils.messages import shown
+from lightning_evo.utils.options import as_whole, number
 
 __all__ = ["ESState", "EvolutionStrategy"]
 
@@ -121,8 +123,9 @@ class EvolutionStrategy(Algorithm[ESState]):
     name: str = "evolution_strategy"
 
     def __post_init__(self) -> None:
-        check_options(self)
-        self._perturbation(ESState())  # which checks those of the noise
+        for name, value in checked(vars(self)).items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
+        self._perturbation(ESState())  # which checks those of the noise together
 
     # --- ask and tell ---
 
@@ -132,16 +135,22 @@ class EvolutionStrategy(Algorithm[ESState]):
         Args:
             center: Where to start, floating ``[d]``; ``None`` inside a module.
             sigma: Overrides the option for this run.
-            seed: Seed of the noise.
+            seed: Seed of the noise: any whole number, taken modulo 2^64.
 
         Raises:
             ValueError: If ``center`` is not a floating vector or ``sigma`` is not positive.
+            TypeError: If ``seed`` is not a whole number.
         """
         if center is not None and (center.dim() != 1 or not center.is_floating_point()):
             raise ValueError(f"center must be a floating vector [d], got {center.dtype} {list(center.shape)}.")
-        if sigma is not None:
-            check_number("sigma", sigma, "> 0", lambda value: value > 0)
-        return ESState(seed=seed, sigma=sigma, center=None if center is None else center.detach().clone())
+        whole_seed = as_whole(seed)
+        if whole_seed is None:
+            raise TypeError(f"seed must be a whole number, got {shown(seed)}.")
+        return ESState(
+            seed=whole_seed,
+            sigma=None if sigma is None else number("sigma", sigma, above=0),
+            center=None if center is None else center.detach().clone(),
+        )
 
     def current_sigma(self, state: ESState) -> float:
         """Sigma of the coming generation."""

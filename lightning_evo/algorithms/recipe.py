@@ -55,6 +55,6 @@ class Recipe:
                 )
         given = {name: value for name, value in options.items() if value is not None}
         merged = {**self.defaults, **given}
-        if "shaping" in given and given["shaping"] != "top_k" and "top_k" not in given:
+        if "shaping" in given and str(given["shaping"]) != "top_k" and "top_k" not in given:
             merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
         return EvolutionStrategy(name=self.name, **merged)

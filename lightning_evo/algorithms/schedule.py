@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from lightning_evo.utils.options import number, one_of, whole
 
 __all__ = ["Schedule"]
+
+Kind = Literal["linear", "cosine", "exponential"]
 
 
 @dataclass(frozen=True)
@@ -28,20 +32,21 @@ class Schedule:
         [0.1, 0.01, 0.001, 0.001]
     """
 
-    kind: Literal["linear", "cosine", "exponential"]
+    kind: Kind
     start: float
     end: float
     generations: int
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "cosine", "exponential"):
-            raise ValueError(f"Unknown schedule {self.kind!r}; choose linear, cosine or exponential.")
-        if not (math.isfinite(self.start) and self.start > 0 and math.isfinite(self.end) and self.end >= 0):
-            raise ValueError(f"A schedule goes from start > 0 to end >= 0; got start={self.start}, end={self.end}.")
-        if self.kind == "exponential" and self.end == 0:
-            raise ValueError("An exponential schedule never reaches 0; give an end > 0 or use linear or cosine.")
-        if self.generations < 1:
-            raise ValueError(f"A schedule needs generations >= 1, got {self.generations}.")
+        kind = one_of("kind of schedule", self.kind, get_args(Kind))
+        start = number("Schedule's start", self.start, above=0)
+        end = number("Schedule's end", self.end, minimum=0)
+        generations = whole("Schedule's generations", self.generations)
+        if kind == "exponential" and not 0 < end / start < math.inf:
+            never = "never reaches 0" if end == 0 else f"can't go from {start} to {end}, which is too far"
+            raise ValueError(f"An exponential schedule {never}; give another end > 0 or use linear or cosine.")
+        for name, value in (("kind", kind), ("start", start), ("end", end), ("generations", generations)):
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     def __call__(self, generation: int) -> float:
         """The value in a generation."""

@@ -24,7 +24,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.messages import shown
+from lightning_evo.utils.options import one_of
 
 __all__ = [
     "SHAPINGS",
@@ -129,20 +130,16 @@ def resolve(shaping: str | Shaping, top_k_directions: int | None = None) -> Shap
         if top_k_directions is not None:
             raise ValueError("top_k has no effect with a shaping of your own; leave it out.")
         return shaping
-    if (shaping == "top_k") != (top_k_directions is not None):
+    name = one_of("shaping", shaping, [*SHAPINGS, "top_k"])
+    if (name == "top_k") != (top_k_directions is not None):
         raise ValueError(
-            f"shaping='top_k' and top_k (how many directions to keep) go together; got shaping={shaping!r} and "
+            f"shaping='top_k' and top_k (how many directions to keep) go together; got shaping={name!r} and "
             f"top_k={top_k_directions}."
         )
-    if shaping == "top_k":
+    if name == "top_k":
         assert top_k_directions is not None
         return partial(top_k, k=top_k_directions)
-    if shaping not in SHAPINGS:
-        names = [*SHAPINGS, "top_k"]
-        raise ValueError(
-            f"Unknown shaping {shaping!r}.{did_you_mean(shaping, names)} Choose one of {', '.join(names)}."
-        )
-    return SHAPINGS[shaping]
+    return SHAPINGS[name]
 
 
 def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
@@ -176,11 +173,11 @@ def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
         return weights
     worst = torch.nextafter(fitness[finite].min(), torch.tensor(-math.inf, dtype=torch.float64))
     fitness = fitness.where(finite, worst)
-    shaped = shaping(fitness, per_direction)
-    if shaped.shape != fitness.shape or not shaped.isfinite().all():
+    shaped: object = shaping(fitness, per_direction)
+    if not isinstance(shaped, Tensor) or shaped.shape != fitness.shape or not shaped.isfinite().all():
+        given = shown(shaped.tolist() if isinstance(shaped, Tensor) else shaped)
         raise ValueError(
-            f"The shaping must give one finite weight for each of the {len(fitness)} members; it gave "
-            f"{shaped.tolist()}."
+            f"The shaping must give one finite weight for each of the {len(fitness)} members; it gave {given}."
         )
     weights[kept] = shaped.to(torch.float64)
     return weights

@@ -21,12 +21,15 @@ from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Popu
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
-from lightning_evo.evaluation.isolation import Isolation, RandomState
+from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update
 from lightning_evo.noise.values import NoiseKey, Stream, draw
 from lightning_evo.processes.ranks import Ranks
-from lightning_evo.spaces.search_space import Evolve, SearchSpace
+from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
+from lightning_evo.utils.messages import shown
+from lightning_evo.utils.options import as_whole, number
+from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
 
@@ -84,7 +87,7 @@ class Evolution:
     ) -> None:
         if isinstance(algorithm, str):
             algorithm = algorithms.get(algorithm)(**options)
-        elif any(value is not None for value in options.values()):
+        elif isinstance(algorithm, EvolutionStrategy) and any(value is not None for value in options.values()):
             given = ", ".join(name for name, value in options.items() if value is not None)
             raise ValueError(
                 f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
@@ -94,23 +97,22 @@ class Evolution:
                 f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "
                 f"{type(algorithm).__name__}."
             )
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed must be a whole number or None, got {seed!r}.")
+        if seed is not None and as_whole(seed) is None:
+            raise TypeError(f"seed must be a whole number or None, got {shown(seed)}.")
         self.algorithm = algorithm
         self.learning_rate_was_given = options.get("learning_rate") is not None
-        self.seed = seed
-        self.state = algorithm.init(seed=seed or 0)
-        share: object = minimum_evaluated
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise ValueError(f"minimum_evaluated must be a share of the members, in [0, 1], got {share!r}.")
-        self.minimum_evaluated = minimum_evaluated
+        self.seed = as_whole(seed)
+        self.state = algorithm.init(seed=self.seed or 0)
+        self.minimum_evaluated = number(
+            "minimum_evaluated", minimum_evaluated, minimum=0, maximum=1, wanted="a share of the members, in [0, 1]"
+        )
         self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
         self.ranks = Ranks()
-        self._members_per_forward = members_per_forward if isinstance(members_per_forward, int) else 0
+        self._members_per_forward = as_whole(members_per_forward) or 0
         self._chunk = self._members_per_forward  # members that stay together, once that is known
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
-        self._evolve = evolve
+        self._evolve = checked_choice(evolve)
         self._module: nn.Module | None = None
         self._resumed = False
         self._space: SearchSpace | None = None
@@ -325,11 +327,11 @@ class Evolution:
 
     # --- checkpoints ---
 
-    def state_dict(self, device: torch.device) -> dict[str, Any]:
+    def state_dict(self, random_state: RandomState) -> dict[str, Any]:
         """Everything that the rest of the run depends on: plain numbers, strings and tensors.
 
         Args:
-            device: The state of its random number generator is saved, beside those of the CPU.
+            random_state: The random numbers that the run goes on with.
         """
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,
@@ -337,7 +339,7 @@ class Evolution:
             "generation": self.state.generation,
             "fitness_sum": self._scores.fitness_sum.clone(),
             "fitness_weight": self._scores.weight,
-            "random_state": RandomState(device).state_dict(),
+            "random_state": random_state.state_dict(),
         }
         saved.update(self.evaluation.state_dict())
         if self.state.momentum:

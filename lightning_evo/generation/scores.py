@@ -14,6 +14,7 @@ from lightning_evo.algorithms.shaping import evaluated
 from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.fitness import as_fitnesses
 from lightning_evo.generation.update import Update
+from lightning_evo.utils.messages import first_line
 
 __all__ = ["Reports", "Scores", "results_of"]
 
@@ -134,11 +135,10 @@ class Reports:
             )
         if errors and "raised" not in self._said:
             self._said.add("raised")
-            first_line = (str(errors[0]).strip().splitlines() or [""])[0]
             warnings.warn(
-                f"Generation {generation}: {count} of {len(failed)} members failed and are left out, the "
-                f"first with {type(errors[0]).__name__}: {first_line:.200}. This is said once; evo/failed_members "
-                "counts them.",
+                f"Generation {generation}: {count} of {len(failed)} members failed and are left out, the first with "
+                f"{type(errors[0]).__name__}: {first_line(errors[0])}. This is said once; evo/failed_members counts "
+                "them.",
                 stacklevel=4,
             )
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,24 +31,14 @@ from torch import Tensor
 from lightning_evo.generation.update import Update
 from lightning_evo.perturbations import Perturbation
 from lightning_evo.processes.ranks import Ranks
-from lightning_evo.utils.messages import did_you_mean
 
-__all__ = ["CostModel", "UpdateSync", "check_update_sync", "choose", "measure", "synchronized"]
+__all__ = ["CostModel", "UpdateSync", "choose", "measure", "synchronized"]
 
 UpdateSync = Literal["auto", "replicated", "sharded", "all_reduce"]
 
 _WORTHWHILE = 1 << 16  # elements below which a message takes longer than the noise
 _MARGIN = 1.5  # of messages: many small ones cost more than the formula knows
 _PROBE = 1 << 20  # elements that a measurement makes and sends
-
-
-def check_update_sync(name: str) -> None:
-    """Raise a ValueError unless there is such a way."""
-    if name not in get_args(UpdateSync):
-        raise ValueError(
-            f"Unknown update_sync {name!r}.{did_you_mean(str(name), get_args(UpdateSync))} "
-            f"Choose one of {', '.join(get_args(UpdateSync))}."
-        )
 
 
 @dataclass(frozen=True)

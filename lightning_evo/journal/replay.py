@@ -24,6 +24,7 @@ from lightning_evo.journal import (
     weights_checksum,
 )
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.utils.messages import first_line
 
 __all__ = ["replay"]
 
@@ -256,9 +257,9 @@ def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         raise
     except Exception as error:  # what is not a pickle makes the unpickler fail in any way: KeyError, IndexError, …
         known = isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError))
-        first_line = (str(error).strip().splitlines() or [""])[0] if known else "it is not a file of torch.save."
+        reason = first_line(error) if known else "it is not a file of torch.save."
         raise JournalError(
-            f"{checkpoint} can't be read as plain data: {first_line:.200} If it is a checkpoint that holds objects of "
+            f"{checkpoint} can't be read as plain data: {reason} If it is a checkpoint that holds objects of "
             "your code, load it yourself and pass what is in it: lightning_evo.journal.replay.replay(torch.load(…), …)."
         ) from error
     if not isinstance(loaded, Mapping):
@@ -271,9 +272,8 @@ def _device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # "meta" holds no values
     except Exception as error:  # a build of torch without it, no such GPU, …
-        first_line = (str(error).strip().splitlines() or [""])[0]
         raise JournalError(
-            f"There is no device {str(name)!r} here: {first_line:.200} Give cpu, cuda or cuda:1."
+            f"There is no device {str(name)!r} here: {first_line(error)} Give cpu, cuda or cuda:1."
         ) from error
     return device
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.kernels.library import DTYPES, Library
+from lightning_evo.utils.messages import first_line
 
 __all__ = ["Library", "native", "suits", "wanted"]
 
@@ -62,10 +63,9 @@ def _library() -> Library | None:
     try:
         return _load()
     except (OSError, subprocess.SubprocessError) as error:
-        reason = str(getattr(error, "stderr", None) or error)
-        first_line = (reason.strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(getattr(error, "stderr", None) or error) or type(error).__name__
         warnings.warn(
-            f"The noise kernels could not be built, so noise is many times slower ({first_line}). The results are the "
+            f"The noise kernels could not be built, so noise is many times slower ({reason}). The results are the "
             "same. Install a C++ compiler (g++ or clang++; $CXX names another), or set LIGHTNING_EVO_COMPILE=0 to "
             "silence this.",
             stacklevel=4,

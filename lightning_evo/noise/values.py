@@ -36,6 +36,7 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo.noise.normal import normal_table
+from lightning_evo.utils.messages import first_line
 
 __all__ = [
     "Distribution",
@@ -237,10 +238,9 @@ class Kernel:
             return self._compiled[variant](*args)
         except Exception as error:  # whatever a missing or broken compiler raises: the plain function gives the same
             Kernel.failed = True
-            first_line = (str(error).strip().splitlines() or [""])[0]
             warnings.warn(
-                f"Noise will not be compiled and is slower ({type(error).__name__}: {first_line}). The results are "
-                "the same. Set LIGHTNING_EVO_COMPILE=0 to silence this.",
+                f"Noise will not be compiled and is slower ({type(error).__name__}: {first_line(error)}). The results "
+                "are the same. Set LIGHTNING_EVO_COMPILE=0 to silence this.",
                 stacklevel=2,
             )
             return self._function(*args)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -243,7 +243,7 @@ def checked_choice(evolve: object) -> Evolve:
     if callable(evolve):
         check_callable("evolve", evolve, "name", "parameter")
         return evolve
-    if not isinstance(evolve, Collection) or isinstance(evolve, bytes):
+    if not isinstance(evolve, Sequence | Set):
         raise TypeError(f"evolve takes regular expressions, a callable or None; got {type(evolve).__name__}.")
     patterns = [evolve] if isinstance(evolve, str) else list(evolve)
     if not patterns:

@@ -9,7 +9,8 @@ hooks, callbacks and progress are those of backpropagation.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,6 +27,8 @@ from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module
+from lightning_evo.utils.options import flag, one_of
+from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvoStrategyMixin"]
 
@@ -121,8 +124,8 @@ class EvoStrategyMixin(Strategy):
         **algorithm_options: Any,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
-        if update not in ("optimizer", "in_place"):
-            raise ValueError(f"update must be 'optimizer' or 'in_place', got {update!r}.")
+        update = one_of("update", update, ("optimizer", "in_place"))
+        journal = None if journal is None else flag("journal", journal)
         if journal and update != "in_place":
             raise ValueError(
                 "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
@@ -158,6 +161,7 @@ class EvoStrategyMixin(Strategy):
         """What the checkpoint that was resumed says of its journal."""
         self._journal_wanted = journal
         self._journal: SeedJournal | None = None
+        self._random_state: RandomState | None = None  # while validation draws
         self._stepping = False
         self._clipping: Clipping | None = None
         self._learnt_something = False
@@ -206,6 +210,7 @@ class EvoStrategyMixin(Strategy):
             )
             return
         self._check(module)
+        _compat.around_validation(trainer, self._keep_random_state)
         self._choose_parameters()
         if self._update_in_place:
             self._intercept_clipping()
@@ -215,6 +220,16 @@ class EvoStrategyMixin(Strategy):
                     f"update='in_place': of {type(self.optimizers[0]).__name__} only the learning rate and its "
                     "schedule are used, not its momentum, adaptivity or weight decay."
                 )
+
+    @contextmanager
+    def _keep_random_state(self) -> Iterator[None]:
+        """Go on afterwards with the random numbers from before: how many validation draws depends on the processes."""
+        self._random_state = RandomState(self.root_device)
+        try:
+            yield
+        finally:
+            self._random_state.restore()
+            self._random_state = None
 
     def _check(self, module: Any) -> None:
         check_module(module, self.optimizers, self._update_in_place, self.evolution.learning_rate_was_given)
@@ -381,7 +396,7 @@ class EvoStrategyMixin(Strategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
-            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self.root_device)
+            checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self._random_state or RandomState(self.root_device))
             if self._journal is not None and (journal := self._journal.checkpoint()) is not None:
                 checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.isolation import RandomState
 from lightning_evo.processes.network import choose_interface, connect
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._evolution import EvoStrategyMixin
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.messages import did_you_mean, shown
+from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["ProcessesEvoMixin", "connection_options", "refuse"]
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.strategies import ParallelStrategy
 else:
     ParallelStrategy = object
+
+_LONGEST = timedelta(days=36525)
 
 
 def connection_options(backend: str | None, timeout: timedelta | None) -> dict[str, Any]:
@@ -34,19 +36,31 @@ def connection_options(backend: str | None, timeout: timedelta | None) -> dict[s
     given: object = timeout
     if given is not None and not (isinstance(given, timedelta) and given > timedelta()):
         raise ValueError(
-            f"timeout must be a positive datetime.timedelta, such as timedelta(minutes=5), got {timeout!r}."
+            f"timeout must be a positive datetime.timedelta, such as timedelta(minutes=5), got {shown(timeout)}."
         )
+    if timeout is not None and timeout > _LONGEST:
+        raise ValueError(f"timeout must be at most a hundred years, which torch can count, got {timeout!r}.")
     if backend is not None:
-        known = list(torch.distributed.Backend.backend_list)
-        # "gloo", or one for each kind of device: "cpu:gloo,cuda:nccl".
-        for name in [part.rpartition(":")[2] for part in str(backend).split(",")]:
-            if name.lower() not in known:
-                raise ValueError(
-                    f"Unknown process_group_backend {backend!r}.{did_you_mean(name, known)} Use 'nccl' for GPUs, "
-                    "'gloo' for CPUs, or leave it out for what suits the device."
-                )
+        _check_backend(backend)
     # Lightning has a default of its own for the timeout.
     return {"process_group_backend": backend, **({} if timeout is None else {"timeout": timeout})}
+
+
+def _check_backend(backend: object) -> None:
+    """Raise a ValueError unless it is ``"gloo"``, say, or one for each kind of device: ``"cpu:gloo,cuda:nccl"``."""
+    known = [name for name in torch.distributed.Backend.backend_list if name != "undefined"]
+    parts = [part.rpartition(":") for part in backend.split(",")] if isinstance(backend, str) else [("", "", "")]
+    for _, _, name in parts:
+        if name.lower() not in known:
+            raise ValueError(
+                f"Unknown process_group_backend {shown(backend)}.{did_you_mean(name, known)} Use 'nccl' for GPUs, "
+                "'gloo' for CPUs, or leave it out for what suits the device."
+            )
+    devices = {device for device, _, _ in parts}
+    if len(parts) > 1 and (len(devices) < len(parts) or "" in devices):
+        raise ValueError(
+            f"process_group_backend={backend!r} must name one for each kind of device, as 'cpu:gloo,cuda:nccl' does."
+        )
 
 
 def refuse(options: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
@@ -95,7 +109,9 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         if parent.num_nodes > 1 and self.cluster_environment is not None:
             choose_interface(self.cluster_environment.main_address)
         connect(backend, parent._timeout, self.root_device)
+        random_state = RandomState(self.root_device)
         super().setup_environment()
+        random_state.restore()  # Lightning has seeded anew, as it does not for a single device
         self.evolution.ranks = Ranks(
             groups,
             data,
@@ -104,6 +120,23 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
             sum_over_all=self._sum_over_all,
             batches=self._batches,
         )
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        super().barrier(*args, **kwargs)
+        if "pre_setup" in (*args, kwargs.get("name")):  # rank 0 alone may have drawn, in `prepare_data`
+            self._share_random_state()
+
+    def _share_random_state(self) -> None:
+        """Have all processes go on with the random numbers of rank 0, which are those of a run of one process."""
+        state = RandomState(self.root_device)
+        state.load_state_dict(self.broadcast(state.state_dict()))
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Give the workers of processes that train on the same data the same seeds."""
+        dataloader = super().process_dataloader(dataloader)
+        if self._user_module.trainer.training:
+            _compat.seed_workers(dataloader, self.global_rank % self._grid[1])
+        return dataloader
 
     def _gather_from_all(self, values: Tensor) -> list[Tensor]:
         mine = values.to(self.root_device)
@@ -145,8 +178,4 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     def _check(self, module: Any) -> None:
         super()._check(module)
-        groups, _ = self._grid
-        if groups > 1:
-            # Dropout and shuffling: members must not differ by the processes that evaluate them.
-            state = RandomState(self.root_device)
-            state.load_state_dict(self.broadcast(state.state_dict()))
+        self._share_random_state()  # dropout and shuffling: members must not differ by who evaluates them

@@ -11,19 +11,21 @@ import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_evo.algorithms import Algorithm
 from lightning_evo.evaluation.faults import Pace
-from lightning_evo.generation.sync import UpdateSync, check_update_sync, choose, synchronized
+from lightning_evo.generation.sync import UpdateSync, choose, synchronized
 from lightning_evo.generation.update import Update
 from lightning_evo.processes.checksums import compare_batches, compare_weights
 from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._processes import ProcessesEvoMixin, connection_options, refuse
+from lightning_evo.utils.messages import shown
+from lightning_evo.utils.options import as_whole, number, one_of, whole
 
 __all__ = ["DDPEvoMixin", "Division"]
 
@@ -126,38 +128,30 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         **options: Any,
     ) -> None:
         refuse(options, _UNUSED)
-        _check_shard(shard)
-        check_update_sync(update_sync)
-        every: object = checksum_every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 0:
-            raise ValueError(f"checksum_every must be a whole number >= 0, got {checksum_every!r}.")
-        drop: object = drop_stragglers
-        if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop < 1:
-            raise ValueError(f"drop_stragglers must be a share of the members, in [0, 1), got {drop_stragglers!r}.")
-        if drop_stragglers and shard != "population":
+        self._shard = _checked_shard(shard)
+        self._update_sync = self._chosen_update_sync = one_of("update_sync", update_sync, get_args(UpdateSync))
+        self._checksum_every = whole("checksum_every", checksum_every, minimum=0)
+        self._drop_stragglers = number(
+            "drop_stragglers", drop_stragglers, minimum=0, below=1, wanted="a share of the members, in [0, 1)"
+        )
+        if self._drop_stragglers and self._shard != "population":
             raise ValueError(
                 "drop_stragglers leaves out members, and works with shard='population' only: where processes divide "
                 "the data, each has every member. Leave it out."
             )
-        self._drop_stragglers = drop_stragglers
-        methods = ("popen", "spawn", "fork", "forkserver")
-        if start_method not in methods:
-            raise ValueError(f"start_method must be one of {', '.join(methods)}, got {start_method!r}.")
-        self._shard, self._checksum_every = shard, checksum_every
-        self._update_sync, self._chosen_update_sync = update_sync, update_sync
         self._parent_options = {
-            "start_method": start_method,
+            "start_method": one_of("start_method", start_method, ("popen", "spawn", "fork", "forkserver")),
             "parallel_devices": parallel_devices,
             "cluster_environment": cluster_environment,
             **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
-        if drop_stragglers > 1 - self.evolution.minimum_evaluated + 1e-9:
+        if self._drop_stragglers > 1 - self.evolution.minimum_evaluated + 1e-9:
             raise ValueError(
                 f"drop_stragglers={drop_stragglers} leaves fewer members than minimum_evaluated="
                 f"{self.evolution.minimum_evaluated} asks for. Lower one of them."
             )
-        if update_sync == "all_reduce" and self.evolution.algorithm.momentum:
+        if self._update_sync == "all_reduce" and self.evolution.algorithm.momentum:
             raise ValueError(
                 "update_sync='all_reduce' can't add up momentum, which is made of past directions. Use 'sharded', "
                 "'replicated' or 'auto'."
@@ -231,12 +225,14 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         return synchronized(update, self._chosen_update_sync, ranks)
 
 
-def _check_shard(shard: object) -> None:
-    if shard in ("population", "data"):
-        return
-    numbers = list(shard) if isinstance(shard, Sequence) and not isinstance(shard, str) else []
-    if len(numbers) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers):
+def _checked_shard(shard: object) -> Division:
+    if isinstance(shard, str) and shard in ("population", "data"):
+        return "population" if shard == "population" else "data"
+    given = list(shard) if isinstance(shard, Sequence) and not isinstance(shard, str) else []
+    numbers = [number for number in map(as_whole, given) if number is not None and number >= 1]
+    if len(numbers) != 2 or len(given) != 2:
         raise ValueError(
             "shard must be 'population', 'data' or two whole numbers >= 1 (groups, processes of a group), got "
-            f"{shard!r}."
+            f"{shown(shard)}."
         )
+    return numbers[0], numbers[1]

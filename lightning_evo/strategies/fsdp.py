@@ -20,6 +20,7 @@ from lightning_evo.spaces.shards import is_sharded
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._processes import connection_options, refuse
 from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
+from lightning_evo.utils.options import flag, whole_or_auto
 
 __all__ = ["FSDPEvoMixin"]
 
@@ -132,12 +133,9 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         **options: Any,
     ) -> None:
         refuse(options, _UNUSED)
-        given: object = shards
-        if given != "auto" and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-            raise ValueError(f"shards must be 'auto' or a whole number >= 1, got {shards!r}.")
-        self._shards: int | Literal["auto"] = shards
+        self._shards: int | Literal["auto"] = whole_or_auto("shards", shards)
         self._parent_options = {
-            "save_distributed_checkpoint": save_distributed_checkpoint,
+            "save_distributed_checkpoint": flag("save_distributed_checkpoint", save_distributed_checkpoint),
             **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)

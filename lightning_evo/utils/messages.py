@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-__all__ = ["did_you_mean", "preview"]
+__all__ = ["did_you_mean", "first_line", "preview", "shown"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -19,6 +19,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def first_line(error: object, limit: int = 200) -> str:
+    r"""The first line of what an error says, of at most ``limit`` characters; empty if it says nothing.
+
+    Args:
+        error: An exception, or a text.
+        limit: Where the line is cut off.
+
+    Example:
+        >>> first_line(RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"))
+        'CUDA error: out of memory'
+        >>> first_line(KeyboardInterrupt())
+        ''
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else ""
+
+
 def preview(names: Collection[str], limit: int = 20) -> str:
     """The first ``limit`` names, separated by commas, and how many more there are.
 
@@ -26,5 +43,19 @@ def preview(names: Collection[str], limit: int = 20) -> str:
         >>> preview(["a", "b", "c"], limit=2)
         'a, b, … (1 more)'
     """
-    shown = ", ".join(list(names)[:limit])
-    return shown if len(names) <= limit else f"{shown}, … ({len(names) - limit} more)"
+    first = ", ".join(list(names)[:limit])
+    return first if len(names) <= limit else f"{first}, … ({len(names) - limit} more)"
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value as a message shows it: its ``repr`` on one line, of at most ``limit`` characters.
+
+    Example:
+        >>> shown("many"), shown(10**100, limit=10)
+        ("'many'", '1000000000…')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a repr may raise anything: Python's own of an integer of more than 4,300 digits does
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[:limit]}…"

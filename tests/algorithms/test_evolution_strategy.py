@@ -6,6 +6,7 @@ Statistical tests are deterministic; n and the threshold's meaning stand beside 
 import math
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -413,14 +414,50 @@ def test_sigma_set_by_hand_overrides_a_schedule():
         ({"momentum": 0.9}, "momentum=0.9 has no effect without basis_reuse"),
         ({"sigma_scale": "rsm"}, r"Unknown sigma_scale 'rsm'\. Did you mean 'rms'\?"),
         ({"shaping": "top_k"}, "go together"),
-        ({"shaping": "top_k", "top_k": 5}, r"between 1 and the number of directions \(4\), got 5"),
-        ({"shaping": "top_k", "top_k": 0}, r"between 1 and the number of directions \(4\), got 0"),
+        ({"shaping": "top_k", "top_k": 5}, r"between 1 and the number of directions \(4, with population=8\), got 5"),
+        ({"shaping": "top_k", "top_k": 0}, "top_k must be a whole number >= 1, got 0"),
         ({"shaping": "top_k", "top_k": 2.5}, "top_k must be"),
+        ({"shaping": "top_k", "top_k": 2.0}, "top_k must be a whole number >= 1, got 2.0"),
+        ({"shaping": []}, r"Unknown shaping \[\]\. Choose one of"),
+        ({"shaping": 1}, r"Unknown shaping 1\. Choose one of"),
+        ({"shaping": len}, r"shaping must be a function of \(fitness, per_direction\), got <built-in function len>"),
+        ({"population": 1 << 64}, "population must be a whole number <= 4294967296, got 18446744073709551616"),
+        ({"population": "8"}, "population must be a whole number >= 2 .*, got '8'"),
+        ({"rank": 1 << 64}, "rank must be a whole number <= 9223372036854775807"),
+        ({"sigma": 10**400}, "sigma must be a number > 0 that float32 can hold"),
+        ({"learning_rate": 1e300}, "learning_rate must be a number >= 0 that float32 can hold"),
+        ({"antithetic": "no"}, "antithetic must be True or False, got 'no'"),
+        ({"antithetic": 0}, "antithetic must be True or False, got 0"),
+        ({"noise": {}}, r"Unknown noise \{\}"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         strategy(**options)
+
+
+def test_scalars_become_numbers():
+    """So that journals and checkpoints, which hold plain data, can hold them."""
+    subject = strategy(
+        population=numpy.int64(8),
+        sigma=torch.tensor(0.5),
+        learning_rate=numpy.float32(0.25),
+        rank=torch.tensor(2),
+        antithetic=numpy.True_,
+    )
+    assert subject == strategy(population=8, sigma=0.5, learning_rate=0.25, rank=2, antithetic=True)
+    values = (subject.population, subject.sigma, subject.learning_rate, subject.rank, subject.antithetic)
+    assert [type(value) for value in values] == [int, float, float, int, bool]
+    state = subject.init(sigma=numpy.float64(0.5), seed=numpy.uint8(3))
+    assert (type(state.sigma), type(state.seed)) == (float, int)
+
+
+def test_the_largest_options_work():
+    subject = strategy(noise_reuse=(1 << 63) - 1, samples_per_generation=(1 << 63) - 1, rank=(1 << 63) - 1)
+    (population, *_), (*_, state) = run(subject, 2)
+    assert state.center.isfinite().all()
+    assert not torch.equal(state.center, CENTER)
+    assert len(strategy(population=1 << 32).ask(strategy().init())) == 1 << 32
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -436,11 +473,18 @@ def test_two_members_and_a_z_score(antithetic):
         (torch.zeros(2, dtype=torch.int64), None, "got torch.int64"),
         (CENTER, 0.0, "sigma must be a number > 0"),
         (CENTER, math.nan, "sigma must be a number > 0"),
+        (CENTER, "0.1", "sigma must be a number > 0, got '0.1'"),
     ],
 )
 def test_init_errors(center, sigma, message):
     with pytest.raises(ValueError, match=message):
         strategy().init(center, sigma=sigma)
+
+
+@pytest.mark.parametrize("seed", [1.0, "3", True, None])
+def test_impossible_seeds(seed):
+    with pytest.raises(TypeError, match="seed must be a whole number, got"):
+        strategy().init(seed=seed)
 
 
 def test_without_a_center():

@@ -204,11 +204,11 @@ def test_the_published_recipes_are_there():
     assert available() == sorted(available())
 
 
-@pytest.mark.parametrize(("name", "hint"), [("open_es", " Did you mean 'openai_es'?"), ("zzz", ""), (3, "")])
+@pytest.mark.parametrize(("name", "hint"), [("open_es", " Did you mean 'openai_es'?"), ("zzz", ""), (3, ""), ([], "")])
 def test_unknown_names(name, hint):
     with pytest.raises(ValueError, match="Unknown algorithm") as error:
         get(name)
-    assert str(error.value) == f"Unknown algorithm {name!r}.{hint} Available: {', '.join(available())}."
+    assert str(error.value) == f"Unknown algorithm {name!r}.{hint} Choose one of {', '.join(available())}."
 
 
 def test_register(monkeypatch):

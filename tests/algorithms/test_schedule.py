@@ -1,6 +1,8 @@
 import math
 
+import numpy
 import pytest
+import torch
 
 from lightning_evo.algorithms import Schedule
 
@@ -31,16 +33,29 @@ def test_a_schedule_may_end_at_zero():
     assert Schedule("cosine", 1.0, 0.0, 4)(9) == pytest.approx(0, abs=1e-16)
 
 
+def test_scalars_become_numbers():
+    schedule = Schedule("linear", numpy.float32(1.0), torch.tensor(0.5), numpy.int64(10))
+    assert schedule == Schedule("linear", 1.0, 0.5, 10)
+    assert [type(value) for value in (schedule.start, schedule.end, schedule.generations)] == [float, float, int]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("step", 1.0, 0.1, 10), "Unknown schedule 'step'; choose linear, cosine or exponential"),
-        (("linear", 0.0, 0.1, 10), "start > 0 to end >= 0; got start=0.0"),
-        (("linear", 1.0, -0.1, 10), "got start=1.0, end=-0.1"),
-        (("linear", math.nan, 0.1, 10), "got start=nan"),
-        (("linear", 1.0, math.inf, 10), "end=inf"),
+        (("step", 1.0, 0.1, 10), "Unknown kind of schedule 'step'. Choose one of linear, cosine, exponential"),
+        (("lineal", 1.0, 0.1, 10), "Did you mean 'linear'"),
+        (([], 1.0, 0.1, 10), r"Unknown kind of schedule \[\]"),
+        (("linear", 0.0, 0.1, 10), "Schedule's start must be a number > 0, got 0.0"),
+        (("linear", 1.0, -0.1, 10), "Schedule's end must be a number >= 0, got -0.1"),
+        (("linear", math.nan, 0.1, 10), "Schedule's start must be a number > 0, got nan"),
+        (("linear", 1.0, math.inf, 10), "Schedule's end must be a number >= 0, got inf"),
+        (("linear", "1.0", 0.1, 10), "Schedule's start must be a number > 0, got '1.0'"),
+        (("linear", 1e300, 0.1, 10), "Schedule's start must be a number > 0 that float32 can hold"),
         (("exponential", 1.0, 0.0, 10), "never reaches 0"),
-        (("linear", 1.0, 0.1, 0), "generations >= 1, got 0"),
+        (("exponential", 1e-300, 1e38, 10), "can't go from 1e-300 to 1e[+]38, which is too far"),
+        (("exponential", 1e38, 1e-300, 10), "can't go from 1e[+]38 to 1e-300, which is too far"),
+        (("linear", 1.0, 0.1, 0), "Schedule's generations must be a whole number >= 1, got 0"),
+        (("linear", 1.0, 0.1, 10.0), "Schedule's generations must be a whole number >= 1, got 10.0"),
     ],
 )
 def test_schedule_errors(arguments, message):

@@ -193,7 +193,6 @@ def names_in(error):
         ("zzz", r"evolve='zzz' matches no parameter that can evolve\. Names: "),
         (["bias", "zzz"], r"evolve='zzz' matches no"),  # each pattern must match something
         (lambda name, parameter: False, r"evolve=<function .* matches no"),
-        ([], r"evolve=\[\] matches no"),
     ],
 )
 def test_nothing_matches(evolve, hint):
@@ -226,6 +225,11 @@ def test_frozen_names_are_said_to_be_frozen():
         ("(", ValueError, r"evolve='\(' is not a regular expression: missing \)"),
         (["bias", 3], TypeError, "regular expressions, a callable or None; got int in the list"),
         (3, TypeError, "regular expressions, a callable or None; got int"),
+        (torch.tensor(3), TypeError, "regular expressions, a callable or None; got Tensor"),
+        ({"bias": 1}, TypeError, "regular expressions, a callable or None; got dict"),
+        ([], ValueError, r"evolve=\[\] matches no parameter\. Leave it out to evolve all"),
+        (len, ValueError, r"evolve must be a function of \(name, parameter\), got <built-in function len>"),
+        (lambda name: True, ValueError, r"evolve must be a function of \(name, parameter\)"),
     ],
 )
 def test_what_is_no_choice(evolve, kind, message):
