@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.shaping import Shaping, resolve
+from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.utils.options import check_callable, flag, number, one_of, whole
 
@@ -22,7 +23,7 @@ _MOST_MEMBERS = 1 << 32  # the noise numbers them by 32 bits
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """An evolution strategy's options, numbers as Python's own.
 
-    Those of the noise are checked where it is composed, too, and whether they go together only there.
+    Whether those of the noise go together is checked where it is composed.
 
     Args:
         options: All of them, by name.
@@ -47,6 +48,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     if given["sparsity"] is not None:
         given["sparsity"] = number("sparsity", given["sparsity"], above=0, below=1)
     given["momentum"] = number("momentum", given["momentum"], minimum=0, below=1)
+    given["noise"] = one_of("noise", given["noise"], get_args(Distribution))
     given["scaling"] = one_of("scaling", given["scaling"], get_args(Scaling))
     given["sigma_scale"] = one_of("sigma_scale", given["sigma_scale"], get_args(SigmaScale))
     _check_shaping(given["shaping"], given["top_k"], given["population"], given["antithetic"])

@@ -26,7 +26,7 @@ from lightning_evo.noise.values import (
 )
 from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
 from lightning_evo.spaces.memory import empty_copies
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.options import one_of
 
 __all__ = ["Dense", "standardised"]
 
@@ -59,13 +59,7 @@ class Dense(Perturbation):
 
     def __init__(self, key: NoiseKey, distribution: Distribution = "gaussian") -> None:
         super().__init__(key)
-        known = get_args(Distribution)
-        if distribution not in known:
-            raise ValueError(
-                f"Unknown noise {distribution!r}.{did_you_mean(str(distribution), known)} "
-                f"Choose one of {', '.join(known)}."
-            )
-        self.distribution = distribution
+        self.distribution: Distribution = one_of("noise", distribution, get_args(Distribution))
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
         return self._flat(directions, parameter, center, 0, center.numel()).view(len(directions), *center.shape)

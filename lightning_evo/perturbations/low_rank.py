@@ -73,9 +73,9 @@ class LowRank(Perturbation):
         super().__init__(key)
         self.rank = whole("rank", rank)
         self.basis_key = key if basis_key is None else basis_key
-        self.distribution = distribution
         self.past = tuple(past)
         self._dense = Dense(key, distribution)
+        self.distribution = self._dense.distribution
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         """See :meth:`Perturbation.noise`. Made of elementwise products, so the same bits on any device."""
