@@ -43,6 +43,7 @@ ROWS = {
     "MeZO's own loop": published(MeZO, 2),
     "backpropagation, AdamW": published(Backpropagation, 1),
 }
+_TIMEOUT = 1200  # seconds of one process: many times what a row takes on two cores
 SHAPES = {"gpt2": (12, 768, 12, 50_257), "tiny": (2, 32, 2, 64)}
 
 
@@ -77,7 +78,10 @@ def measure(name: str, dtype: str, size: str = "gpt2") -> dict[str, Any]:
 def in_subprocess(name: str, dtype: str, size: str) -> dict[str, Any]:
     """:func:`measure`, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--row", name, "--dtype", dtype, "--size", size]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{name}, {dtype}: the process took longer than {_TIMEOUT} seconds.") from None
     if finished.returncode:
         raise RuntimeError(f"{name}, {dtype}: the process failed.\n{finished.stderr}")
     return json.loads(finished.stdout.splitlines()[-1])

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,9 +221,12 @@ def test_can_be_switched_off(site: Path, variable: str) -> None:
 # From here on in this process, with a fake Lightning: the hook knows Lightning by the names of two modules only.
 
 FAKE_LIGHTNING = """
-    import time
+    if WAITS:
+        import threading
 
-    time.sleep(PAUSE)
+        began, go_on = threading.importing
+        began.set()
+        go_on.wait(60)
 
     class Registry(dict):
         def register(self, name, strategy, description=None, **arguments):
@@ -252,8 +254,8 @@ def fake_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         sys.modules.pop(name, None)
 
 
-def write_registry(package: Path, pause: float = 0.0, taken: str = "{}") -> None:
-    source = textwrap.dedent(FAKE_LIGHTNING).replace("PAUSE", str(pause)).replace("TAKEN", taken)
+def write_registry(package: Path, waits: bool = False, taken: str = "{}") -> None:
+    source = textwrap.dedent(FAKE_LIGHTNING).replace("WAITS", str(waits)).replace("TAKEN", taken)
     (package / "strategies.py").write_text(source)
 
 
@@ -314,16 +316,24 @@ def test_a_registry_that_changed_is_reported_and_lightning_still_imports(
     assert "StrategyRegistry" in caplog.text
 
 
-def test_waits_for_an_import_under_way_in_another_thread(fake_lightning: str, tmp_path: Path) -> None:
-    write_registry(tmp_path / "fake_lightning", pause=0.5)
+def test_waits_for_an_import_under_way_in_another_thread(
+    fake_lightning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_registry(tmp_path / "fake_lightning", waits=True)
+    began, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "importing", (began, go_on), raising=False)
     thread = threading.Thread(target=importlib.import_module, args=(fake_lightning,))
     thread.start()
-    while fake_lightning not in sys.modules:  # begun before the finder was there, so the finder cannot help
-        time.sleep(0.01)
+    assert began.wait(60)  # before the finder was there, so the finder cannot help
     assert not hasattr(sys.modules[fake_lightning], "StrategyRegistry")
-    lightning_evo_autoload.install()
+    install = threading.Thread(target=lightning_evo_autoload.install)
+    install.start()
+    install.join(0.1)
+    assert install.is_alive()
+    go_on.set()
+    install.join(60)
+    thread.join(60)
     assert "evo" in sys.modules[fake_lightning].StrategyRegistry
-    thread.join()
 
 
 def test_only_one_finder_also_after_a_reload(fake_lightning: str) -> None:

@@ -78,20 +78,46 @@ def test_memory_is_a_median_of_processes():
     assert memory._median(processes) == {"row": "ours", "peak": 5, "before": 2, "weights": 1, "peaks": [5, 9, 4]}
 
 
-def test_memory_of_a_row():
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", memory.ROWS)
+def test_memory_of_a_row(name, dtype):
     needs_transformers()
-    result = memory.measure(engine.LIMIT, "bf16", "tiny")
-    assert result["weights"] == 2 * 60_288
+    result = memory.measure(name, dtype, "tiny")
+    assert (result["row"], result["dtype"]) == (name, dtype)
+    assert result["weights"] == {"fp32": 4, "bf16": 2}[dtype] * 60_288
     assert result["peak"] > result["weights"]
 
 
-@pytest.mark.slow
-def test_memory_in_subprocesses(tmp_path):
-    needs_transformers()
+def test_memory_of_processes_in_turn(tmp_path, monkeypatch):
+    turns = []
+
+    def in_subprocess(name, dtype, size):
+        turns.append(name)
+        peak = 100 * (1 + list(memory.ROWS).index(name)) + turns.count(name) % 3  # 1, 2, 0, 1, 2
+        return {"row": name, "dtype": dtype, "size": size, "peak": peak, "before": 1, "weights": 10}
+
+    monkeypatch.setattr(memory, "in_subprocess", in_subprocess)
     memory.main(["--size", "tiny", "--dtype", "fp32", "--output", str(tmp_path / "memory.json")])
     results = json.loads((tmp_path / "memory.json").read_text())["results"]
-    assert [row["row"] for row in results] == list(memory.ROWS)
-    assert results[0]["ratio"] == 1
+    assert turns == 5 * list(memory.ROWS)
+    assert [row["peak"] for row in results] == [101, 201, 301, 401, 501]
+    assert [row["ratio"] for row in results] == [peak / 101 for peak in (101, 201, 301, 401, 501)]
+    assert results[1]["peaks"] == [201, 202, 200, 201, 202]
+
+
+@pytest.mark.slow
+def test_memory_of_a_process():
+    """Of one only, as each imports everything anew; what it measures is tested above."""
+    needs_transformers()
+    found = memory.in_subprocess("MeZO's own loop", "bf16", "tiny")
+    assert (found["row"], found["dtype"], found["weights"]) == ("MeZO's own loop", "bf16", 2 * 60_288)
+    assert found["peak"] > found["before"] > 0
+
+
+def test_memory_of_a_process_that_hangs(monkeypatch):
+    monkeypatch.setattr(memory, "_TIMEOUT", 0.01)
+    with pytest.raises(RuntimeError, match="backpropagation, AdamW, fp32: the process took longer than 0.01 seconds"):
+        memory.in_subprocess("backpropagation, AdamW", "fp32", "tiny")
 
 
 @pytest.mark.slow

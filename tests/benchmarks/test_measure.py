@@ -22,8 +22,10 @@ def test_time_is_per_call(monkeypatch):
     assert _measure.interleaved({"row": lambda: None}, repeats=1, warmup=0, calls=3) == {"row": [2.0]}
 
 
-def test_seconds_are_those_of_the_call():
-    assert _measure.seconds(lambda: time.sleep(0.02)) >= 0.02
+def test_seconds_are_those_of_the_call(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert _measure.seconds(lambda: now.append(now.pop() + 2.0)) == 2.0
 
 
 def test_rates_use_the_median():
@@ -38,9 +40,10 @@ def test_peak_sees_memory_that_was_freed_again_and_can_be_reset(monkeypatch):
         pytest.skip("this system does not let the peak be reset")
     before = _measure.resident()
     torch.ones(size // 4)
-    assert _measure.peak() - before == pytest.approx(size, rel=0.1)
+    # The system may take some memory meanwhile, or give some to the process.
+    assert _measure.peak() - before == pytest.approx(size, rel=0.4)
     assert _measure.reset_peak()
-    assert _measure.peak() - before < size / 2
+    assert _measure.peak() - before < size / 4
 
 
 def test_default_dtype_is_given_back():

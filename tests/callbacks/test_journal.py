@@ -25,8 +25,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_evo import EvolutionMixin, EvoStrategy
-from lightning_evo.callbacks import SeedJournal, _journal_choice
+from lightning_evo.callbacks import SeedJournal
 from lightning_evo.journal import Journal, JournalError, weights_checksum
+from lightning_evo.journal import resume as journal_resume
 from lightning_evo.journal.replay import replay
 from tests.strategies.models import CallCounter, assert_same_weights, images, trainer, weights
 
@@ -135,8 +136,8 @@ def restarted(monkeypatch):
 
 
 def new_process(monkeypatch):
-    monkeypatch.setattr(_journal_choice, "_starts", count())
-    monkeypatch.setattr(_journal_choice, "_had", set())
+    monkeypatch.setattr(journal_resume, "_starts", count())
+    monkeypatch.setattr(journal_resume, "_had", set())
 
 
 # --- the journal of a run ---

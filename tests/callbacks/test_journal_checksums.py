@@ -10,8 +10,9 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback
 
-from lightning_evo.callbacks import SeedJournal, _journal_checksums
+from lightning_evo.callbacks import SeedJournal
 from lightning_evo.journal import Journal, JournalError, weights_checksum
+from lightning_evo.journal import checksums as journal_checksums
 from lightning_evo.journal.replay import replay
 from tests.callbacks.test_journal import Net, Stop, StopAt, fit, in_place, pytestmark, read
 from tests.strategies.models import assert_same_weights, trainer, weights
@@ -22,8 +23,8 @@ __all__ = ["pytestmark"]
 @pytest.fixture
 def every_third(monkeypatch):
     """A checksum every three generations, however long it takes."""
-    monkeypatch.setattr(_journal_checksums, "_EVERY", 3)
-    monkeypatch.setattr(_journal_checksums, "_SHARE", 1e9)
+    monkeypatch.setattr(journal_checksums, "_EVERY", 3)
+    monkeypatch.setattr(journal_checksums, "_SHARE", 1e9)
 
 
 class Clamp(Callback):
@@ -69,7 +70,7 @@ def test_they_are_of_the_weights_with_which_generations_begin(tmp_path, every_th
 
 
 def test_by_default_there_is_one_every_hundred_generations_and_one_at_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(_journal_checksums, "_SHARE", 1e9)
+    monkeypatch.setattr(journal_checksums, "_SHARE", 1e9)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     _, module = fit(tmp_path, 51, callbacks=[begin := Begin()])
     assert checksums(tmp_path) == {g: begin.weights[g] for g in (100, 200, 204)}
@@ -95,9 +96,9 @@ def test_they_take_at_most_a_hundredth_of_the_time(tmp_path, monkeypatch):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             clock.now += 8.0
 
-    monkeypatch.setattr(_journal_checksums, "_EVERY", 3)
-    monkeypatch.setattr(_journal_checksums, "time", clock)
-    monkeypatch.setattr(_journal_checksums, "weights_checksum", slow)
+    monkeypatch.setattr(journal_checksums, "_EVERY", 3)
+    monkeypatch.setattr(journal_checksums, "time", clock)
+    monkeypatch.setattr(journal_checksums, "weights_checksum", slow)
     seed_everything(7, verbose=False)
     t = trainer(in_place(journal=True), callbacks=[Tick()], max_epochs=16, max_steps=-1, default_root_dir=tmp_path)
     t.evaluated = Counter()
@@ -187,8 +188,8 @@ def test_what_callbacks_do_when_training_has_ended_is_no_departure(tmp_path):
 @pytest.mark.parametrize("stop", [2, 3])
 def test_while_callbacks_change_what_evolves(tmp_path, monkeypatch, stop):
     """Before each generation: each is of what evolved in the generation before."""
-    monkeypatch.setattr(_journal_checksums, "_EVERY", 1)
-    monkeypatch.setattr(_journal_checksums, "_SHARE", 1e9)
+    monkeypatch.setattr(journal_checksums, "_EVERY", 1)
+    monkeypatch.setattr(journal_checksums, "_SHARE", 1e9)
 
     class Freeze(Callback):
         def on_train_epoch_start(self, trainer, module):

@@ -82,7 +82,7 @@ def test_an_error_of_the_first_process_ends_all(tmp_path, two):
 
 
 FULL_DISK = """
-import errno, os, sys, time
+import errno, os, sys
 
 import torch
 import lightning as L
@@ -120,24 +120,24 @@ trainer = L.Trainer(
 try:
     trainer.fit(Model(), DataLoader(TensorDataset(torch.randn(64, 4)), 8))
 except BaseException as error:
-    print(f"ended {os.environ['LOCAL_RANK']} {time.time()} {type(error).__name__}: {error}", flush=True)
+    print(f"ended {os.environ['LOCAL_RANK']} {type(error).__name__}: {error}", flush=True)
     sys.exit(1)
 """
 
 
 def test_a_full_disk_of_the_first_process_ends_all_at_once(tmp_path):
-    """No message tells the others: they see that its connection was closed. They must not wait for a timeout."""
+    """No message tells the others: they see that its connection was closed. They must not wait for a timeout:
+    torch's takes 30 minutes, ours here two."""
     with pytest.raises(Failed) as failed:
         run_script(FULL_DISK, tmp_path, timeout=120)
     ends = {}
     for line in str(failed.value).splitlines():
         if line.startswith("ended "):
-            _, rank, moment, error = line.split(" ", 3)
-            ends[int(rank)] = float(moment), error
+            _, rank, error = line.split(" ", 2)
+            ends[int(rank)] = error
     assert sorted(ends) == [0, 1]
-    assert ends[1][0] - ends[0][0] < 30  # on an idle machine less than a second; torch's timeout is 30 minutes
-    assert "Generation 3 could not be written to the journal" in ends[0][1]
-    assert "there is no space left on the disk" in ends[0][1]
-    assert "by peer" in ends[1][1]  # gloo's "Connection closed by peer. … Check the logs of the remote worker"
+    assert "Generation 3 could not be written to the journal" in ends[0]
+    assert "there is no space left on the disk" in ends[0]
+    assert "by peer" in ends[1]  # gloo's "Connection closed by peer. … Check the logs of the remote worker"
     with Journal.open(tmp_path / "evolution.evoj") as journal:
         assert (len(journal), journal.torn) == (3, 0)

@@ -1,4 +1,4 @@
-"""Killed a hundred times at random moments, a journaled run ends as if nothing had happened."""
+"""Killed twenty times at random moments, a journaled run ends as if nothing had happened."""
 
 import os
 import subprocess
@@ -27,14 +27,15 @@ from tests.callbacks.test_journal import Net
 warnings.simplefilter("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 folder, kills, checkpoints = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "checkpoints"
-GENERATIONS = 4 * 250  # more than a hundred runs get done before they are killed
+GENERATIONS = 4 * 75  # more than twenty runs get done before they are killed
+PAGE = 4096  # so many bytes fill a pipe soon: no run gets farther than sixteen members ahead of what was read
 
 
 class Watched(Net):
     def fitness_step(self, batch, batch_idx):
         generation = self.trainer.strategy.evolution.state.generation
         os.write(self.evaluations, f"{os.getpid()} {generation}\\n".encode())
-        os.write(self.signal, b".")
+        os.write(self.signal, bytes(PAGE))
         return super().fitness_step(batch, batch_idx)
 
 
@@ -91,11 +92,11 @@ for kill in range(kills):
     if moments.random() < 0.2:  # at any moment, the start included, but before it gets far
         end = time.monotonic() + moments.uniform(0, 0.4)
         for _ in range(16):
-            if not select.select([reader], [], [], max(0, end - time.monotonic()))[0] or not os.read(reader, 1):
+            if not select.select([reader], [], [], max(0, end - time.monotonic()))[0] or not os.read(reader, PAGE):
                 break
     else:  # soon after some member's evaluation has begun: there, while recording, or while the weights move
         for _ in range(moments.randrange(1, 9)):
-            if not os.read(reader, 1):
+            if not os.read(reader, PAGE):
                 break
         time.sleep(moments.uniform(0, 0.012))
     os.kill(pid, signal.SIGKILL)
@@ -116,31 +117,30 @@ for pid, end, killed in ends:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.skipif(
     Version(L.__version__) < Version("2.5.3"),
     reason="Lightning before 2.5.3 draws the order of the first resumed epoch twice, also with backpropagation",
 )
 @pytest.mark.parametrize("checkpoints", ["checkpoints", "none"])
-def test_killed_a_hundred_times(tmp_path, checkpoints):
+def test_killed_twenty_times(tmp_path, checkpoints):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(SCRIPT))
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
     def run(folder, kills):
         command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(kills), checkpoints]
-        done = subprocess.run(command, env=environment, timeout=580, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, timeout=280, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         lines = (tmp_path / folder / "evaluations.txt").read_text().splitlines()
         evaluations = [tuple(map(int, line.split())) for line in lines]
         return [tuple(map(int, line.split())) for line in done.stdout.splitlines()], evaluations
 
     _, undisturbed = run("whole", 0)
-    assert [generation for _, generation in undisturbed] == [g for g in range(1000) for _ in range(2)]
+    assert [generation for _, generation in undisturbed] == [g for g in range(300) for _ in range(2)]
 
-    runs, evaluations = run("killed", 100)
-    assert sum(killed for _, _, killed in runs) == 100  # while it ran
+    runs, evaluations = run("killed", 20)
+    assert sum(killed for _, _, killed in runs) == 20  # while it ran
     start = 0
     for pid, end, _ in runs:
         mine = [generation for process, generation in evaluations if process == pid]
@@ -149,6 +149,6 @@ def test_killed_a_hundred_times(tmp_path, checkpoints):
         assert len(mine) - len(complete) <= 2  # members of a generation that was not recorded
         assert set(mine[len(complete) :]) <= {end}
         start = end
-    assert start == 1000
+    assert start == 300
     whole, killed = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
     assert_same_weights(killed, whole)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torchmetrics
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_evo.evaluation import candidates
 from lightning_evo.evaluation.choice import Evaluation
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways.batched import Batched
@@ -390,21 +392,21 @@ def test_members_per_forward_is_taken_over_unless_it_is_given():
 
 def test_the_faster_way_is_taken_only_if_it_gives_the_same_bits(monkeypatch):
     """Else a run would depend on how fast it happened to be."""
-    slow = InForward.__call__
+    in_forward, now = InForward.__call__, [0.0]
 
-    def very_slow(self, *arguments):
-        import time
+    def slow(self, *arguments):
+        now[0] += 1.0
+        return in_forward(self, *arguments)
 
-        time.sleep(0.02)
-        return slow(self, *arguments)
-
-    monkeypatch.setattr(InForward, "__call__", very_slow)
+    monkeypatch.setattr(InForward, "__call__", slow)
+    monkeypatch.setattr(candidates, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     module, x = cnn(0.0), torch.randn(4, 3, 6, 6)
     same, other = Evaluation(), Evaluation()
     choose(same, module, population(), lambda: module(x).square().mean())
     assert way_of(same) == "plain"
     monkeypatch.setattr(Batched, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("not today")))
     choose(other, module, population(rank=1), lambda: module(x).square().mean())
+    assert now[0] >= 2.0  # slower here, too
     assert way_of(other) == "in_forward"
 
 

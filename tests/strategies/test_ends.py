@@ -60,7 +60,9 @@ class Model(L.LightningModule):
         Counter.members += 1
         if how == "signal" and self.trainer.global_step == 3 and Counter.members % 4 == 2:
             (folder / f"ready-{self.trainer.global_rank}").touch()
-            time.sleep(1.0)  # a member
+            for _ in range(1200):  # a member that takes until the signal was sent, a minute at most
+                if not (folder / "sent").exists():
+                    time.sleep(0.05)
         return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
@@ -210,6 +212,7 @@ def test_a_signal_in_the_middle_of_a_generation_ends_all(tmp_path, sent, target)
             lambda: all(path.exists() for path in ready) or process.poll() is not None, STARTING, "the start", tmp_path
         )
         (os.killpg if target == "all" else os.kill)(process.pid, sent)
+        (tmp_path / "sent").touch()
         code = ended(process, tmp_path)
     found = results(tmp_path)
     interrupted = sent == signal.SIGINT

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_evo import EvoFSDPStrategy
-from lightning_evo.callbacks import _journal_checksums
 from lightning_evo.journal import Journal, JournalError
+from lightning_evo.journal import checksums as journal_checksums
 from lightning_evo.journal.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.sharded import Classifier, fit, samples, weights_after, whole
@@ -382,7 +382,7 @@ def assert_same_journal(folder, *others):
 
 @pytest.mark.parametrize("arguments", [{}, {"shards": 1}], ids=["one copy", "two copies"])
 def test_the_journal_is_that_of_one_process(two, arguments, tmp_path, monkeypatch):
-    every = functools.partial(monkeypatch.setattr, _journal_checksums)
+    every = functools.partial(monkeypatch.setattr, journal_checksums)
     every("_EVERY", 3), every("_SHARE", 1e9)
     expected = journal_alone(tmp_path / "alone")
     assert two.run(functools.partial(checksums_every, 3)) == [None, None]
@@ -401,8 +401,8 @@ def test_the_journal_is_that_of_one_process(two, arguments, tmp_path, monkeypatc
 
 
 def checksums_every(generations):
-    _journal_checksums._EVERY = generations
-    _journal_checksums._SHARE = 1e9 if generations < 100 else 0.01
+    journal_checksums._EVERY = generations
+    journal_checksums._SHARE = 1e9 if generations < 100 else 0.01
 
 
 def test_recorded_generations_are_not_evaluated_again(two, four, tmp_path):

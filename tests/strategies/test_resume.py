@@ -289,20 +289,21 @@ def test_resumed_within_an_epoch_with_a_dataloader_that_saves_its_place(tmp_path
 
 
 SCRIPT = """
-import sys, time
+import itertools, sys, time
 import torch
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_evo import EvoStrategy
 from tests.strategies.test_resume import Shuffled
 
-folder, resume, slow = sys.argv[1:4]
+folder, resume, killed = sys.argv[1:4]
+calls = itertools.count()
 
 class Model(Shuffled):
     def training_step(self, batch, batch_idx):
-        if slow == "slow":
-            time.sleep(0.002)  # so that the signal arrives within a generation, not between them
-            print("member", flush=True)
+        if killed == "killed" and next(calls) == 17 * 10 + 8:  # ten generations of 16 members and the center, and half
+            print("here", flush=True)
+            time.sleep(600)
         return super().training_step(batch, batch_idx)
 
 L.seed_everything(7, verbose=False)
@@ -325,16 +326,15 @@ def test_killed_within_a_generation_and_resumed(tmp_path, update):
     script.write_text(textwrap.dedent(SCRIPT))
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
-    def command(folder, resume, slow):
+    def command(folder, resume, killed="no"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        return [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(resume), slow, update]
+        return [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(resume), killed, update]
 
-    subprocess.run(command("whole", "no", "fast"), env=environment, check=True, timeout=120, capture_output=True)
+    subprocess.run(command("whole", "no"), env=environment, check=True, timeout=120, capture_output=True)
 
-    killed = subprocess.Popen(command("killed", "no", "slow"), env=environment, stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(command("killed", "no", "killed"), env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        for _ in range(17 * 10 + 9):  # ten generations of 16 members and the center, and half of the eleventh
-            assert killed.stdout.readline()
+        assert killed.stdout.readline() == "here\n"
         killed.send_signal(signal.SIGKILL)
     finally:
         killed.kill()
@@ -344,6 +344,6 @@ def test_killed_within_a_generation_and_resumed(tmp_path, update):
 
     last = tmp_path / "killed" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 8  # two epochs of four steps; two steps were lost
-    subprocess.run(command("killed", last, "fast"), env=environment, check=True, timeout=120, capture_output=True)
+    subprocess.run(command("killed", last), env=environment, check=True, timeout=120, capture_output=True)
     expected, actual = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
     assert_same_weights(actual, expected)
