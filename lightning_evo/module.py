@@ -10,6 +10,7 @@ from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.update import group_learning_rates
 from lightning_evo.strategies._compat import gradient_scale
+from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvolutionMixin"]
 
@@ -174,7 +175,7 @@ class EvolutionMixin:
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
         evolution = getattr(self, "evolution", None)
         if isinstance(evolution, Evolution) and evolution.is_set_up:
-            checkpoint[CHECKPOINT_KEY] = evolution.state_dict(self.trainer.strategy.root_device)
+            checkpoint[CHECKPOINT_KEY] = evolution.state_dict(RandomState(self.trainer.strategy.root_device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the evolution up again when a fit is resumed. Call it by ``super()`` if you override it."""

@@ -9,13 +9,10 @@ tensors as buffers. (What it writes into an evolving parameter: see :mod:`~light
 
 from __future__ import annotations
 
-import math
 import operator
-import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -24,76 +21,12 @@ from torch import Tensor, nn
 
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.shards import is_sharded
+from lightning_evo.utils.random_state import RandomState
 
-__all__ = ["Contents", "Isolation", "RandomState", "version_of"]
+__all__ = ["Contents", "Isolation", "version_of"]
 
 _INTERNAL = frozenset(vars(nn.Module()))  # the dictionaries of parameters, buffers, submodules and hooks
 _SMALL = 1 << 16  # elements of a tensor in an attribute that is worth a copy per generation, in case it is a counter
-
-
-class RandomState:
-    """The state of every global random number generator: torch (CPU and one accelerator), NumPy and Python.
-
-    Args:
-        device: Its generator is included, if it is an accelerator.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._generators = _generators(device)
-        self._states = {name: get() for name, (get, _) in self._generators.items()}
-
-    def restore(self) -> None:
-        """Set all generators back to this state."""
-        for name, (_, set_state) in self._generators.items():
-            set_state(self._states[name])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The states as tensors, for checkpoints."""
-        return {name: _to_tensor(name, state) for name, state in self._states.items()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over, and set, the saved state of every generator that exists here, too."""
-        for name in self._generators.keys() & saved.keys():
-            self._states[name] = _from_tensor(name, saved[name])
-        self.restore()
-
-
-def _generators(device: torch.device) -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
-    generators: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
-        "torch": (torch.get_rng_state, torch.set_rng_state),
-        "python": (random.getstate, random.setstate),
-    }
-    numpy = sys.modules.get("numpy")
-    if numpy:
-        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
-    if device.type in ("cuda", "xpu"):
-        accelerator = getattr(torch, device.type)
-        generators[device.type] = (
-            partial(accelerator.get_rng_state, device),
-            lambda state: accelerator.set_rng_state(state, device),
-        )
-    elif device.type == "mps":
-        generators["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
-    return generators
-
-
-def _to_tensor(name: str, state: Any) -> Tensor:
-    """Python's state is (3, 625 integers, a number or None); NumPy's ("MT19937", 624 integers, position, 0 or 1, x)."""
-    if name == "python":
-        return torch.tensor([*state[1], math.nan if state[2] is None else state[2]], dtype=torch.float64)
-    if name == "numpy":
-        return torch.tensor([*state[1].tolist(), *state[2:]], dtype=torch.float64)
-    return state.cpu()  # type: ignore[no-any-return]
-
-
-def _from_tensor(name: str, saved: Tensor) -> Any:
-    if name == "python":
-        *numbers, gauss = saved.tolist()
-        return (3, tuple(map(int, numbers)), None if math.isnan(gauss) else gauss)
-    if name == "numpy":
-        *numbers, position, has_gauss, gauss = saved.tolist()
-        return ("MT19937", list(map(int, numbers)), int(position), int(has_gauss), gauss)
-    return saved.cpu()
 
 
 class Isolation:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import nn
 
 __all__ = [
     "Namespace",
+    "around_validation",
     "backward_is_skipped",
     "class_named",
     "gradient_scale",
@@ -26,7 +28,7 @@ __all__ = [
     "parent_strategy",
     "shared_counter",
     "remove_module_hooks",
-    "reset_seed",
+    "seed_workers",
     "only_note_sigterm",
 ]
 
@@ -52,6 +54,25 @@ def leave_sampler_of_training(trainer: Any) -> None:
         return not trainer.training and bool(divides(connector, dataloader))
 
     connector._requires_distributed_sampler = requires_distributed_sampler
+
+
+def seed_workers(dataloader: object, rank: int) -> None:
+    """Seed a dataloader's workers as those of process ``rank``, if ``seed_everything(workers=True)`` was called."""
+    from lightning.fabric.utilities.data import _auto_add_worker_init_fn
+
+    _auto_add_worker_init_fn(dataloader, rank)
+
+
+def around_validation(trainer: Any, context: Callable[[], AbstractContextManager[object]]) -> None:
+    """Have each validation in the middle of a fit run within a context."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    run = type(loop).run
+
+    def run_in_context() -> Any:
+        with context():
+            return run(loop)
+
+    loop.run = run_in_context
 
 
 def only_note_sigterm(trainer: Any) -> None:
@@ -128,13 +149,6 @@ def optimizers_without_state(path: Path, weights_only: bool | None = None) -> li
 def class_named(name: str, instance: object) -> type[Any]:
     """The class of that name that an object derives from, whichever package of Lightning's it is from."""
     return next(cls for cls in type(instance).__mro__ if cls.__name__ == name)
-
-
-def reset_seed() -> None:
-    """Seed anew, if ``seed_everything`` was called: what Lightning does once processes have been connected."""
-    from lightning.fabric.utilities.seed import reset_seed
-
-    reset_seed()
 
 
 def remove_module_hooks(module: nn.Module) -> None:

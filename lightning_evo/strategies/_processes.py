@@ -122,7 +122,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         )
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        super().barrier(*args, **kwargs)
+        super().barrier(*args, **kwargs)  # type: ignore[safe-super]
         if "pre_setup" in (*args, kwargs.get("name")):  # rank 0 alone may have drawn, in `prepare_data`
             self._share_random_state()
 

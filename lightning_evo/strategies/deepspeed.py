@@ -114,7 +114,6 @@ class _Parent(Regathering, DeepSpeedStrategy):
         if self.root_device.type == "cuda":
             super().setup_distributed()
         else:  # without the check of the devices' numbers, which a CPU does not have
-            _compat.reset_seed()
             self.set_world_ranks()
             self._init_deepspeed_distributed()
 

@@ -13,7 +13,8 @@ import torchmetrics
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
-from lightning_evo.evaluation.isolation import Isolation, RandomState
+from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.utils.random_state import RandomState
 
 CPU = torch.device("cpu")
 

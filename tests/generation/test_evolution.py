@@ -14,6 +14,7 @@ from lightning_evo import algorithms
 from lightning_evo.generation.evolution import Evolution
 from lightning_evo.generation.update import Clipping
 from lightning_evo.processes.ranks import Ranks
+from lightning_evo.utils.random_state import RandomState
 
 CPU = torch.device("cpu")
 EVALUATIONS = ["auto", "plain", "in_forward", "batched"]
@@ -437,7 +438,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(mid_generation, seed, before_set
     subject.sigma = 0.03
     if mid_generation:
         subject.evaluate(fitness_of(module), parts[0])
-    saved = saved_and_loaded(subject.state_dict(CPU), tmp_path / "evolution.pt")
+    saved = saved_and_loaded(subject.state_dict(RandomState(CPU)), tmp_path / "evolution.pt")
     twin = copy.deepcopy(module)
     finish(subject, module)
 
@@ -466,7 +467,7 @@ def test_a_state_dict_is_a_snapshot():
         subject.evaluate(lambda batch: torch.tensor(float(next(values))), None)
 
     evaluate(subject)
-    saved = subject.state_dict(CPU)
+    saved = subject.state_dict(RandomState(CPU))
     expected = saved["fitness_sum"].clone()
     evaluate(subject)
     assert torch.equal(saved["fitness_sum"], expected)
@@ -477,23 +478,23 @@ def test_a_state_dict_is_a_snapshot():
 
 def test_a_state_dict_holds_plain_values_only():
     subject = evolution(network(), seed=2**64 + 5)
-    saved = subject.state_dict(CPU)
+    saved = subject.state_dict(RandomState(CPU))
     assert saved["seed"] == 5
     flat = [*saved.values(), *saved["random_state"].values()]
     assert {type(value) for value in flat} <= {int, float, str, torch.Tensor, dict}
     assert "sigma" not in saved
     subject.sigma = 0.5
-    assert subject.state_dict(CPU)["sigma"] == 0.5
+    assert subject.state_dict(RandomState(CPU))["sigma"] == 0.5
 
 
 def test_checkpoints_of_another_run():
-    saved = evolution(network(), population=4).state_dict(CPU)
+    saved = evolution(network(), population=4).state_dict(RandomState(CPU))
     with pytest.raises(ValueError, match="written by the algorithm 'openai_es', but this run uses 'mezo'"):
         evolution(network(), "mezo").load_state_dict(saved, CPU)
     evolution(network(), population=8).load_state_dict(saved, CPU)  # between generations the population may change
     subject = evolution(network(), population=4)
     subject.evaluate(lambda batch: torch.tensor(1.0), None)
-    saved = subject.state_dict(CPU)
+    saved = subject.state_dict(RandomState(CPU))
     with pytest.raises(ValueError, match="middle of a generation of 4 members; this run has population=8"):
         evolution(network(), population=8).load_state_dict(saved, CPU)
     other = evolution(network(), population=4, seed=7)

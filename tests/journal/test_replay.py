@@ -23,6 +23,7 @@ from lightning_evo.journal import (
 )
 from lightning_evo.journal.replay import replay
 from lightning_evo.utils.files import written_file
+from lightning_evo.utils.random_state import RandomState
 
 
 class Network(nn.Module):
@@ -86,7 +87,7 @@ def train(
             if generation in (0, *keep, generations):
                 snapshots[generation] = {
                     "state_dict": {name: value.detach().clone() for name, value in module.state_dict().items()},
-                    "lightning_evo": evolution.state_dict(torch.device("cpu")) | {"journal": {"run": 9}},
+                    "lightning_evo": evolution.state_dict(RandomState(torch.device("cpu"))) | {"journal": {"run": 9}},
                     "global_step": generation,
                     "loops": {},
                     "optimizer_states": [],

@@ -18,25 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_evo import EvoDDPStrategy
 from lightning_evo.processes.checksums import checksum, dense_parts
 from lightning_evo.strategies import ddp
-from tests.strategies.processes import Failed, processes
+from tests.strategies.processes import Failed
 
 GENERATIONS = 50
-
-
-@pytest.fixture(scope="module")
-def world():
-    """Pools of processes by their number, started when they are first wanted."""
-    pools, contexts = {}, []
-
-    def get(count):
-        if count not in pools:
-            contexts.append(processes(count))
-            pools[count] = contexts[-1].__enter__()
-        return pools[count]
-
-    yield get
-    for context in contexts:
-        context.__exit__(None, None, None)
 
 
 def data(samples=48):
