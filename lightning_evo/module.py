@@ -10,6 +10,7 @@ from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.update import group_learning_rates
 from lightning_evo.strategies._compat import gradient_scale
+from lightning_evo.utils.options import one_of
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvolutionMixin"]
@@ -150,8 +151,7 @@ class EvolutionMixin:
         evolution = getattr(self, "evolution", None)
         if not isinstance(evolution, Evolution):
             raise RuntimeError("Set `self.evolution = Evolution('openai_es', …)` in `__init__`.")
-        if self.evolution_update not in ("optimizer", "in_place"):
-            raise ValueError(f"evolution_update must be 'optimizer' or 'in_place', got {self.evolution_update!r}.")
+        one_of("evolution_update", self.evolution_update, ("optimizer", "in_place"))
         if not isinstance(self, nn.Module):
             raise TypeError("EvolutionMixin goes with a LightningModule: class Model(EvolutionMixin, LightningModule).")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -193,7 +193,7 @@ def test_errors():
     with pytest.raises(RuntimeError, match="Set `self.evolution"):
         trainer("auto", max_steps=1).fit(module)
 
-    with pytest.raises(ValueError, match="evolution_update must be"):
+    with pytest.raises(ValueError, match="Unknown evolution_update 'inplace'. Did you mean 'in_place'"):
         trainer("auto", max_steps=1).fit(Model(update="inplace"))
 
     class NoFitness(EvolutionMixin, L.LightningModule):

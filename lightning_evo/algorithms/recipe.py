@@ -55,6 +55,7 @@ class Recipe:
                 )
         given = {name: value for name, value in options.items() if value is not None}
         merged = {**self.defaults, **given}
-        if "shaping" in given and str(given["shaping"]) != "top_k" and "top_k" not in given:
+        shaping = given.get("shaping", "top_k")
+        if "top_k" not in given and not (isinstance(shaping, str) and shaping == "top_k"):
             merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
         return EvolutionStrategy(name=self.name, **merged)

@@ -44,8 +44,9 @@ class Scores:
     """
 
     def __init__(self, members: int) -> None:
-        self.fitness_sum = torch.zeros(members, dtype=torch.float64)
-        self.failed = torch.zeros(members, dtype=torch.bool)
+        # One zero stands for all: no memory is taken for members before there are results of them.
+        self.fitness_sum = torch.zeros((), dtype=torch.float64).expand(members)
+        self.failed = torch.zeros((), dtype=torch.bool).expand(members)
         self.weight = 0.0
         self.batches = 0
 
@@ -62,8 +63,8 @@ class Scores:
         weight = float(results[:, 1].max())  # of all processes, so the same on each
         if weight <= 0:
             return False
-        self.failed |= results[:, 1] < 0
-        self.fitness_sum += results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * weight
+        self.failed = self.failed | (results[:, 1] < 0)
+        self.fitness_sum = self.fitness_sum + results[:, 0].masked_fill(results[:, 1] <= 0, math.nan) * weight
         self.weight += weight
         return True
 

@@ -294,4 +294,4 @@ def _nothing_matches(evolve: object, candidates: list[tuple[EvolvingParameter, l
         hint = did_you_mean(evolve, names)
         if any(re.search(evolve, name) for name in frozen):
             hint = " It matches only frozen parameters; set requires_grad=True on those that should evolve."
-    return f"evolve={evolve!r} matches no parameter that can evolve.{hint} Names: {preview(names)}."
+    return f"evolve={shown(evolve)} matches no parameter that can evolve.{hint} Names: {preview(names)}."

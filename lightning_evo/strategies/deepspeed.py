@@ -25,6 +25,8 @@ from lightning_evo.algorithms import Algorithm
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._processes import connection_options, refuse
 from lightning_evo.strategies._sharded import Regathering, ShardedEvoMixin, share
+from lightning_evo.utils.messages import shown
+from lightning_evo.utils.options import flag
 
 __all__ = ["DeepSpeedEvoMixin"]
 
@@ -271,12 +273,13 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
             )
         refuse(options, _UNUSED)
         given: object = update
-        if given != "in_place":
+        if not (isinstance(given, str) and given == "in_place"):
             raise ValueError(
-                f"evo_deepspeed_stage_3 works with update='in_place' only, not with {update!r}: DeepSpeed's partitions "
-                "have no gradient that an optimizer of torch could use. To train with an optimizer use "
+                f"evo_deepspeed_stage_3 works with update='in_place' only, not with {shown(given)}: DeepSpeed's "
+                "partitions have no gradient that an optimizer of torch could use. To train with an optimizer use "
                 "strategy='evo_fsdp'."
             )
+        offload_parameters = flag("offload_parameters", offload_parameters)
         if config is not None and offload_parameters:
             raise ValueError("offload_parameters has no effect beside `config`; set offload_param there.")
         self._parent_options = {

@@ -130,7 +130,7 @@ def number(
         raise ValueError(f"{name} must be {wanted}, got {shown(value)}.")
     if abs(found) > _LARGEST:
         raise ValueError(f"{name} must be {wanted} that float32 can hold (at most {_LARGEST:.2g}), got {shown(value)}.")
-    return found
+    return found if abs(found) <= 1 << 53 else float(found)  # torch takes no larger int for a number
 
 
 def _interval(minimum: float | None, above: float | None, maximum: float | None, below: float | None) -> str:
@@ -196,7 +196,7 @@ def flag(name: str, value: object) -> bool:
 
 
 def check_callable(name: str, value: object, *arguments: str) -> None:
-    """Raise a ValueError unless a value can be called with these arguments, as far as its signature tells.
+    """Raise a ValueError unless a value is a function (no class) of so many arguments, as far as its signature tells.
 
     Args:
         name: The option, for the message.
@@ -210,7 +210,7 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
         ValueError: shaping must be a function of (fitness, per_direction), got <built-in function len>: too many ...
     """
     wanted = f"{name} must be a function of ({', '.join(arguments)}), got {shown(value)}"
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         raise ValueError(f"{wanted}.")
     try:
         signature = inspect.signature(value)
