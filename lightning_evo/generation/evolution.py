@@ -60,7 +60,7 @@ class Evolution:
 
     Raises:
         ValueError: If the algorithm is unknown or an option is out of range.
-        TypeError: If the algorithm has no such option.
+        TypeError: If the algorithm has no such option, or ``seed``, ``evolve`` or ``algorithm`` is of a wrong type.
 
     Example:
         >>> model = nn.Linear(3, 1)

@@ -89,7 +89,7 @@ class EvoStrategyMixin(Strategy):
 
     Raises:
         ValueError: If an option has an impossible value; the message says what was expected.
-        TypeError: If the algorithm has no such option.
+        TypeError: If the algorithm has no such option, or ``seed``, ``evolve`` or ``algorithm`` is of a wrong type.
     """
 
     def __init__(

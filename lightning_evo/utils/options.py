@@ -1,7 +1,8 @@
 """Checks of options. Each says which option is wrong, what it was and what was expected, and gives the checked value.
 
-A wrong value is a ValueError whatever its type: the text ``"8"`` is as wrong for a number of members as -8 is. (A wrong
-*name* is a TypeError, as it is for Python's own functions.)
+A wrong value is a ValueError whatever its type: the text ``"8"`` is as wrong for a number of members as -8 is. (An
+unknown *name* is a TypeError, as it is for Python's own functions; so is a ``seed``, ``evolve`` or ``algorithm`` of a
+wrong type.)
 
 NumPy's and torch's scalars are taken for the numbers that they hold, and come back as Python's own. Python's ``True``
 and ``False`` are no numbers here.
@@ -142,14 +143,13 @@ def _interval(minimum: float | None, above: float | None, maximum: float | None,
     return f"in {'[' if above is None else '('}{lower}, {upper}{']' if below is None else ')'}"
 
 
-def one_of(name: str, value: object, choices: Iterable[Word], advice: str = "") -> Word:
+def one_of(name: str, value: object, choices: Iterable[Word]) -> Word:
     """One of several words.
 
     Args:
         name: The option, for the message.
         value: What was given for it.
         choices: The words.
-        advice: What the message says in place of them.
 
     Raises:
         ValueError: If it is something else; the message gives the nearest.
@@ -169,8 +169,7 @@ def one_of(name: str, value: object, choices: Iterable[Word], advice: str = "") 
             if value == word:
                 return word
         hint = did_you_mean(value[:100], choices)
-    advice = advice or f"Choose one of {', '.join(choices)}."
-    raise ValueError(f"Unknown {name} {shown(value)}.{hint} {advice}")
+    raise ValueError(f"Unknown {name} {shown(value)}.{hint} Choose one of {', '.join(choices)}.")
 
 
 def flag(name: str, value: object) -> bool:
@@ -241,7 +240,10 @@ def _as_number(value: object) -> float | None:
         return None
     if isinstance(found, Integral):
         return int(found)  # which may be larger than any float
-    found = float(found)
+    try:
+        found = float(found)
+    except OverflowError:  # of a fraction, say
+        return None
     return found if math.isfinite(found) else None
 
 
