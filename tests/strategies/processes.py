@@ -66,10 +66,11 @@ class Processes:
         return [results[rank] for rank in range(self.count)]
 
     def _start(self) -> None:
-        context, port = multiprocessing.get_context("spawn"), free_port()
+        context, port = _context(), free_port()
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, rank, self.count, port), daemon=True)
+            arguments = (theirs, rank, self.count, port, dict(os.environ))
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._workers.append((process, ours))
@@ -115,13 +116,24 @@ def run_script(code: str, folder: Path, timeout: float = 200.0) -> str:
     return output
 
 
+def _context() -> Any:
+    """Processes that are forked from one that has imported everything, where that is safe: it takes most of the time."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "lightning_evo.strategies", __name__])
+    return context
+
+
 def _nothing() -> None:
     import lightning.pytorch  # noqa: F401
 
     import lightning_evo  # noqa: F401
 
 
-def _work(pipe: Any, rank: int, count: int, port: int) -> None:
+def _work(pipe: Any, rank: int, count: int, port: int, environment: dict[str, str]) -> None:
+    os.environ.clear()  # of the time when the process was started that this one was forked from
+    os.environ.update(environment)
     os.environ.update(
         {
             "MASTER_ADDR": "127.0.0.1",
