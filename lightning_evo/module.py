@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.update import group_learning_rates
-from lightning_evo.strategies._compat import gradient_scale
+from lightning_evo.strategies import _compat
 from lightning_evo.utils.options import one_of
 from lightning_evo.utils.random_state import RandomState
 
@@ -56,7 +56,6 @@ class EvolutionMixin:
 
     # What LightningModule provides.
     trainer: Any
-    _trainer: Any
     optimizers: Any
     automatic_optimization: bool
 
@@ -95,7 +94,9 @@ class EvolutionMixin:
         self._clear_gradients(optimizer)
         scaler = getattr(plugin, "scaler", None)
         if update and self.evolution_update == "optimizer":
-            values["update_norm"] = update.add_to_gradients(gradient_scale(plugin, self.trainer.strategy.root_device))
+            values["update_norm"] = update.add_to_gradients(
+                _compat.gradient_scale(plugin, self.trainer.strategy.root_device)
+            )
             optimizer.step()
         else:
             if scaler:  # it refuses to step where there are no gradients
@@ -180,6 +181,6 @@ class EvolutionMixin:
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the evolution up again when a fit is resumed. Call it by ``super()`` if you override it."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
-        resuming = self._trainer is not None and self.trainer.state.fn == "fit"
+        resuming = _compat.is_attached(self) and self.trainer.state.fn == "fit"
         if resuming and CHECKPOINT_KEY in checkpoint:
             self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.trainer.strategy.root_device)

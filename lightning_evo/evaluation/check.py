@@ -27,7 +27,7 @@ from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways import plain, vmap
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
-from lightning_evo.perturbations._base import noise_dtype
+from lightning_evo.perturbations import noise_dtype
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview

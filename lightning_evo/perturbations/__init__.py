@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lightning_evo.noise.values import Distribution, NoiseKey
-from lightning_evo.perturbations._base import Perturbation
+from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.perturbations.scaled import Scaled
 from lightning_evo.perturbations.sparse import Sparse
 
-__all__ = ["Dense", "LowRank", "Perturbation", "Scaled", "SigmaScale", "Sparse", "compose"]
+__all__ = ["Dense", "LowRank", "Perturbation", "Scaled", "SigmaScale", "Sparse", "compose", "noise_dtype"]
 
 SigmaScale = Literal["none", "rms"]
 """Whether sigma is a number for all tensors, or in units of each tensor's root mean square."""

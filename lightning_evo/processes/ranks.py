@@ -125,13 +125,13 @@ def _compare_batches(everyone: list[tuple[float, float]]) -> None:
     last = [rank for rank, (_, is_last) in enumerate(everyone) if is_last == 1]
     if len(numbers) == len(everyone) and len(set(numbers)) > 1:
         has = preview([f"process {rank} has {number}" for rank, number in enumerate(numbers)], 8)
-        limit = f"Trainer(limit_train_batches={min(numbers)})"
+        limit = f"limit_train_batches={min(numbers)}"
     elif 0 < len(last) < len(everyone):
         has = f"this is the last one of processes {preview(list(map(str, last)), 8)}, but not of the others"
-        limit = "Trainer(limit_train_batches=…), to what each of them has"
+        limit = "limit_train_batches=…, to what each of them has"
     else:
         return
     raise RuntimeError(
         f"Processes have different numbers of training batches: {has}. All take part in every step, so they would wait "
-        f"for ever for those that have finished. Give all of them as many, or limit them: {limit}."
+        f"without end for those that have finished. Give every process the same number, or limit them: {limit}."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +19,26 @@ __all__ = [
     "Namespace",
     "around_validation",
     "backward_is_skipped",
+    "call_by_forward",
     "class_named",
+    "connect_deepspeed",
+    "connection_of",
     "gradient_scale",
-    "leave_sampler_of_training",
+    "is_attached",
     "is_fully_sharded",
+    "leave_sampler_of_training",
     "lightning_module_class",
     "load_sharded",
+    "only_note_sigterm",
     "optimizers_without_state",
     "parent_strategy",
-    "shared_counter",
     "remove_module_hooks",
     "seed_workers",
-    "only_note_sigterm",
+    "set_data_parallel_size",
+    "set_device_mesh",
+    "shared_counter",
+    "synchronizes_batch_norm",
+    "unwrapped",
 ]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
@@ -54,6 +63,21 @@ def leave_sampler_of_training(trainer: Any) -> None:
         return not trainer.training and bool(divides(connector, dataloader))
 
     connector._requires_distributed_sampler = requires_distributed_sampler
+
+
+def connection_of(strategy: Any) -> tuple[str, timedelta | None]:
+    """The backend by which a strategy's processes talk to each other, and how long they wait for each other."""
+    return strategy._get_process_group_backend(), strategy._timeout
+
+
+def synchronizes_batch_norm(strategy: Any) -> bool:
+    """Whether ``Trainer(sync_batchnorm=True)`` was given."""
+    return strategy._layer_sync is not None
+
+
+def is_attached(module: Any) -> bool:
+    """Whether a LightningModule has a Trainer; asking for one that is not there raises an exception."""
+    return module._trainer is not None
 
 
 def seed_workers(dataloader: object, rank: int) -> None:
@@ -123,6 +147,21 @@ def is_fully_sharded(module: nn.Module) -> bool:
     return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)  # torch 2.5 has it in a private place
 
 
+def set_data_parallel_size(strategy: Any, processes: int) -> None:
+    """Have the ``ModelParallelStrategy`` make a mesh of so many processes, without tensor parallelism."""
+    strategy._data_parallel_size, strategy._tensor_parallel_size = processes, 1
+
+
+def set_device_mesh(strategy: Any, mesh: Any) -> None:
+    """Give the ``ModelParallelStrategy`` and its module another mesh than Lightning's."""
+    strategy._device_mesh = strategy.lightning_module._device_mesh = mesh
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The user's optimizer, which Lightning may have wrapped."""
+    return getattr(optimizer, "_optimizer", optimizer)
+
+
 def load_sharded(path: Path, state: dict[str, Any], strict: bool, weights_only: bool | None = None) -> dict[str, Any]:
     """Load a checkpoint, a folder or a file, into a module with sharded weights; returns what else is in it."""
     from lightning.fabric.strategies.model_parallel import _load_checkpoint
@@ -144,6 +183,16 @@ def optimizers_without_state(path: Path, weights_only: bool | None = None) -> li
 
 
 # --- DeepSpeed ---
+
+
+def connect_deepspeed(strategy: Any) -> None:
+    """Have DeepSpeed connect the processes."""
+    strategy._init_deepspeed_distributed()
+
+
+def call_by_forward(strategy: Any, wrapped: Any, module: Any, method: str, *args: Any) -> Any:
+    """Call a method of a module from within the forward of what wraps it, whose hooks then run."""
+    return strategy._forward_redirection(wrapped, module, method, *args)
 
 
 def class_named(name: str, instance: object) -> type[Any]:

@@ -101,14 +101,14 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         """Connect the processes; from then on the evolution knows the others."""
         groups, data = self._grid  # what is refused is so before processes wait for each other
         parent: Any = self  # which each of Lightning's strategies is in its own right, without a class in common
-        backend = parent._get_process_group_backend()
+        backend, timeout = _compat.connection_of(self)
         if backend == "nccl" and self.root_device.type == "cpu":
             raise ValueError("process_group_backend='nccl' connects GPUs only; use 'gloo' for processes on CPUs.")
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)  # on which NCCL begins
         if parent.num_nodes > 1 and self.cluster_environment is not None:
             choose_interface(self.cluster_environment.main_address)
-        connect(backend, parent._timeout, self.root_device)
+        connect(backend, timeout, self.root_device)
         random_state = RandomState(self.root_device)
         super().setup_environment()
         random_state.restore()  # Lightning has seeded anew, as it does not for a single device

@@ -188,7 +188,7 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
 
     def _check(self, module: Any) -> None:
         super()._check(module)
-        if self._layer_sync is not None:
+        if _compat.synchronizes_batch_norm(self):
             raise ValueError(
                 "sync_batchnorm=True can't be used: its statistics would mix the members that different processes "
                 "evaluate. Leave it out; members see the statistics of their own batch."

@@ -117,7 +117,7 @@ class _Parent(Regathering, DeepSpeedStrategy):
             super().setup_distributed()
         else:  # without the check of the devices' numbers, which a CPU does not have
             self.set_world_ranks()
-            self._init_deepspeed_distributed()
+            _compat.connect_deepspeed(self)
 
     def setup_optimizers(self, trainer: Any) -> None:
         super(_compat.class_named("DeepSpeedStrategy", self), self).setup_optimizers(trainer)
@@ -312,7 +312,7 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
 
         @functools.wraps(fitness_step)
         def through_the_engine(*args: Any) -> Any:  # whose hooks gather weights
-            return self._forward_redirection(engine, self._user_module, "fitness_step", *args)
+            return _compat.call_by_forward(self, engine, self._user_module, "fitness_step", *args)
 
         return self._regathering()(through_the_engine)
 

@@ -71,12 +71,16 @@ class _Parent(Regathering, ModelParallelStrategy):
                 module.reshard()
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        plain = getattr(optimizer, "_optimizer", optimizer)
+        plain = _compat.unwrapped(optimizer)
         return super().optimizer_state(optimizer) if plain.state else plain.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         states = checkpoint.get(_OPTIMIZERS, [])
-        if self._save_distributed_checkpoint and states and not any(state["state"] for state in states):
+        if (
+            self._parent_options["save_distributed_checkpoint"]
+            and states
+            and not any(state["state"] for state in states)
+        ):
             del checkpoint[_OPTIMIZERS]
             checkpoint[CHECKPOINT_KEY] = {**checkpoint.get(CHECKPOINT_KEY, {}), _OPTIMIZERS: states}
         super().save_checkpoint(checkpoint, filepath, storage_options)
@@ -160,18 +164,14 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
     def setup_environment(self) -> None:  # noqa: D102
         groups, shards = self._grid
         # Checked by Lightning; there is no tensor parallelism, and the mesh of the population is made below.
-        self._data_parallel_size, self._tensor_parallel_size = groups * shards, 1
+        _compat.set_data_parallel_size(self, groups * shards)
         super().setup_environment()
         if groups > 1:
             from torch.distributed.device_mesh import init_device_mesh
 
-            self._device_mesh = init_device_mesh(
-                self.root_device.type,
-                (groups, shards, 1),
-                mesh_dim_names=("population", "data_parallel", "tensor_parallel"),
-            )
-            assert self.lightning_module is not None
-            self.lightning_module._device_mesh = self._device_mesh
+            names = ("population", "data_parallel", "tensor_parallel")
+            mesh = init_device_mesh(self.root_device.type, (groups, shards, 1), mesh_dim_names=names)
+            _compat.set_device_mesh(self, mesh)
 
     # --- setup ---
 

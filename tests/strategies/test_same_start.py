@@ -9,6 +9,7 @@ import lightning as L
 import numpy
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,6 +34,11 @@ class Model(L.LightningModule):
 
     def prepare_data(self):  # by rank 0 alone
         torch.rand(3), random.random()
+
+    def setup(self, stage):
+        self.split = torch.rand(1).item()
+        if self.trainer.is_global_zero:
+            torch.rand(2), random.random()
 
     def training_step(self, batch, batch_idx):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -61,24 +67,23 @@ def train(name, folder="", shuffle=True, workers=0, seeds="seed_everything", res
                 seed(7 + int(os.environ["RANK"]))
         module, count = Model(), int(os.environ["WORLD_SIZE"])
         initial = digest(module)
-        checkpoint = os.path.join(folder, f"{name}{count}.ckpt")
-        for steps in (13, 20) if resume else (20,):  # 13 is amid an epoch, and comes after validation
+        for steps in (14, 20) if resume else (20,):  # the 14th step, amid an epoch, is followed by validation
+            saving = ModelCheckpoint(folder, f"{name}{count}", every_n_epochs=1, save_on_train_epoch_end=False)
             strategy = getattr(lightning_evo, name)(population=6, sigma=0.1, evaluation="plain", seed=3)
             trainer = L.Trainer(
                 strategy=strategy, accelerator="cpu", devices=count, max_steps=steps, val_check_interval=4,
-                num_sanity_val_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                enable_model_summary=False,
+                num_sanity_val_steps=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                callbacks=saving if steps == 14 else [], enable_checkpointing=steps == 14,
             )  # fmt: skip
             context = "fork" if workers and sys.platform == "linux" else None  # quicker than this process's own, spawn
             train_data = DataLoader(
                 Augmented(), 4, shuffle=shuffle, num_workers=workers, multiprocessing_context=context
             )
             validation = DataLoader(Augmented(), 3, shuffle=True)
-            trainer.fit(module, train_data, validation, ckpt_path=checkpoint if steps == 20 and resume else None)
-            if resume and steps == 13:
-                trainer.save_checkpoint(checkpoint)
+            going_on = os.path.join(folder, f"{name}{count}.ckpt") if resume and steps == 20 else None
+            trainer.fit(module, train_data, validation, ckpt_path=going_on)
         assert digest(module) != initial
-        return digest(module), torch.rand(1).item(), random.random(), float(numpy.random.rand())
+        return digest(module), module.split, torch.rand(1).item(), random.random(), float(numpy.random.rand())
     finally:
         for variable in os.environ.keys() - before.keys():
             del os.environ[variable]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,14 @@ from torch.nn import functional
 
 from lightning_evo import kernels
 from lightning_evo.evaluation.ways import vmap
+from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.spaces.search_space import EvolvingParameter
-
-if TYPE_CHECKING:
-    from lightning_evo.evaluation.ways.perturbed import Perturbed
 
 __all__ = ["convolution", "embedding", "linear"]
 
 
 def linear(
-    mode: Perturbed,
+    mode: Members,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -64,7 +62,7 @@ def linear(
     return _unbatch(mode, result)
 
 
-def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
+def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
     """Rows of the members' embeddings.
 
     Args:
@@ -87,7 +85,7 @@ def embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingP
 
 
 def convolution(
-    mode: Perturbed,
+    mode: Members,
     function: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor,
@@ -127,17 +125,17 @@ def convolution(
     return _unbatch(mode, result)
 
 
-def _factors(mode: Perturbed, parameter: EvolvingParameter) -> tuple[Tensor, Tensor]:
+def _factors(mode: Members, parameter: EvolvingParameter) -> tuple[Tensor, Tensor]:
     factors = mode.factors(parameter)
     assert factors is not None
     return factors
 
 
-def _outside(mode: Perturbed) -> AbstractContextManager[object]:
+def _outside(mode: Members) -> AbstractContextManager[object]:
     return nullcontext() if mode.level is None else vmap.outside()
 
 
-def _member_bias(mode: Perturbed, bias: Tensor | None) -> Tensor | None:
+def _member_bias(mode: Members, bias: Tensor | None) -> Tensor | None:
     """A bias in which members differ, ``[members, *shape]``; ``None`` if there is none, or one for all."""
     parameter = mode.find(bias)
     if parameter is not None:
@@ -145,7 +143,7 @@ def _member_bias(mode: Perturbed, bias: Tensor | None) -> Tensor | None:
     return None if bias is None or mode.level is None else vmap.batch_first(bias, mode.level)
 
 
-def _batch(mode: Perturbed, x: Tensor) -> Tensor:
+def _batch(mode: Members, x: Tensor) -> Tensor:
     """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
     parameter = mode.find(x)
     x = x if parameter is None else mode.tensor(parameter)
@@ -153,7 +151,7 @@ def _batch(mode: Perturbed, x: Tensor) -> Tensor:
     return x[None] if batched is None else batched
 
 
-def _unbatch(mode: Perturbed, result: Tensor) -> Tensor:
+def _unbatch(mode: Members, result: Tensor) -> Tensor:
     return result[0] if mode.level is None else vmap.wrap(result, mode.level)
 
 

@@ -1,6 +1,6 @@
 """Functions' own ways with perturbed parameters, where there is a better one than to make the member's weight.
 
-A rule takes the mode (:class:`~lightning_evo.evaluation.ways.perturbed.Perturbed`), then the function's arguments. It
+A rule takes the members (:class:`~lightning_evo.evaluation.ways.members.Members`), then the function's arguments. It
 may return ``NotImplemented``.
 """
 
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Concatenate, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lightning_evo.evaluation.ways import low_rank, vmap
+from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.spaces.search_space import EvolvingParameter
-
-if TYPE_CHECKING:
-    from lightning_evo.evaluation.ways.perturbed import Perturbed
 
 __all__ = ["BATCHED", "HUGE", "KEYWORDS", "RULES", "SMALL"]
 
@@ -31,12 +29,12 @@ SMALL = 1 << 16
 _FEW = 64  # classes
 _IN_VAIN = 256  # values of noise that a chosen row costs beyond its own: it may begin and end within a row of noise
 
-Rule = Callable[..., Any]
+Rule: TypeAlias = "Callable[Concatenate[Members, ...], Any]"
 
 # --- layers: products with low-rank noise, stacks of weights, huge matrices in blocks ---
 
 
-def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     parameter = mode.find(weight)
     if parameter is None:
         return NotImplemented
@@ -56,9 +54,7 @@ def _linear(mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None = No
     return output
 
 
-def _stacked_linear(
-    mode: Perturbed, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
-) -> Any:
+def _stacked_linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> Any:
     """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
     assert mode.level is not None
     if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
@@ -83,9 +79,7 @@ def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
     return x @ weights if biases is None else torch.baddbmm(biases[:, None], x, weights)
 
 
-def _large_product(
-    mode: Perturbed, x: Tensor, weight: Tensor, biases: Tensor | None, transposed: bool
-) -> Tensor | None:
+def _large_product(mode: Members, x: Tensor, weight: Tensor, biases: Tensor | None, transposed: bool) -> Tensor | None:
     """:func:`_product` with weights in scratch memory, huge ones in blocks; ``None`` if that can't be."""
     parameter = mode.find(weight)
     assert parameter is not None
@@ -102,7 +96,7 @@ def _large_product(
 
 
 def _embedding(
-    mode: Perturbed,
+    mode: Members,
     ids: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -133,14 +127,14 @@ def _embedding(
     return NotImplemented if output is None else output
 
 
-def _same_for_all(mode: Perturbed, ids: Tensor) -> bool:
+def _same_for_all(mode: Members, ids: Tensor) -> bool:
     """Whether all members look up the same entries."""
     if mode.level is None:
         return not vmap.is_wrapped(ids)
     return mode.find(ids) is None and vmap.batch_first(ids, mode.level) is None
 
 
-def _is_worth_choosing(mode: Perturbed, ids: Tensor, parameter: EvolvingParameter) -> bool:
+def _is_worth_choosing(mode: Members, ids: Tensor, parameter: EvolvingParameter) -> bool:
     """Whether the rows that are looked up cost less than all, those counted that this forward looked up before."""
     weight = parameter.tensor
     if type(ids) is not Tensor or ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
@@ -155,7 +149,7 @@ def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
     return ids.numel() * (math.prod(weight.shape[1:]) + _IN_VAIN)
 
 
-def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+def _embedding_of_rows(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
     """Only the rows that are looked up are made."""
     if not ids.is_cuda:  # where an index is checked when it is used, without waiting
         _check_ids(ids, weight)
@@ -167,7 +161,7 @@ def _embedding_of_rows(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: 
     return output[0] if mode.level is None else vmap.wrap(output, mode.level)
 
 
-def _stacked_embedding(mode: Perturbed, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
+def _stacked_embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
     assert mode.level is not None
     if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _same_for_all(mode, ids):
         return NotImplemented
@@ -187,7 +181,7 @@ def _check_ids(ids: Tensor, weight: Tensor) -> None:
         raise IndexError(f"index out of range: the embedding has {len(weight)} entries.")
 
 
-def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
+def _blocks_of_rows(mode: Members, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
     """A huge matrix's rows ``[members, rows, ...]``, some at a time, with their numbers; nothing if that can't be."""
     center = parameter.tensor.detach()
     at_once = max(1, HUGE // 4 // center[0].numel())
@@ -199,7 +193,7 @@ def _blocks_of_rows(mode: Perturbed, parameter: EvolvingParameter) -> Iterator[t
         yield rows, first, last
 
 
-def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
+def _addmm(mode: Members, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
     parameter = mode.find(weight)
     if parameter is None or bias.dim() != 1:
         return NotImplemented
@@ -208,7 +202,7 @@ def _addmm(mode: Perturbed, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
     return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, bias, transposed=True)
 
 
-def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
+def _matmul(mode: Members, x: Tensor, weight: Tensor) -> Any:
     parameter = mode.find(weight)
     if parameter is None or weight.dim() != 2 or x.dim() < 2:
         return NotImplemented
@@ -219,7 +213,7 @@ def _matmul(mode: Perturbed, x: Tensor, weight: Tensor) -> Any:
 
 def _convolution(function: Callable[..., Tensor]) -> Rule:
     def rule(
-        mode: Perturbed,
+        mode: Members,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
@@ -259,7 +253,7 @@ KEYWORDS = frozenset(
 
 
 def _batch_norm(
-    mode: Perturbed,
+    mode: Members,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -276,7 +270,7 @@ def _batch_norm(
 
 
 def _instance_norm(
-    mode: Perturbed,
+    mode: Members,
     x: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -292,7 +286,7 @@ def _instance_norm(
 
 
 def _cross_entropy(
-    mode: Perturbed,
+    mode: Members,
     logits: Tensor,
     target: Tensor,
     weight: Tensor | None = None,

@@ -1,0 +1,53 @@
+"""What the rules of torch functions see of the members that run: see :mod:`.rules` and :mod:`.low_rank`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightning_evo.spaces.search_space import EvolvingParameter
+
+__all__ = ["Members"]
+
+
+class Members(Protocol):
+    """The members of one forward; :class:`~lightning_evo.evaluation.ways.perturbed.Perturbed` makes their weights.
+
+    Attributes:
+        members: Their numbers.
+        level: The ``vmap`` whose batch dimension they are; ``None`` for one member outside of one.
+        looked_up: Elements of noise that were made for lookups, by the parameter's index.
+    """
+
+    members: Sequence[int]
+    level: int | None
+    looked_up: dict[int, int]
+
+    def find(self, argument: object) -> EvolvingParameter | None:
+        """The evolving parameter that an argument is."""
+
+    def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
+        """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
+
+    def tensor(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
+
+    def stack(self, parameter: EvolvingParameter) -> Tensor:
+        """The members' values of a parameter, ``[members, *shape]``."""
+
+    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
+        """Some rows of the members' values, ``[members, last - first, ...]``; ``None`` if only all can be made."""
+
+    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
+        """Some rows in any order, ``[members, *chosen.shape, *row]``; ``None`` if only all can be made."""
+
+    def stacked(self, argument: Tensor) -> Tensor:
+        """An argument for all members, ``[members, *shape]``, be it a parameter, batched by ``vmap`` or neither."""
+
+    def replace(self, argument: Tensor | None) -> Tensor | None:
+        """The members' values, if the argument is an evolving parameter; else the argument."""
+
+    def replace_all(self, argument: Any) -> Any:
+        """An argument, be it of any kind, with the members' values in place of evolving parameters."""
