@@ -245,6 +245,8 @@ NOISE: dict[str, dict[str, Any]] = {
     "scaled_without_pairs": {"sigma_scale": "rms", "antithetic": False},
 }
 
+KINDS_OF_NOISE = ["gaussian", "rank_1", "sparse"]
+
 
 def population(size: int = 6, **options: Any) -> Population:
     algorithm = EvolutionStrategy(**{"population": size, "sigma": 0.1, "learning_rate": 1.0, **options})

@@ -13,8 +13,13 @@ from lightning_evo.generation.evolution import Evolution
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.spaces.search_space import SearchSpace
-from tests.evaluation.models import MODELS, NOISE, direction, evaluate, population
+from tests.evaluation.models import KINDS_OF_NOISE, MODELS, NOISE, direction, evaluate, population
 
+# Rules are of a layer and of a kind of noise: dense, low-rank or sparse. So every model meets these three, and what
+# else there is (distributions, pairs, ranks, a size for each weight) meets one model of every kind of layer.
+ALL_NOISE = ["mlp", "mlp_bfloat16", "cnn", "conv_transposed", "lstm", "attention", "gpt2", "tied", "embedding"]
+ALL_NOISE += ["batch_norm", "matrix_products", "views"]
+PAIRS = [(name, noise) for name in MODELS for noise in NOISE if name in ALL_NOISE or noise in KINDS_OF_NOISE]
 IN_16_BITS = {name for name, case in MODELS.items() if case.dtype == torch.bfloat16 or case.autocast}
 
 
@@ -27,8 +32,7 @@ def random_state():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of a model that uses torch.func itself
-@pytest.mark.parametrize("noise", NOISE)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "noise"), PAIRS)
 def test_equals_the_plain_loop(name, noise):
     case, options = MODELS[name], NOISE[noise]
     module = case.module()
@@ -392,11 +396,11 @@ def test_the_size_of_groups_follows_memory(monkeypatch):
     assert sizes[2] in (4, 8)
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(256, 128), (1 << 15, 8), (1 << 18, 1)])
-def test_the_size_of_groups_on_a_cpu_is_limited_by_the_largest_tensor(samples, expected):
+@pytest.mark.parametrize(("samples", "members", "expected"), [(1 << 11, 256, 128), (1 << 15, 16, 8), (1 << 18, 4, 1)])
+def test_the_size_of_groups_on_a_cpu_is_limited_by_the_largest_tensor(samples, members, expected):
     module = torch.nn.Linear(4, 64)  # 256 bytes of activation for each sample, against 64 MB
     way, x = Batched(), torch.ones(samples, 4)
-    evaluate(way, module, population(256), lambda: module(x).sum())
+    evaluate(way, module, population(members), lambda: module(x).sum())
     assert way.members_per_forward == expected
 
 

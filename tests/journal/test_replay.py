@@ -326,10 +326,8 @@ def test_failed_members_and_generations_with_nothing_to_learn(tmp_path):
     assert_same(replay(snapshots[0], tmp_path / "run.evoj")["state_dict"], snapshots[4]["state_dict"])
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_20000_generations_of_two_members(tmp_path, monkeypatch):
-    """A whole run is less than a megabyte, and gives its weights back."""
+def test_2000_generations_of_two_members(tmp_path, monkeypatch):
+    """Rounding and counters go far without a difference. (How large such a journal is, its own tests say.)"""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # here nothing crashes
     path = tmp_path / "run.evoj"
 
@@ -341,11 +339,10 @@ def test_20000_generations_of_two_members(tmp_path, monkeypatch):
             return -(self.weight.double() - target.mean()).square().sum() - self.bias.double().square().sum()
 
     algorithm = algorithms.get("mezo")(sigma=0.01)
-    every = range(100, 20_001, 100)
-    snapshots = train(path, 20_000, algorithm, rates=(1e-2,), keep=(19_000,), network=Small, checksums=every)
-    assert path.stat().st_size < 1_000_000
-    assert_same(replay(snapshots[19_000], path)["state_dict"], snapshots[20_000]["state_dict"])
-    assert_same(replay(snapshots[0], path)["state_dict"], snapshots[20_000]["state_dict"])
+    every = range(100, 2001, 100)
+    snapshots = train(path, 2000, algorithm, rates=(1e-2,), keep=(1900,), network=Small, checksums=every)
+    assert_same(replay(snapshots[1900], path)["state_dict"], snapshots[2000]["state_dict"])
+    assert_same(replay(snapshots[0], path)["state_dict"], snapshots[2000]["state_dict"])
 
 
 # --- files ---

@@ -117,7 +117,7 @@ def run_script(code: str, folder: Path, timeout: float = 200.0) -> str:
 
 
 def _context() -> Any:
-    """Processes that are forked from one that has imported everything, where that is safe: it takes most of the time."""
+    """Forks processes from one that has imported everything, where that is safe: it takes most of the time."""
     if not sys.platform.startswith("linux"):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
