@@ -123,13 +123,13 @@ def check(words: list[str], page: Path, folder: Path) -> None:
     program, *arguments = words
     if program == "lightning-evo":
         subcommand, *options = arguments
-        if subcommand in ("journal", "replay"):
-            cli.tool_parser(subcommand).parse_args(options)
+        if subcommand in cli.TOOLS:
+            cli.TOOLS[subcommand].parser().parse_args(options)
             return
-        assert subcommand in ("fit", "validate", "test", "predict", "algorithms", "--version")
-        if subcommand in ("algorithms", "--version"):
+        if subcommand == "--version":
             cli.main(arguments)
             return
+        assert subcommand in cli.EvoCLI.subcommands()
         needs_installed(" ".join(options))
         if any(".help" in option for option in options):
             with pytest.raises(SystemExit, match="0"):

@@ -1,0 +1,89 @@
+"""``lightning-evo replay``: the weights of any generation, rebuilt from a checkpoint and a seed journal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from lightning_evo.cli.tool import add_overwrite
+from lightning_evo.journal import Journal
+from lightning_evo.journal.replay import replay
+from lightning_evo.utils.files import written_file
+
+__all__ = ["SUMMARY", "parser", "run"]
+
+SUMMARY = "the weights of any generation, from a checkpoint and a journal"
+
+
+def parser() -> argparse.ArgumentParser:
+    """A checkpoint, a journal, how far to go, and where to write."""
+    parser = argparse.ArgumentParser(
+        "lightning-evo replay",
+        description="Rebuild the weights that a run had after some generation, bit for bit, from a checkpoint and "
+        "its journal. Neither the module's code nor data is needed. Buffers and frozen weights stay as the "
+        "checkpoint has them.",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a checkpoint of the run at or before that generation; for its first generation a file of weights is "
+        "enough",
+    )
+    parser.add_argument("--journal", type=Path, required=True, help="the run's journal, *.evoj; it is only read")
+    parser.add_argument(
+        "--to-step",
+        type=int,
+        metavar="N",
+        help="stop after N generations, counted from the run's first (default: all that are recorded)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="where to write a checkpoint of weights only: load_from_checkpoint takes it, fit(ckpt_path=…) does "
+        "not, because the states of dataloaders and schedulers are not in a journal",
+    )
+    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument(
+        "--inexact",
+        action="store_true",
+        help="go on, with a warning, where this machine rounds differently from the run's, or where something other "
+        "than evolution moved the run's weights",
+    )
+    add_overwrite(parser, "--output")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the checkpoint and says how far its weights were compared with the run's."""
+    with written_file(options.output, overwrite=options.overwrite) as new, Journal.open(options.journal) as journal:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("Replaying")
+            replayed = replay(
+                options.checkpoint,
+                journal,
+                to=options.to_step,
+                device=options.device,
+                exact=not options.inexact,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        torch.save(replayed, new)
+        compared = _compared(journal, replayed["lightning_evo"])
+    print(f"{options.output}: the weights after generation {replayed['lightning_evo']['generation']:,}. {compared}")
+
+
+def _compared(journal: Journal, replayed: dict[str, Any]) -> str:
+    """How far it is certain that a replay has the run's weights."""
+    generation, agreed = replayed["generation"], replayed["compared"]
+    if agreed == generation:
+        return "The run's had the same checksum."
+    later = min((checksum for checksum in journal.weights if checksum > generation), default=None)
+    return ("They were not compared with the run's" if agreed is None else f"The run's were the same at {agreed:,}") + (
+        ", and there is no later checksum." if later is None else f"; the next checksum of those is at {later:,}."
+    )

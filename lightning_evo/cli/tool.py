@@ -1,0 +1,48 @@
+"""What a tool of ``lightning-evo`` is: a file with a summary, a parser and a function that runs it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+__all__ = ["Tool", "ToolError", "add_overwrite"]
+
+
+class Tool(Protocol):
+    """A tool, such as ``lightning-evo journal``: each is a module with these names, listed in ``command.TOOLS``."""
+
+    SUMMARY: str
+    """What it does, in a few words, for ``lightning-evo --help``."""
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The tool's options."""
+
+    def run(self, options: argparse.Namespace) -> None:
+        """Does the work and prints the result.
+
+        Args:
+            options: What :meth:`parser` made of the command line.
+
+        Raises:
+            ToolError: The options don't fit each other or the files. Shown without a traceback, as ``OSError`` and
+                ``JournalError`` are.
+        """
+
+
+class ToolError(Exception):
+    """Something is wrong with what the user gave: the message says what, and what to do."""
+
+
+def add_overwrite(parser: argparse.ArgumentParser, option: str) -> None:
+    """Adds ``--overwrite``.
+
+    Args:
+        parser: The tool's parser.
+        option: The option that names the file to be replaced, ``--output``.
+    """
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help=f"replace the file of {option} if it exists; without this it is an error. In both cases the file appears "
+        "complete or not at all",
+    )
