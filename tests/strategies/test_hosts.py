@@ -14,7 +14,7 @@ from tests.strategies.hosts import Unavailable, two_hosts, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-GENERATIONS = 80
+GENERATIONS = 60
 MEMBERS = (6, 4)  # of ten in pairs: those of each process
 STARTING = 150.0  # seconds that importing everything, twice, may take on a busy machine
 
@@ -36,6 +36,7 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 warnings.simplefilter("ignore")
 
 
+PAUSE = 0.0 if "undisturbed" in sys.argv else 0.015  # so that there is time to disturb a run
 count = Counter(evaluated=0)  # none, where the journal holds all
 
 
@@ -46,7 +47,7 @@ class Model(L.LightningModule):
 
     def fitness_step(self, batch, batch_idx):
         count["evaluated"] += 1
-        time.sleep(0.015)
+        time.sleep(PAUSE)
         return -torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def training_step(self, batch, batch_idx):
@@ -90,7 +91,7 @@ def torchrun(*options):
 def undisturbed(tmp_path_factory):
     """The weights of one process that nothing happened to."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    command = torchrun("--standalone", *train(folder))
+    command = torchrun("--standalone", *train(folder, "undisturbed"))
     done = subprocess.run(command, capture_output=True, text=True, timeout=STARTING, env=environment())
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads((folder / "result-0").read_text())["weights"]

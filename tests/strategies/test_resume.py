@@ -296,25 +296,32 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_evo import EvoStrategy
 from tests.strategies.test_resume import Shuffled
 
-folder, resume, killed = sys.argv[1:4]
+folder, update, killed = sys.argv[1], sys.argv[2], sys.argv[3] == "killed"
 calls = itertools.count()
 
 class Model(Shuffled):
     def training_step(self, batch, batch_idx):
-        if killed == "killed" and next(calls) == 17 * 10 + 8:  # ten generations of 16 members and the center, and half
+        if killed and next(calls) == 17 * 10 + 8:  # ten generations of 16 members and the center, and half
             print("here", flush=True)
             time.sleep(600)
         return super().training_step(batch, batch_idx)
 
-L.seed_everything(7, verbose=False)
-trainer = L.Trainer(
-    strategy=EvoStrategy(population=16, sigma=0.05, update=sys.argv[4]), max_epochs=6, accelerator="cpu", logger=False,
-    callbacks=[ModelCheckpoint(folder, save_last=True, every_n_epochs=1)], default_root_dir=folder,
-    enable_progress_bar=False, enable_model_summary=False,
-)
-model = Model()
-trainer.fit(model, ckpt_path=None if resume == "no" else resume)
-torch.save(model.state_dict(), folder + "/final.pt")
+def run(folder, ckpt_path=None):
+    L.seed_everything(7, verbose=False)
+    trainer = L.Trainer(
+        strategy=EvoStrategy(population=16, sigma=0.05, update=update), max_epochs=6, accelerator="cpu", logger=False,
+        callbacks=[ModelCheckpoint(folder, save_last=True, every_n_epochs=1)], default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False,
+    )
+    model = Model()
+    trainer.fit(model, ckpt_path=ckpt_path)
+    torch.save(model.state_dict(), folder + "/final.pt")
+
+if killed:
+    run(folder + "/killed")
+else:
+    run(folder + "/killed", folder + "/killed/last.ckpt")
+    run(folder + "/whole")
 """
 
 
@@ -326,13 +333,9 @@ def test_killed_within_a_generation_and_resumed(tmp_path, update):
     script.write_text(textwrap.dedent(SCRIPT))
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
 
-    def command(folder, resume, killed="no"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        return [sys.executable, "-W", "ignore", str(script), str(tmp_path / folder), str(resume), killed, update]
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path), update]
 
-    subprocess.run(command("whole", "no"), env=environment, check=True, timeout=120, capture_output=True)
-
-    killed = subprocess.Popen(command("killed", "no", "killed"), env=environment, stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen([*command, "killed"], env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert killed.stdout.readline() == "here\n"
         killed.send_signal(signal.SIGKILL)
@@ -344,6 +347,6 @@ def test_killed_within_a_generation_and_resumed(tmp_path, update):
 
     last = tmp_path / "killed" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 8  # two epochs of four steps; two steps were lost
-    subprocess.run(command("killed", last), env=environment, check=True, timeout=120, capture_output=True)
+    subprocess.run([*command, "resumed"], env=environment, check=True, timeout=200, capture_output=True)
     expected, actual = (torch.load(tmp_path / name / "final.pt", weights_only=True) for name in ("whole", "killed"))
     assert_same_weights(actual, expected)
