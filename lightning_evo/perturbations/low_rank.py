@@ -13,7 +13,7 @@ directions' weights: a past A is drawn again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from lightning_evo.utils.options import whole
 __all__ = ["LowRank"]
 
 _BLOCK = 1 << 20  # elements of a product, or of the factors that go into it, that are made at a time: 4 MB of float32
+_SMALLEST_MATRIX = 16  # rows and columns of the matrices of a stack; a convolution's kernel is smaller
 
 
 class LowRank(Perturbation):
@@ -34,6 +35,10 @@ class LowRank(Perturbation):
     Such a tensor is a matrix of ``m = shape[0]`` rows and n columns. A's elements are drawn at the flat, row-major
     offsets ``[0, m rank)`` of the tensor's address, B's at ``[m rank, (m + n) rank)``. Every element has mean 0 and
     variance 1, and two elements of a direction are uncorrelated, though not independent.
+
+    A tensor ``[e, m, n]`` with m and n of at least 16 is a stack of e matrices, such as the experts of a layer: each
+    has factors of its own, A's ``[e, m, rank]`` one after the other and behind them B's ``[e, n, rank]``. (As one
+    matrix of e rows all of them would share a direction. Smaller m or n are those of a convolution's kernel.)
 
     Vectors, scalars and matrices with ``min(m, n) <= rank``, for which nothing would be saved, get dense noise.
 
@@ -79,28 +84,22 @@ class LowRank(Perturbation):
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         """See :meth:`Perturbation.noise`. Made of elementwise products, so the same bits on any device."""
-        factors = self.factors(directions, parameter, center)
-        if factors is None:
+        if not self._is_low_rank(center):
             return self._dense.noise(directions, parameter, center)
-        # Not a matrix product, whose rounding depends on the device, on TF32 and on an enclosing autocast.
-        a, b = (factor.unbind(-1) for factor in factors)
-        total = a[0][:, :, None] * b[0][:, None, :]
-        for a_k, b_k in zip(a[1:], b[1:], strict=True):
-            total += a_k[:, :, None] * b_k[:, None, :]
-        return total.view(len(directions), *center.shape)
+        return _product(*self._all_factors(directions, parameter, center)).view(len(directions), *center.shape)
 
     def noise_of_range(  # noqa: D102
         self, direction: int, parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
         if not self._is_low_rank(center):
             return self._dense.noise_of_range(direction, parameter, center, start, stop)
-        columns = center.numel() // len(center)
+        _, rows, columns = _matrices(center)
         first, last = start // columns, -(-stop // columns)  # whole rows, of which the ends may not be wanted
-        a = self._a(self.key, [direction], parameter, center, first, last)[0].unbind(-1)
-        b = self._b([direction], parameter, center)[0].unbind(-1)
-        total = a[0][:, None] * b[0]
-        for a_k, b_k in zip(a[1:], b[1:], strict=True):
-            total += a_k[:, None] * b_k
+        total = torch.empty(last - first, columns, dtype=noise_dtype(center), device=center.device)
+        for matrix, begin, end in _pieces(first, last, rows):
+            a = self._a(self.key, [direction], parameter, center, begin, end)[0]
+            b = self._b([direction], parameter, center, matrix)[0]
+            total[begin - first : end - first] = _product(a, b)
         return total.view(-1)[start - first * columns : stop - first * columns]
 
     def members(  # noqa: D102
@@ -143,23 +142,20 @@ class LowRank(Perturbation):
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        if not self._is_low_rank(center):
+        if not self._is_low_rank(center) or _matrices(center)[0] != 1:
             return None
-        if self.basis_key == self.key:  # both in one draw
-            rows, columns = len(center), center.numel() // len(center)
-            values = self._draw(self.key, directions, parameter, center, 0, (rows + columns) * self.rank)
-            values = values.view(len(directions), rows + columns, self.rank)
-            return self._scaled(values[:, :rows]), values[:, rows:]
-        return self._a(self.key, directions, parameter, center, 0, len(center)), self._b(directions, parameter, center)
+        a, b = self._all_factors(directions, parameter, center)
+        return a[:, 0], b[:, 0]
 
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
         """See :meth:`Perturbation.weighted_sum`: the sum over ``past`` generations comes on top.
 
-        One matrix product ``(A diag(weights)) B^T`` over all directions and ranks, so against the sum of
-        :meth:`noise` it is rounded in another order, and as ``torch.set_float32_matmul_precision`` allows. Blocks of
-        rows that the tensor alone decides on are multiplied whole, so an element does not depend on the range.
+        One matrix product ``(A diag(weights)) B^T`` over all directions and ranks, for each matrix of a stack, so
+        against the sum of :meth:`noise` it is rounded in another order, and as
+        ``torch.set_float32_matmul_precision`` allows. Blocks of rows that the tensor alone decides on are multiplied
+        whole, so an element does not depend on the range.
         """
         stop = center.numel() if stop is None else stop
         terms = [(self.key, weights), *self.past]
@@ -168,32 +164,68 @@ class LowRank(Perturbation):
             for key, past_weights in self.past:
                 total += Dense(key, self.distribution).weighted_sum(past_weights, parameter, center, start, stop)
             return total
-        rows, columns = len(center), center.numel() // len(center)
+        _, rows, columns = _matrices(center)
         first, last = start // columns, -(-stop // columns)
         total = torch.empty(last - first, columns, dtype=noise_dtype(center), device=center.device)
+        with torch.autocast(center.device.type, enabled=False):  # which would multiply in 16 bits
+            for matrix, lower, upper in _pieces(first, last, rows):
+                self._write_sum(total[lower - first : upper - first], terms, parameter, center, matrix, lower)
+        return total.view(-1)[start - first * columns : stop - first * columns]
+
+    def _write_sum(
+        self,
+        total: Tensor,
+        terms: Sequence[tuple[NoiseKey, Sequence[float]]],
+        parameter: int,
+        center: Tensor,
+        matrix: int,
+        first: int,
+    ) -> None:
+        """Write ``sum_t sum_d weight_td A_td B_d^T`` of a matrix's rows into ``total [rows, columns]``.
+
+        Args:
+            total: From row ``first`` of the whole tensor on.
+            terms: Keys of generations t, and their directions' weights.
+            parameter: Index of the tensor.
+            center: The tensor.
+            matrix: Number of the matrix in its stack.
+            first: Number of the first row, counted through the stack.
+        """
+        _, rows, columns = _matrices(center)
+        top, last = matrix * rows, first + len(total)
         chosen = sorted({direction for _, weights in terms for direction, weight in enumerate(weights) if weight})
         block = max(1, _BLOCK // columns)
         at_once = max(1, _BLOCK // (self.rank * (min(block, rows) + columns)))
-        with torch.autocast(center.device.type, enabled=False):  # which would multiply in 16 bits
-            for i in range(0, max(1, len(chosen)), at_once):
-                directions = chosen[i : i + at_once]
-                b = self._b(directions, parameter, center).permute(1, 0, 2).flatten(1)
-                for begin in range(first // block * block, last, block):
-                    end = min(begin + block, rows)
-                    a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
-                    lower, upper = max(begin, first), min(end, last)
-                    part, whole = total[lower - first : upper - first], (lower, upper) == (begin, end)
-                    if i == 0 and whole:
-                        torch.mm(a, b.T, out=part)
-                        continue
-                    product = (a @ b.T)[lower - begin : upper - begin]
-                    part.copy_(product if i == 0 else part + product)
-        return total.view(-1)[start - first * columns : stop - first * columns]
+        for i in range(0, max(1, len(chosen)), at_once):
+            directions = chosen[i : i + at_once]
+            b = self._b(directions, parameter, center, matrix).permute(1, 0, 2).flatten(1)
+            for begin in range(top + (first - top) // block * block, last, block):
+                end = min(begin + block, top + rows)
+                a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
+                lower, upper = max(begin, first), min(end, last)
+                part, whole = total[lower - first : upper - first], (lower, upper) == (begin, end)
+                if i == 0 and whole:
+                    torch.mm(a, b.T, out=part)
+                    continue
+                product = (a @ b.T)[lower - begin : upper - begin]
+                part.copy_(product if i == 0 else part + product)
 
     def _is_low_rank(self, center: Tensor) -> bool:
-        if center.dim() < 2 or not center.numel():
-            return False
-        return min(len(center), center.numel() // len(center)) > self.rank
+        return center.dim() >= 2 and center.numel() > 0 and min(_matrices(center)[1:]) > self.rank
+
+    def _all_factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor]:
+        """A ``[directions, matrices, rows, rank]`` and B ``[directions, matrices, columns, rank]``."""
+        count, rows, columns = _matrices(center)
+        above = count * rows  # rows of A
+        if self.basis_key == self.key:  # both in one draw
+            values = self._draw(self.key, directions, parameter, center, 0, (above + count * columns) * self.rank)
+            values = values.view(len(directions), -1, self.rank)
+            a, b = self._scaled(values[:, :above]), values[:, above:]
+        else:
+            a = self._a(self.key, directions, parameter, center, 0, above)
+            b = torch.cat([self._b(directions, parameter, center, matrix) for matrix in range(count)], dim=1)
+        each = len(directions), count
+        return a.view(*each, rows, self.rank), b.view(*each, columns, self.rank)
 
     def _weighted_a(
         self,
@@ -204,7 +236,7 @@ class LowRank(Perturbation):
         first: int,
         last: int,
     ) -> Tensor:
-        """``sum_t weight_td A_td`` over generations t, for some rows: ``[directions, rows, rank]``."""
+        """``sum_t weight_td A_td`` over generations t, for some rows, counted through a stack."""
         total = torch.zeros(len(directions), last - first, self.rank, dtype=noise_dtype(center), device=center.device)
         for key, weights in terms:
             mine = [i for i, direction in enumerate(directions) if direction < len(weights) and weights[direction]]
@@ -217,20 +249,19 @@ class LowRank(Perturbation):
     def _a(
         self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int
     ) -> Tensor:
-        """Rows of A, ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
+        """Rows of A, counted through a stack: ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
         values = self._draw(key, directions, parameter, center, first * self.rank, last * self.rank)
         return self._scaled(values.view(len(directions), -1, self.rank))
 
     def _scaled(self, a: Tensor) -> Tensor:
         return a if self.rank == 1 else a * (1 / math.sqrt(self.rank))  # a GPU rounds `/` differently
 
-    def _b(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
-        """B, ``[directions, columns, rank]``."""
-        rows, columns = len(center), center.numel() // len(center)
-        start, stop = rows * self.rank, (rows + columns) * self.rank
-        return self._draw(self.basis_key, directions, parameter, center, start, stop).view(
-            len(directions), columns, self.rank
-        )
+    def _b(self, directions: Sequence[int], parameter: int, center: Tensor, matrix: int) -> Tensor:
+        """B of one matrix, ``[directions, columns, rank]``."""
+        count, rows, columns = _matrices(center)
+        start = (count * rows + matrix * columns) * self.rank
+        values = self._draw(self.basis_key, directions, parameter, center, start, start + columns * self.rank)
+        return values.view(len(directions), columns, self.rank)
 
     def _draw(
         self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
@@ -246,3 +277,29 @@ class LowRank(Perturbation):
             device=center.device,
         )
         return standardised(self.distribution, values)
+
+
+def _matrices(center: Tensor) -> tuple[int, int, int]:
+    """How many matrices a tensor of two and more dimensions is, and the rows and columns of each."""
+    if center.dim() == 3 and min(center.shape[1:]) >= _SMALLEST_MATRIX:
+        return center.shape[0], center.shape[1], center.shape[2]
+    return 1, len(center), center.numel() // len(center)
+
+
+def _pieces(first: int, last: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Rows ``first <= row < last`` of a stack by matrix: its number, and the first and last of its rows."""
+    for matrix in range(first // rows, -(-last // rows)):
+        yield matrix, max(first, matrix * rows), min(last, (matrix + 1) * rows)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``A B^T``, of ``[..., rows, rank]`` and ``[..., columns, rank]``.
+
+    Not by a matrix product, whose rounding depends on the device, on TF32 and on an enclosing autocast.
+    """
+    a_first, *a_more = a.unbind(-1)
+    b_first, *b_more = b.unbind(-1)
+    total = a_first[..., :, None] * b_first[..., None, :]
+    for a_k, b_k in zip(a_more, b_more, strict=True):
+        total += a_k[..., :, None] * b_k[..., None, :]
+    return total

@@ -225,6 +225,9 @@ MODELS: dict[str, Case] = {
     "sharing_memory": Case(sharing_memory, lambda m: m["b"](m["a"](x(3, 6)).tanh())),
     "checkpointed": Case(mlp, checkpointed(False)),
     "checkpointed_reentrant": Case(mlp, checkpointed(True), batched=False),
+    "experts": Case(
+        weights(a=(3, 16, 18)), lambda m: torch.stack([F.linear(x(4, 18), m.a[e]) for e in range(3)]) + m.a[:, :, :4].mT
+    ),
     # --- what vmap can't do ---
     "data_dependent": Case(mlp, lambda m: m(x(3, 6)) * (2 if m(x(6)).sum() > 0 else 3), batched=False),
     "item": Case(mlp, lambda m: m(x(3, 6)) * m[0].weight.mean().item(), batched=False),

@@ -18,7 +18,14 @@ CENTERS = {
     "transposed": torch.zeros(33, 20).T,
     "float64": torch.zeros(20, 33, dtype=torch.float64),
     "bfloat16": torch.zeros(20, 33, dtype=torch.bfloat16),
+    "experts": torch.zeros(3, 20, 17),
+    "one_expert": torch.zeros(1, 20, 17),
 }
+
+
+def sizes(center):
+    """How many matrices a tensor is, and their rows and columns."""
+    return tuple(center.shape) if center.shape[1:] == (20, 17) else (1, len(center), center[0].numel())
 
 
 def perturbation(rank=2, generation=3, **options):
@@ -40,19 +47,23 @@ def standard(key, directions, parameter, start, stop, distribution="gaussian"):
 def test_noise_is_the_product_of_its_factors(distribution, name, rank, basis_generation):
     """``A B^T / sqrt(r)``, A at the first offsets of the address and B behind it."""
     center = CENTERS[name]
-    m, n = len(center), center.numel() // len(center)
+    e, m, n = sizes(center)
     key = NoiseKey(5, 3)
     basis_key = None if basis_generation is None else NoiseKey(5, basis_generation)
     subject = perturbation(rank, basis_key=basis_key, distribution=distribution)
     noise = subject.noise([4, 0], 7, center)
     assert noise.shape == (2, *center.shape)
     assert noise.dtype == (torch.float64 if name == "float64" else torch.float32)
-    expected_a = standard(key, [4, 0], 7, 0, m * rank, distribution).view(2, m, rank) / math.sqrt(rank)
-    expected_b = standard(basis_key or key, [4, 0], 7, m * rank, (m + n) * rank, distribution).view(2, n, rank)
+    start, stop = e * m * rank, e * (m + n) * rank
+    expected_a = standard(key, [4, 0], 7, 0, start, distribution).view(2, e, m, rank) / math.sqrt(rank)
+    expected_b = standard(basis_key or key, [4, 0], 7, start, stop, distribution).view(2, e, n, rank)
     tolerances = {"rtol": 1e-12, "atol": 1e-12} if name == "float64" else {"rtol": 1e-5, "atol": 1e-5}
-    a, b = subject.factors([4, 0], 7, center)
-    torch.testing.assert_close(a, expected_a.to(noise.dtype), **tolerances)
-    torch.testing.assert_close(b, expected_b.to(noise.dtype), **tolerances)
+    if e == 1:
+        a, b = subject.factors([4, 0], 7, center)
+        torch.testing.assert_close(a, expected_a[:, 0].to(noise.dtype), **tolerances)
+        torch.testing.assert_close(b, expected_b[:, 0].to(noise.dtype), **tolerances)
+    else:
+        assert subject.factors([4, 0], 7, center) is None  # of the whole there are none
     expected = (expected_a @ expected_b.mT).view(2, *center.shape).to(noise.dtype)
     torch.testing.assert_close(noise, expected, **tolerances)
 
@@ -65,6 +76,27 @@ def test_where_low_rank_saves_nothing_noise_is_dense(shape):
     assert torch.equal(subject.weighted_sum(WEIGHTS, 1, center), dense.weighted_sum(WEIGHTS, 1, center))
     both = [other.members([2], [0.1, -0.1], 1, center) for other in (subject, dense)]
     assert all(torch.equal(mine, others) for mine, others in zip(*both, strict=True))
+
+
+def test_each_expert_has_a_direction_of_its_own():
+    """At rank 1 the noise of e matrices spans e directions, where that of one matrix of e rows spans one."""
+    noise = perturbation(rank=1).noise([0], 7, torch.zeros(3, 20, 17, dtype=torch.float64))[0]
+    assert [int(torch.linalg.matrix_rank(expert)) for expert in noise] == [1, 1, 1]
+    assert int(torch.linalg.matrix_rank(noise.flatten(1))) == 3
+
+
+@pytest.mark.parametrize("shape", [(8, 20, 3), (8, 15, 20), (8, 20, 15)])
+def test_kernels_of_a_convolution_are_one_matrix(shape):
+    a, b = perturbation(rank=1).factors([0], 7, torch.zeros(shape))
+    assert (a.shape, b.shape) == ((1, 8, 1), (1, shape[1] * shape[2], 1))
+
+
+@pytest.mark.parametrize("name", CENTERS)
+def test_a_shard_has_the_noise_of_its_place(name):
+    center, subject = CENTERS[name], perturbation(basis_key=NoiseKey(5, 1))
+    whole, end = subject.noise([4], 7, center).flatten(), center.numel()
+    for start, stop in [(0, 0), (0, 1), (1, 8), (0, end - 1), (end // 3, end // 3 * 2 + 1), (end - 1, end), (0, end)]:
+        assert torch.equal(subject.noise_of_range(4, 7, center, start, stop), whole[start:stop])
 
 
 def test_members_are_center_plus_step_times_noise():
@@ -150,7 +182,7 @@ def test_the_update_sums_the_noise_of_the_members(name, rank):
 
 
 @pytest.mark.parametrize("block", [1, 100, 1 << 20])
-@pytest.mark.parametrize("name", ["matrix", "tall", "convolution"])
+@pytest.mark.parametrize("name", ["matrix", "tall", "convolution", "experts"])
 def test_ranges_are_slices_of_the_whole_bit_for_bit(name, block, monkeypatch):
     monkeypatch.setattr(low_rank, "_BLOCK", block)
     center, subject = CENTERS[name], perturbation()
