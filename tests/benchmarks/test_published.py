@@ -60,9 +60,18 @@ def test_es_at_scale_adds_z_scores_times_noise_and_restores():
 
 
 def test_es_at_scale_seeds_every_parameter_alike():
-    first = ESAtScale._noise(torch.zeros(6), seed=3)
-    assert torch.equal(first, ESAtScale._noise(torch.zeros(6), seed=3))
-    assert not torch.equal(first, ESAtScale._noise(torch.zeros(6), seed=4))
+    """As the released code does: parameters of one shape have one noise, members and generations each another."""
+    model, seen = nn.ParameterList(torch.zeros(6) for _ in range(3)), []
+
+    def fitness(batch):
+        seen.append(torch.stack([parameter.detach().clone() for parameter in model.parameters()]))
+        return torch.tensor(1.0)  # all alike: the weights stay
+
+    method = ESAtScale(model, fitness, members=2, sigma=0.5)
+    method.step(torch.zeros(()))
+    method.step(torch.zeros(()))
+    assert all(torch.equal(member, member[:1].expand(3, 6)) for member in seen)
+    assert len({tuple(member[0].tolist()) for member in seen}) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -175,7 +175,13 @@ def test_callbacks_and_loggers(tmp_path):
 
     checkpoint = ModelCheckpoint(tmp_path / "best", monitor="evo/fitness_mean", mode="max", every_n_train_steps=2)
     stop = EarlyStopping("evo/sigma", patience=1, check_on_train_epoch_end=True)
-    callbacks = [checkpoint, stop, LearningRateMonitor("step")]
+    means = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            means.append(float(trainer.callback_metrics["evo/fitness_mean"]))
+
+    callbacks = [checkpoint, stop, LearningRateMonitor("step"), Record()]
     t = trainer(
         EvoStrategy(population=8),
         callbacks=callbacks,
@@ -187,7 +193,7 @@ def test_callbacks_and_loggers(tmp_path):
     )
     t.fit(Model())
     assert stop.stopped_epoch == 1  # sigma never improves
-    assert checkpoint.best_model_score is not None
+    assert checkpoint.best_model_score == pytest.approx(max(means[1::2]))
     header = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"evo/fitness_mean", "evo/update_norm", "evo/members_per_second", "lr-Adam", "val_loss"} <= set(header)
 
@@ -209,12 +215,20 @@ def test_sigma_schedule_and_callback():
 
 
 def test_fit_twice_goes_on_with_new_noise():
+    keys = []
+
+    class Record(L.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            keys.append(trainer.strategy.evolution.population.perturbation.key)
+
     module = ConvNet()
-    t = trainer(EvoStrategy(population=4), max_steps=3)
+    t = trainer(EvoStrategy(population=4), callbacks=[Record()], max_steps=3)
     t.fit(module)
     t.fit_loop.epoch_loop.max_steps = 6
     t.fit(module)
     assert t.strategy.evolution.state.generation == 6
+    assert [key.generation for key in keys] == list(range(6))
+    assert len({key.seed for key in keys}) == 1
 
 
 def test_validate_test_and_predict_need_no_training():
@@ -274,7 +288,8 @@ def test_same_seed_same_weights_another_seed_others():
 
 @pytest.mark.gpu
 def test_cuda_draws_the_same_noise_and_learns():
-    from lightning_evo.noise.values import NoiseKey, draw
+    from lightning_evo.noise.philox import NoiseKey
+    from lightning_evo.noise.values import draw
 
     key = NoiseKey(1, 2)
     cpu, gpu = (draw(key, [0, 3], 1, 5, 100_005, device=device) for device in ("cpu", "cuda"))

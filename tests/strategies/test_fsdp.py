@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import numpy
 import pytest
 import torch
@@ -47,7 +48,18 @@ def alone(module=None, **options):
     """The run of one process with whole weights, by the same loop."""
     options = {"use_distributed_sampler": False, **options}
     arguments = {**OPTIONS, "evaluation": "plain", **options.pop("arguments", {})}
-    return weights_after("EvoStrategy", arguments, module, **options)
+    start = Start()
+    found = weights_after("EvoStrategy", arguments, module, callbacks=[start], **options)
+    moved = [abs(found["weights"][name] - values).max() for name, values in start.weights.items()]
+    assert max(moved) > 1e-3, "nothing was learnt, so equal weights would show nothing"
+    return found
+
+
+class Start(L.Callback):
+    """The weights with which training began."""
+
+    def on_train_start(self, trainer, module):
+        self.weights = {name: value.detach().double().numpy() for name, value in module.named_parameters()}
 
 
 def together(pool, module=None, strategy="EvoFSDPStrategy", timeout=60.0, **options):
