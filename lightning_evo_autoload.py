@@ -2,7 +2,7 @@
 
 Lightning has no entry-point group for strategies, so this borrows PyTorch's: torch>=2.5 calls the `torch.backends`
 entry points at the end of `import torch`, which Lightning imports before it builds its strategy registries. The group
-is meant for device backends and this is none: it touches no device and nothing of torch. It watches for the import of
+is meant for device backends, which this is not: it touches no device and nothing of torch. It watches for the import of
 Lightning's strategies and adds our names to their registry. `lightning_evo` itself is imported at
 `Trainer(strategy="evo")`, so a broken installation shows its true error there and cannot break `import torch`.
 
@@ -24,9 +24,9 @@ from typing import Any
 STRATEGIES: dict[str, tuple[Any, ...]] = {
     "evo": ("EvoStrategy", "Trains by evolution on one device: a population of perturbed models, no backward pass."),
     "evo_ddp": ("EvoDDPStrategy", "Trains by evolution on several processes, which divide the population or the data."),
-    "evo_ddp_spawn": ("EvoDDPStrategy", "As evo_ddp; starts its processes by spawning.", {"start_method": "spawn"}),
-    "evo_ddp_fork": ("EvoDDPStrategy", "As evo_ddp; starts its processes by forking.", {"start_method": "fork"}),
-    "evo_ddp_notebook": ("EvoDDPStrategy", "As evo_ddp, for notebooks: forks.", {"start_method": "fork"}),
+    "evo_ddp_spawn": ("EvoDDPStrategy", "evo_ddp, which starts its processes by spawning.", {"start_method": "spawn"}),
+    "evo_ddp_fork": ("EvoDDPStrategy", "evo_ddp, which starts its processes by forking.", {"start_method": "fork"}),
+    "evo_ddp_notebook": ("EvoDDPStrategy", "evo_ddp for notebooks: forks.", {"start_method": "fork"}),
     "evo_deepspeed_stage_3": (
         "EvoDeepSpeedStrategy",
         "Trains by evolution a model that DeepSpeed's ZeRO stage 3 has partitioned over processes.",

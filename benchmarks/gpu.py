@@ -37,7 +37,8 @@ from benchmarks._measure import Unavailable, interleaved, peak, rates, reset_pea
 from benchmarks._models import parameters, qwen3, tokens
 from benchmarks._published import Backpropagation, ESAtScale, MeZO
 from benchmarks.engine import LIMIT, Row, evolve, forward, how, published
-from lightning_evo.noise.values import NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
 
 # Layers, width, heads, key-value heads, width of the feed-forward part. 32B is the published Qwen3-32B.
 SHAPES = {

@@ -30,7 +30,7 @@ import torch
 from benchmarks._measure import interleaved, show, write
 from benchmarks._models import DTYPES
 from lightning_evo import kernels
-from lightning_evo.noise.values import NoiseKey
+from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense
 
 LIMIT = "copy"
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
-    if kernels.native(torch.empty(1)) is None:
+    if kernels.library_for(torch.empty(1)) is None:
         parser.exit(1, "The noise kernels are needed, which need a C++ compiler and LIGHTNING_EVO_COMPILE=1.\n")
     elements = 1 << (14 if options.tiny else 24)
     repeats = options.repeats or (5 if options.quick or options.tiny else 25)

@@ -112,7 +112,7 @@ class EvolutionMixin:
         return {f"evo/{name}": value for name, value in values.items()}
 
     def _clear_gradients(self, optimizer: Any) -> None:
-        """Of all that the optimizer holds: what does not evolve must not take a step on an older gradient."""
+        """Clear all gradients of the optimizer: parameters that do not evolve must not step on an old one."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -179,7 +179,7 @@ class EvolutionMixin:
             checkpoint[CHECKPOINT_KEY] = evolution.state_dict(RandomState(self.trainer.strategy.root_device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the evolution up again when a fit is resumed. Call it by ``super()`` if you override it."""
+        """Continue a resumed evolution. Call ``super().on_load_checkpoint(checkpoint)`` if you override this."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         resuming = _compat.is_attached(self) and self.trainer.state.fn == "fit"
         if resuming and CHECKPOINT_KEY in checkpoint:

@@ -1,4 +1,4 @@
-"""The strategies for those who ``import pytorch_lightning`` instead of ``lightning.pytorch``.
+"""The strategies for code that imports ``pytorch_lightning`` instead of ``lightning.pytorch``.
 
 Example:
     >>> import pytorch_lightning as pl

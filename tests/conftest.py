@@ -13,17 +13,17 @@ import torch
 
 from lightning_evo import kernels
 
-if kernels.wanted():
+if kernels.enabled():
     # Built now, not in the middle of whichever test draws noise first. Where they can't be, tests go without: the
     # warning would fail every one of them.
     with warnings.catch_warnings(record=True) as failures:
         warnings.simplefilter("always")
-        built = kernels.native()
+        built = kernels.library_for()
     os.environ["LIGHTNING_EVO_COMPILE"] = "1" if built else "0"
 
 
 def pytest_report_header() -> str:
-    return "noise kernels: " + ("yes" if kernels.wanted() else "no, only plain tensor operations")
+    return "noise kernels: " + ("yes" if kernels.enabled() else "no, only plain tensor operations")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -69,6 +69,6 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture(params=["0", "1"], ids=["plain", "kernels"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the plain tensor operations and, where they could be built, by the kernels."""
-    if request.param == "1" and not kernels.wanted():
+    if request.param == "1" and not kernels.enabled():
         pytest.skip("needs the noise kernels")
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", request.param)

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["ByteTokenizer", "TextDataModule", "TokenizedLines", "default_text"]
+__all__ = ["ByteTokenizer", "TextDataModule", "TokenizedLines"]
 
 _BUNDLED_TEXT = Path(__file__).with_name("poems.txt")
-# A larger public-domain text, used when a checkout has one beside it; nothing depends on it.
-_LARGER_TEXT = Path(__file__).parents[2].parent / "shared" / "data" / "tinyshakespeare.txt"
 
 
 class ByteTokenizer:
@@ -71,11 +69,6 @@ class TokenizedLines(Dataset[dict[str, Tensor]]):
         return {"tokens": self.tokens[index], "mask": self.mask[index]}
 
 
-def default_text() -> Path:
-    """The text used when none is named: the larger one if this checkout has it, else the bundled poems."""
-    return _LARGER_TEXT if _LARGER_TEXT.is_file() else _BUNDLED_TEXT
-
-
 class TextDataModule(pl.LightningDataModule):
     """Lines of a text file, the last of them held out.
 
@@ -83,7 +76,7 @@ class TextDataModule(pl.LightningDataModule):
     every run and keeps neighbouring lines of one passage from sitting on both sides.
 
     Args:
-        path: any UTF-8 text file; none takes `default_text`.
+        path: any UTF-8 text file; none takes the poems in this folder.
         max_length: tokens in the longest sample; longer lines go on in the next sample.
         max_lines: how many lines to train on, from the start of the file.
         validation_lines: how many lines to hold out (at most a tenth of the text).
@@ -99,7 +92,7 @@ class TextDataModule(pl.LightningDataModule):
         batch_size: int = 64,
     ) -> None:
         super().__init__()
-        self.path = default_text() if path is None else Path(path)
+        self.path = _BUNDLED_TEXT if path is None else Path(path)
         self.max_length = max_length
         self.max_lines = max_lines
         self.validation_lines = validation_lines

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class AlgorithmFactory(Protocol):
-    """What the registry holds: a :class:`Recipe`, or anything like it."""
+    """What the registry holds: a :class:`Recipe`, or an object with the same attributes."""
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ __all__ = ["Algorithm", "PopulationOfVectors", "State"]
 
 
 class PopulationOfVectors(Protocol):
-    """What ``ask`` returns."""
+    """What ``ask`` returns: a generation's members, which can be made vectors."""
 
     def __len__(self) -> int: ...
 
@@ -38,7 +38,7 @@ class Algorithm(ABC, Generic[State]):
     """
 
     name: str
-    """The name under which it is registered; checkpoints carry it."""
+    """The name under which it is registered; checkpoints store it."""
 
     @abstractmethod
     def init(self, center: Tensor | None, *, sigma: Any = None, seed: int = 0) -> State:

@@ -1,4 +1,4 @@
-"""Which options of an evolution strategy go together, and what is said of those that don't."""
+"""Which options of an evolution strategy go together, and the errors for those that don't."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_evo.utils.options import check_callable, flag, number, one_of, wh
 __all__ = ["Scaling", "checked"]
 
 Scaling = Literal["none", "sigma", "gradient"]
-"""See the head of :mod:`~lightning_evo.algorithms.evolution_strategy`."""
+"""The factor of the estimate; its formulas are in :mod:`~lightning_evo.algorithms.evolution_strategy`."""
 
 _MOST_MEMBERS = 1 << 32  # the noise numbers them by 32 bits
 
@@ -23,7 +23,7 @@ _MOST_MEMBERS = 1 << 32  # the noise numbers them by 32 bits
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """An evolution strategy's options, numbers as Python's own.
 
-    Whether those of the noise go together is checked where it is composed.
+    (:func:`lightning_evo.perturbations.compose` checks whether the options of the noise go together.)
 
     Args:
         options: All of them, by name.

@@ -41,7 +41,8 @@ from lightning_evo.algorithms._options import Scaling, checked
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.shaping import Shaping, evaluated, raw, resolve, shape
-from lightning_evo.noise.values import Distribution, NoiseKey
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
 from lightning_evo.utils.messages import shown
 from lightning_evo.utils.options import as_whole, number
@@ -56,7 +57,7 @@ class ESState:
     Attributes:
         seed: The run's seed.
         generation: Generations finished.
-        sigma: Set by hand (by a callback, say), it overrides the algorithm's sigma from then on.
+        sigma: A sigma set by hand, for example by a callback: it overrides the algorithm's sigma from then on.
         center: ``[d]``, outside a module.
         momentum: The momentum, as the weights that past directions have in it: for some generations of noise their
             number and one weight for each direction. Numbers only, so a checkpoint can hold it as it is.
@@ -77,7 +78,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         population: Number of members N; even with ``antithetic``.
         sigma: Standard deviation of the perturbations, > 0, or a :class:`Schedule`.
         learning_rate: Step along the estimate, >= 0, or a :class:`Schedule`. Inside Lightning it is used only when the
-            module has no optimizer; otherwise the optimizer's own learning rate counts.
+            module has no optimizer; if it has one, the optimizer's learning rate counts.
         antithetic: Evaluate each direction with both signs.
         shaping: ``"centered_ranks"``, ``"linear_ranks"``, ``"z_score"``, ``"raw"``, ``"top_k"`` or a function.
         top_k: With ``shaping="top_k"``, the number of directions that count.
@@ -86,17 +87,17 @@ class EvolutionStrategy(Algorithm[ESState]):
         noise: ``"gaussian"``, ``"rademacher"`` (+-1) or ``"uniform"``; all with variance 1.
         samples_per_generation: If given, a generation sees at most this many samples of its batches, drawn at random
             without replacement and the same for all members.
-        rank: If given, a matrix's noise is a product of two random factors of so many columns:
+        rank: If given, a matrix's noise is a product of two random factors with ``rank`` columns:
             :class:`~lightning_evo.perturbations.LowRank`.
-        noise_reuse: So many consecutive generations use the same noise.
-        basis_reuse: With ``rank``: so many consecutive generations share one of the two factors. A multiple of
+        noise_reuse: How many consecutive generations use the same noise.
+        basis_reuse: With ``rank``: how many consecutive generations share one of the two factors. A multiple of
             ``noise_reuse``.
         sparsity: If given, this share of each tensor's weights, the largest, is neither perturbed nor learns:
             :class:`~lightning_evo.perturbations.Sparse`.
         sigma_scale: ``"none"``, or ``"rms"``: sigma is in units of each tensor's root mean square, see
             :class:`~lightning_evo.perturbations.Scaled`.
-        momentum: With ``basis_reuse``: beta in [0, 1) of ``m_t = beta m_(t-1) + (1 - beta) g_t``, along which is
-            stepped. It starts from zero whenever the shared factor is drawn anew. (LOZO projects it onto the new one,
+        momentum: With ``basis_reuse``: beta in [0, 1) of ``m_t = beta m_(t-1) + (1 - beta) g_t``, the direction of
+            the step. It starts from zero whenever a new shared factor is drawn. (LOZO projects it onto the new one,
             but two random factors are nearly orthogonal, so hardly anything would be left of it.)
         name: Name for checkpoints.
 
@@ -238,7 +239,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         return shaped * length * math.sqrt(directions / (directions + dimension + 1))
 
     def advance(self, state: ESState, weights: Sequence[float]) -> ESState:
-        """The state after a generation whose estimate had these weights, its center aside.
+        """The state after a generation whose estimate had these weights; its center is not moved.
 
         A generation with nothing to learn leaves the momentum as it is.
 
@@ -256,7 +257,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         return replace(state, generation=state.generation + 1, momentum=momentum)
 
     def tell(self, state: ESState, population: Population, fitness: Tensor) -> ESState:
-        """``theta <- theta + learning_rate (g - weight_decay theta)``, and one generation more.
+        """``theta <- theta + learning_rate (g - weight_decay theta)``, and the next generation's number.
 
         With momentum m takes the place of g. A vector has no factors, so its noise is dense and none of it outlasts the
         generation; its momentum lasts for ``basis_reuse`` generations all the same.

@@ -9,7 +9,7 @@ The numbers are those of the authors' example for OPT-13B (https://github.com/DK
 Departures. The baseline is the members' mean loss, not the center's, L_0. That saves a forward pass and leaves less
 variance, as it also takes off what the curvature adds to every L_i; in expectation it makes the sum (N - 1) / N as
 long, since the mean holds L_i itself. std is the population's, as in the authors' code (the paper divides by N - 1). As
-there, the estimate's 1 / eps is folded into eta; ``scaling="sigma"`` puts it back. That code also takes losses of the
+in that code, the estimate's 1 / eps is folded into eta; ``scaling="sigma"`` puts it back. It also takes losses of the
 step before into account, to save evaluations; here every loss is used once.
 """
 

@@ -10,7 +10,7 @@ The numbers are those of the authors' example for OPT-13B (https://github.com/op
 Departures. Noise has variance 1 here, so sigma is sqrt(r) eps; the estimate is then the paper's. The authors' code
 leaves out the 1 / r, so its learning rate is a learning rate here divided by r. More than one pair of members may be
 averaged (``population``), and then each has a V of its own. LOZO-M's N starts from zero with a new V, where the paper
-projects the old one onto it: of two random subspaces hardly anything of N is in both. Members are restored from a copy,
+projects the old one onto it: two random subspaces have almost nothing of N in common. Members are restored from a copy,
 where the released code adds and subtracts the noise, which rounds.
 """
 

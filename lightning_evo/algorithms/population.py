@@ -23,7 +23,7 @@ class Population:
             and minus direction ``k``; without, member ``k`` is center plus direction ``k``.
         antithetic: Whether members come in such pairs.
         center: ``[d]``, outside a module; inside one the weights themselves are the center.
-        generation: Its number. (That of the noise is another where noise is used for several generations.)
+        generation: Its number. (The noise has another number where it is used for several generations.)
     """
 
     perturbation: Perturbation

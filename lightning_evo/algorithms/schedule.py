@@ -20,8 +20,8 @@ class Schedule:
     Args:
         kind: ``"linear"``, ``"cosine"`` (half a cosine wave) or ``"exponential"`` (the same factor each generation).
         start: Value in generation 0, > 0.
-        end: Value from generation ``generations`` on, > 0 (for a learning rate and not exponential, >= 0).
-        generations: Length of the way, > 0.
+        end: Value from generation ``generations`` on, > 0 (a learning rate that is not exponential may end at 0).
+        generations: How many it takes to get there, > 0.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -3,8 +3,8 @@
 Every function takes the fitness of one generation, float64 ``[members]``, all finite, higher is better, and returns
 one weight for each member, float64 ``[members]``. The gradient estimate is the mean over members of weight times
 noise, so a larger weight pulls the center closer to that member. ``per_direction`` says how many members share one
-noise direction: 2 for antithetic pairs (members ``2k`` and ``2k + 1`` are center plus and minus the same noise), else
-1; only :func:`top_k` looks at it.
+noise direction: 2 for antithetic pairs (members ``2k`` and ``2k + 1`` are center plus and minus the same noise), 1
+without pairs; only :func:`top_k` looks at it.
 
 **Failures.** :func:`shape` deals with them before any of these functions runs. A member whose fitness is NaN, as it is
 where an evaluation failed, is left out: its weight is zero, the others are shaped without it, and the other member of
@@ -143,7 +143,7 @@ def resolve(shaping: str | Shaping, top_k_directions: int | None = None) -> Shap
 
 
 def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
-    """Apply ``shaping`` under the rule for failures and ties that stands at the head of this file.
+    """Apply ``shaping`` with the rules for failures and ties from the head of this file.
 
     Args:
         fitness: ``[members]``, any values, NaN and infinities included.

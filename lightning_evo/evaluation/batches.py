@@ -39,7 +39,7 @@ def choose(batch: Any, samples: Tensor) -> Any:
 
     Args:
         batch: Tensors in any nesting of mappings, lists, tuples and named tuples. Other objects are passed on as they
-            are, except lists and tuples with one entry per sample (of strings, say), whose entries are chosen, too.
+            are, except lists and tuples with one entry per sample (for example strings), whose entries are chosen, too.
         samples: int64 ``[chosen]``, which rows of dimension 0 to keep, on the CPU.
 
     Example:
@@ -73,7 +73,7 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
     if isinstance(batch, Mapping):
         converted = {key: convert(value) for key, value in batch.items()}
         try:
-            rebuilt = copy.copy(batch)  # keeps what else it holds, a BatchEncoding's encodings for one
+            rebuilt = copy.copy(batch)  # keeps what else it holds, for example a BatchEncoding's encodings
             for key, value in converted.items():
                 rebuilt[key] = value  # type: ignore[index]  # one by one: transformers' outputs refuse `update`
         except Exception:  # it can't be written to

@@ -1,10 +1,10 @@
-"""Which ways of evaluating come into question for a model and its noise, best first: the rule of ``"auto"``.
+"""Which ways of evaluating can be tried for a model and its noise, best first: the rule of ``"auto"``.
 
 * With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
 * With dense noise a pair shares its noise: ``batched``, too, for models of up to 67 million evolving numbers, if a pair
   fits and there are no convolutions and recurrent layers, whose stacks of weights run no faster than one by one.
-* Else ``in_forward``; or ``plain``, should that be faster, as it can be for many small operations. For
-  dense noise these two give the same bits, so nothing but speed depends on what was faster.
+* In all other cases ``in_forward``; or ``plain`` if that is faster, as it can be for many small operations. For dense
+  noise these two give the same bits, so only speed depends on which was faster.
 
 Modules that are compiled or scripted hide their weights and are run by the plain loop.
 """
@@ -32,7 +32,7 @@ __all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "
 EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
 
 _HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
-_LARGE = 1 << 24  # evolving elements from which nobody need measure that copying all weights is slower
+_LARGE = 1 << 24  # evolving elements from which copying all weights is slower, without measuring it
 
 
 def candidates(
@@ -75,7 +75,7 @@ def brings_nothing(way: Batched, space: SearchSpace, population: Population) -> 
 
 
 def is_slower(way: InForward, job: Job) -> bool:
-    """Whether the plain loop is faster, and gives the same bits: else runs would depend on how fast they were."""
+    """Whether the plain loop is faster, and gives the same bits (if not, results would depend on a measured time)."""
     if job.space.numel >= _LARGE:
         return False
     fitness = limited(job.fitness, job.timeout)
@@ -86,7 +86,7 @@ def is_slower(way: InForward, job: Job) -> bool:
             start = time.perf_counter()
             try:
                 (value,) = (candidate or plain.evaluate)(job.space, job.population, fitness, job.isolation, [member])
-            except Exception:  # of the user's own: both ways are known to work
+            except Exception:  # raised by the user's code: both ways are known to work
                 return False
             values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
             times.append(time.perf_counter() - start)

@@ -2,8 +2,8 @@
 
 A forward may write: it clips a weight, normalises it in place, or looks an embedding up with ``max_norm``. The plain
 loop lets it, since members are in the weights and the center comes back from a copy. The other ways leave the center in
-the weights and make members beside them, where such a write is lost, or hits the center. So a model that writes is run
-by the plain loop.
+the weights and make members in other memory, where such a write is lost, or hits the center. So a model that writes is
+run by the plain loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_COPY = 1 << 26
 
 
 class NeedsWeights(RuntimeError):
-    """A member's code does what works only on the weights themselves: nothing but the plain loop can run it."""
+    """A member's code does what works only on the weights themselves: only the plain loop can run it."""
 
 
 class CenterMoved(RuntimeError):
@@ -127,7 +127,7 @@ class Writes:
 
         Raises:
             NeedsWeights: If there was one. The message names the parameters.
-            CenterMoved: If there was one to a parameter that nobody puts back.
+            CenterMoved: If there was one to a parameter of which there is no copy.
         """
         counts = zip(self._space, self._before, self._counts(), strict=True)
         written = [parameter for parameter, before, now in counts if before != now]

@@ -1,10 +1,12 @@
 """The first generation's proof that a fast evaluation gives what the plain loop gives.
 
-A member is evaluated both ways, and the center too: what the two ways differ by must be small beside what the
-perturbation changed. The member is farther from the center than real ones, so that the change stands out from rounding.
+A member is evaluated both ways, and the center too: the difference between the two ways must be small compared with
+what the perturbation changed. The member is farther from the center than real ones, so that the change stands out from
+rounding.
 
-An exception counts against a way of evaluating only if the way raises it twice running and the plain loop, with the
-same members and batch, does not: else it may be the user's own, now and then or always, and proves nothing.
+An exception counts against a way of evaluating only if the way raises it twice in a row and the plain loop, with
+the same members and batch, does not: if not, the user's own code may raise it, always or sometimes, and it proves
+nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _NOTHING = 1e-30  # a sigma that changes no weight
 
 
 class NothingToCompare(Exception):
-    """The fitness is not a number, or the same for the center and a member: this batch can't tell right from wrong."""
+    """The fitness is not a number, or the same for the center and a member: this batch can't show a difference."""
 
 
 class MembersFail(NothingToCompare):
@@ -66,10 +68,10 @@ def find_mismatch(
         The reason, naming parameters; ``None`` if it can be trusted.
 
     Raises:
-        NothingToCompare: If the batch can't tell.
-        MembersFail: If it can't, as the user's own code raises.
+        NothingToCompare: If the batch can't show a difference.
+        MembersFail: If the batch can't show one because the user's own code raises.
         NeedsWeights: If the members' code writes to the weights. The center is put back.
-        CenterMoved: If it does, in a model too large for a copy, to a parameter of which there is none.
+        CenterMoved: If it writes to a parameter of which there is no copy, because the model is too large for one.
         Exception: What only this way raises, twice.
     """
     trial = _Trial(evaluation, space, population, fitness, isolation)
@@ -81,7 +83,7 @@ def find_mismatch(
     space = _representatives(space.subset(p for p in space if p.index in evaluation.seen) or space)
     eps = max(torch.finfo(dtype).eps for dtype in {p.tensor.dtype for p in space} | aliases.autocast)
     center = trial.center()
-    # Rounding to 16 bits would hide that the center itself is evaluated otherwise.
+    # Rounding to 16 bits would hide that the center itself is evaluated differently.
     unmoved = center if eps > 1e-4 else trial.by_way(space, replace(population, sigma=_NOTHING))
 
     def compare(population: Population) -> str | None:
@@ -102,7 +104,7 @@ def find_mismatch(
             return abs(found - reference) <= allowed
 
         if abs(unmoved - center) > 1e-4 * abs(changed - center) + 16 * eps * abs(center):
-            return "the center's fitness differs: are its random numbers (dropout) others?"
+            return "the center's fitness differs: are its random numbers (dropout) different?"
         if unseen and repr(trial.by_plain_loop(unseen, population)) != repr(center):
             return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
         if agrees(space):
@@ -153,7 +155,7 @@ class _Trial:
         except (NeedsWeights, CenterMoved):
             raise
         except Exception:
-            self._plain(_representatives(space), population, self._first)  # raises what is the user's own
+            self._plain(_representatives(space), population, self._first)  # raises what the user's own code raises
             raise
 
     def by_plain_loop(self, space: SearchSpace, population: Population) -> float:
@@ -192,7 +194,7 @@ def _twice(run: Callable[[], Any]) -> Any:
     """What ``run`` gives at its first or second try; what it raises at the second one.
 
     Raises:
-        NeedsWeights: At once, since that is no accident; also CenterMoved.
+        NeedsWeights: At the first try, since it would be raised again; also CenterMoved.
     """
     try:
         return run()
@@ -204,7 +206,7 @@ def _twice(run: Callable[[], Any]) -> Any:
 
 
 def _own(run: Callable[[], Any]) -> Any:
-    """Run the user's code as it is; what it raises twice is its own."""
+    """Run the user's code as it is; what it raises twice is its own fault."""
     try:
         return _twice(run)
     except (NeedsWeights, CenterMoved):
@@ -225,7 +227,7 @@ def _representatives(space: SearchSpace) -> SearchSpace:
 
 
 class _Aliases(TorchFunctionMode):
-    """Notes whose memory is read through tensors that are no parameters: views that were made before the forward.
+    """Notes which parameters are read through tensors that are not parameters: views made before the forward.
 
     Attributes:
         autocast: The dtypes that an autocast inside the fitness computed in.
@@ -275,7 +277,7 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:
-    """The parameters to blame, by halving; all of them if no half is to blame alone."""
+    """The parameters to blame, by halving; all of them if neither half explains it on its own."""
     suspects = list(space)
     while len(suspects) > 1:
         half = len(suspects) // 2

@@ -1,7 +1,7 @@
 """Which evaluation is used: chosen by the model and its noise, proven against the plain loop, replaced where it fails.
 
-Of the ways that come into question (:mod:`~lightning_evo.evaluation.candidates`) the first one that the check
-(:mod:`~lightning_evo.evaluation.check`) does not refute runs the members (:mod:`~lightning_evo.evaluation.running`). A
+:mod:`~lightning_evo.evaluation.candidates` lists the ways that can be tried. The first one that
+:mod:`~lightning_evo.evaluation.check` does not refute runs the members (:mod:`~lightning_evo.evaluation.running`). A
 batch that proves nothing is run by the plain loop, and the choice waits for the next one.
 """
 
@@ -36,7 +36,7 @@ from lightning_evo.utils.options import one_of, whole_or_auto
 
 __all__ = ["Evaluation", "EvaluationName"]
 
-_TRIES = 10  # batches on which a check may be broken off by exceptions of the user's own
+_TRIES = 10  # batches on which exceptions of the user's code may interrupt the check
 
 
 class Evaluation:
@@ -45,7 +45,7 @@ class Evaluation:
     Args:
         name: ``"auto"``, or the way to use as long as it works.
         members_per_forward: For ``"batched"``: members that run at once, or ``"auto"``.
-        member_timeout: Seconds after which a member has failed; those of one forward have as many times longer.
+        member_timeout: Seconds after which a member has failed; members that share a forward have the sum of theirs.
 
     Raises:
         ValueError: If the name is unknown, or ``members_per_forward`` is neither ``"auto"`` nor a whole number >= 1, or
@@ -73,14 +73,14 @@ class Evaluation:
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
         self._ways: list[Way] | None = None  # best first
         self._proven = False
-        self._is_open = True  # as long as it was neither made nor taken over
+        self._is_open = True  # until a way is chosen here or restored
         self._tries = 0
         self._evolving: list[int] = []
         self._failures: list[str] = []
 
     @property
     def group_size(self) -> int:
-        """Members that run at once; 0 as long as the choice is open; of no limit where there were none to run."""
+        """Members that run at once; 0 until a way is chosen; a huge number if this process has no members to run."""
         if not self._proven or self._ways is None:
             return 0
         way = self._ways[0]
@@ -89,7 +89,7 @@ class Evaluation:
         return 1 << 30 if way.members_per_forward == "auto" else way.members_per_forward
 
     def limit_groups(self, size: int) -> None:
-        """Run so many members at once, if they run together."""
+        """Run ``size`` members at once, if members run together."""
         way = self._ways[0] if self._ways else None
         if isinstance(way, Batched) and size > 1:
             way.members_per_forward = size
@@ -120,14 +120,14 @@ class Evaluation:
             where it raised an exception.
         """
         members = range(len(population)) if members is None else members
-        self._look(module, space, population)
+        self._find_ways(module, space, population)
         job = Job(space, population, fitness, isolation, members, self.member_timeout)
         assert self._ways is not None
         if not self._proven:
             return self._choose(job, self._ways, self._obstacles(module, space))
         way, *others = self._ways
         try:
-            job_at_pace = replace(job, pace=self.pace)  # nobody is hurried while the choice is made
+            job_at_pace = replace(job, pace=self.pace)  # no member is dropped while choosing
             return run(way, job_at_pace, job_at_pace.in_forward)
         except CenterMoved:
             raise
@@ -136,20 +136,20 @@ class Evaluation:
                 raise
             return self._choose(job, others, [], {_reason(error): [way.name]})
 
-    def _look(self, module: nn.Module, space: SearchSpace, population: Population) -> None:
-        """What there is to choose from, and whether what was proven still holds."""
-        if self._ways not in (None, [None]) and space.is_sharded:  # taken over from a run of whole weights
+    def _find_ways(self, module: nn.Module, space: SearchSpace, population: Population) -> None:
+        """List the ways to choose from, and note whether what was proven still holds."""
+        if self._ways not in (None, [None]) and space.is_sharded:  # restored from a run with whole weights
             self._ways = None
         if self._ways is None:
             if space[0].tensor.device.type == "cpu":
                 keep_freed_memory()
             self._ways = candidates(self.name, self._size, module, space, population)
         evolving = [parameter.index for parameter in space]
-        if evolving != self._evolving:  # frozen or unfrozen since
+        if evolving != self._evolving:  # parameters were frozen or unfrozen
             self._evolving, self._proven, self._tries = evolving, False, 0
 
     def _obstacles(self, module: nn.Module, space: SearchSpace) -> list[str]:
-        """Why nothing but the plain loop comes into question, where that is so."""
+        """Why only the plain loop can be tried; empty if other ways can."""
         if self.name == "plain" or self._ways != [None]:
             return []
         hidden = hidden_modules(module)[:1]
@@ -168,7 +168,7 @@ class Evaluation:
         Args:
             job: The batch's members.
             ways: What to try.
-            obstacles: Why there are no others.
+            obstacles: Why no other ways can be tried.
             refuted: Names of the ways that don't work, by the reason; to be added to.
         """
         refuted = {} if refuted is None else refuted
@@ -185,7 +185,7 @@ class Evaluation:
             except NothingToCompare as nothing:
                 if not self._gives_up(nothing):
                     return run(None, job)
-                obstacles = [*obstacles, f"the check was broken off in {_TRIES} batches: {_reason(nothing)}"]
+                obstacles = [*obstacles, f"the check was interrupted in {_TRIES} batches: {_reason(nothing)}"]
                 break
             except Exception as error:  # whatever vmap raises
                 mismatch = _reason(error)
@@ -195,7 +195,7 @@ class Evaluation:
                 return values
             refuted.setdefault(mismatch, []).append(way.name)
         values = run(None, job)
-        if not values or not all(isinstance(value, Failure) for value in values):  # else it proves nothing of any way
+        if not values or not all(isinstance(value, Failure) for value in values):  # if all failed, it proves nothing
             self._decide([None], job, _reasons(refuted, obstacles))
         return values
 
@@ -207,7 +207,7 @@ class Evaluation:
         """All members, which may find what the check did not."""
 
         def judge(members: list[int]) -> list[Any]:
-            """Members whose forward raised: again; then by the plain loop, which decides whose fault it is."""
+            """Run members whose forward raised once more; then by the plain loop, which shows whose fault it is."""
             try:
                 return run(way, replace(job, members=members))
             except NeedsWeights:
@@ -223,7 +223,7 @@ class Evaluation:
         return run(way, job, judge)
 
     def _gives_up(self, nothing: NothingToCompare) -> bool:
-        """Whether the user's own exceptions have broken off enough checks."""
+        """Whether the user's own exceptions have interrupted enough checks."""
         self._tries += isinstance(nothing, MembersFail)
         return self._tries >= _TRIES
 
@@ -244,7 +244,7 @@ class Evaluation:
         return isinstance(way, InForward) and self.name == "auto" and self._is_open and is_slower(way, job)
 
     def forget(self) -> None:
-        """Choose anew: the module is another one."""
+        """Choose again: the module is another one."""
         self._ways, self._proven, self._is_open, self._tries = None, False, True, 0
 
     def _announce(self) -> None:
@@ -258,7 +258,7 @@ class Evaluation:
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
-        """The choice, so that a resumed run rounds as the first one did; empty before it is made."""
+        """The choice, so that a resumed run rounds as the first one did; empty before there is one."""
         if not self._proven or self._ways is None:
             return {}
         way = self._ways[0]
@@ -268,7 +268,7 @@ class Evaluation:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the choice over, where it was left open here."""
+        """Take over another run's choice, unless one was asked for here."""
         name = state.get("evaluation")
         size = state.get("members_per_forward", "auto") if self._size == "auto" else self._size
         if name is None or self.name not in ("auto", name):

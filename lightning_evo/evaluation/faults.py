@@ -1,4 +1,4 @@
-"""Members that can't be evaluated: they fail, or take too long, and the others carry the generation."""
+"""Members that can't be evaluated, because they fail or take too long: the generation goes on with the others."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Failure:
 
 
 class LeftOut(Exception):
-    """A member was not evaluated, as all processes together have done enough."""
+    """A member was not evaluated, because enough members have finished on all processes together."""
 
 
 class Pace:
-    """Tells a slow process when the others have done enough, so that they need not wait for it.
+    """Tells a slow process when enough members have finished, so that the others need not wait for it.
 
     Processes count what they have finished at a place that all can reach, and look there before every member.
 
@@ -63,11 +63,11 @@ class Pace:
         self._name, self._members, self._enough = "", 0, 0
 
     def start(self, name: str, members: int) -> None:
-        """The next evaluation of so many members, by all processes together; under a name of its own."""
+        """Begin the next evaluation of ``members`` members by all processes together, under a new name."""
         self._name, self._members, self._enough = name, members, members - int(members * self._drop)
 
     def counted(self, fitness: Callable[[], Any], members: int = 1) -> Callable[[], Any]:
-        """A fitness that counts as so many members, and raises :class:`LeftOut` once enough are finished."""
+        """A fitness that counts as ``members`` members, and raises :class:`LeftOut` once enough have finished."""
 
         def run() -> Any:
             finished = self._add(self._name, 0)
@@ -114,10 +114,10 @@ def timeout_of_members(given: object) -> float:
 
 
 def limited(fitness: Callable[[], Any], seconds: float | None) -> Callable[[], Any]:
-    """A fitness that raises a TimeoutError after so many seconds; ``None`` means never.
+    """A fitness that raises a TimeoutError after ``seconds``; ``None`` means never.
 
-    By an alarm signal, so between two instructions of Python: one long call into C, a GPU's kernel or a lock, say, is
-    waited for. An alarm of the user's own that is running waits meanwhile, and goes on with what was left of it.
+    It is an alarm signal, which acts between two instructions of Python: a long call into C, for example a GPU's kernel
+    or a lock, is waited for. A running alarm of the user's is paused meanwhile, and then continues.
 
     Returns:
         What raises a RuntimeError outside the main thread, where Python takes no signals.

@@ -37,7 +37,7 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         tensor(0.7500, dtype=torch.float64)
     """
     if _is_scalar(value):
-        return value.detach().clone()  # the quick way for what needs no more; of its own, as a mean would be
+        return value.detach().clone()  # the quick way for a scalar; a copy, as a mean would be
     if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
         value = torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, Tensor):

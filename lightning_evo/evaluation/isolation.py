@@ -1,4 +1,4 @@
-"""Keeps members from seeing, or leaving, traces of each other.
+"""Keeps members from affecting each other and the run.
 
 While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
 (BatchNorm's statistics), metric states, attributes and train or eval modes. Afterwards all of them are as they were
@@ -127,7 +127,7 @@ def _metric_class() -> type | None:
 class _Registries:
     """The parameters and buffers of all modules: which tensors they are, and what buffers hold in memory of their own.
 
-    What parameters hold is the members' business, but a forward may put another one in a parameter's place.
+    What parameters hold is handled elsewhere, but a forward may put another one in a parameter's place.
     """
 
     def __init__(self, modules: list[nn.Module], weights: _Memory) -> None:
@@ -195,7 +195,7 @@ class Contents:
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; ``None`` where tensors don't count that."""
+    """How often a tensor was written to; ``None`` for tensors that don't count it."""
     return None if tensor.is_inference() else tensor._version
 
 
@@ -203,7 +203,7 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has memory of its own for every element, so that it can be copied and written to."""
     if tensor.layout != torch.strided or nn.parameter.is_lazy(tensor):
         return False
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():  # nobody can write to it
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():  # it can't be written to
         return False
     return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 

@@ -1,4 +1,4 @@
-"""Runs members in a way that was chosen: members that fail, hang or are left out don't take the others with them."""
+"""Runs members in the way that was chosen; members that fail, hang or are left out don't stop the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Job:
         fitness: Runs the user's code and gives its fitness.
         isolation: Entered by the caller.
         members: Numbers of the members to evaluate.
-        timeout: Seconds after which a member has failed; ``None`` waits for ever.
+        timeout: Seconds after which a member has failed; ``None`` means no limit.
         pace: Lets members be left out.
     """
 
@@ -86,7 +86,7 @@ def run(way: Way, job: Job, one_by_one: Callable[[list[int]], list[Any]] | None 
 
     writes = Writes(job.space)
 
-    def apart(members: list[int]) -> list[Any]:
+    def again(members: list[int]) -> list[Any]:
         assert one_by_one is not None
         writes.check()
         values = one_by_one(members)
@@ -96,19 +96,19 @@ def run(way: Way, job: Job, one_by_one: Callable[[list[int]], list[Any]] | None 
     if isinstance(way, InForward):
         values = way(job.space, job.population, job.guarded, job.isolation, job.members)
     else:
-        together = _of_a_forward(way, job)
+        fitness = _shared_fitness(way, job)
         values = way(
-            job.space, job.population, together, job.isolation, job.members, None if one_by_one is None else apart
+            job.space, job.population, fitness, job.isolation, job.members, None if one_by_one is None else again
         )
     writes.check()
     return values
 
 
-def _of_a_forward(way: Batched, job: Job) -> Callable[[], Any]:
-    """The fitness of the members that run at once; they have as many times longer."""
+def _shared_fitness(way: Batched, job: Job) -> Callable[[], Any]:
+    """The fitness of members that share a forward; their time limit is the timeout times their number."""
 
-    def together() -> Any:
+    def run_together() -> Any:
         fitness = limited(job.fitness, None if job.timeout is None else job.timeout * way.running)
         return (fitness if job.pace is None else job.pace.counted(fitness, way.running))()
 
-    return together
+    return run_together

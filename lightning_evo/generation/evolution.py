@@ -24,7 +24,8 @@ from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update
-from lightning_evo.noise.values import NoiseKey, Stream, draw
+from lightning_evo.noise.philox import NoiseKey, Stream
+from lightning_evo.noise.values import draw
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
 from lightning_evo.utils.messages import shown
@@ -43,7 +44,7 @@ It gives what :func:`~lightning_evo.evaluation.fitness.as_fitness` takes, or ``N
 
 
 class Evolution:
-    """An algorithm at work on a module's parameters. Knows nothing of Lightning.
+    """An algorithm applied to a module's parameters. Does not depend on Lightning.
 
     Args:
         algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
@@ -52,10 +53,10 @@ class Evolution:
         evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
             ``"auto"``, which chooses.
         members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
-        member_timeout: Seconds after which a member's evaluation is given up; ``None`` waits for ever. It needs the
+        member_timeout: Seconds after which a member has failed; ``None`` means no limit. It needs the
             main thread and a system with interval timers.
-        minimum_evaluated: The share of members, in [0, 1], that must not fail, by an exception or the timeout, for a
-            generation to count. Otherwise the run stops with the first member's exception.
+        minimum_evaluated: The share of members, in [0, 1], that must not fail by an exception or the timeout; if more
+            fail, the run stops with the first member's exception. NaN and infinite fitness never stop it.
         **options: Options of the algorithm; ``None`` means its own default.
 
     Raises:
@@ -127,14 +128,14 @@ class Evolution:
 
         Args:
             module: Its parameters evolve.
-            parameters: If given, only these do (those of an optimizer, say).
+            parameters: If given, only these do (for example those of an optimizer).
 
         Raises:
             ValueError: If ``evolve`` matches nothing.
         """
         self._space = SearchSpace(module, self._evolve, among=parameters)
         if not self._resumed:
-            self._forget_batches()  # of a fit that was broken off
+            self._forget_batches()  # of a fit that was interrupted
             if module is not self._module:
                 self.evaluation.forget()
                 self._chunk = self._members_per_forward
@@ -228,7 +229,7 @@ class Evolution:
             shared.restore()
 
     def _keep_groups(self, sizes: list[int]) -> None:
-        """From now on the same members run together, however many processes there will be: that decides on last bits.
+        """Keep the same members together from now on: rounding depends on which members share a forward.
 
         Args:
             sizes: How many members each process ran at once; 0 where that was not decided yet.
@@ -241,7 +242,7 @@ class Evolution:
 
     @property
     def _ranks_with_groups(self) -> Ranks:
-        """The processes; groups stay whole if that was asked for, or if no process has more members for it."""
+        """The processes; groups stay whole if that was asked for, or if no process gets more members by it."""
         whole = replace(self.ranks, chunk=max(1, self._chunk))
         as_even = self._largest_share(whole) == self._largest_share(self.ranks)
         return whole if self._members_per_forward or as_even else self.ranks
@@ -321,14 +322,14 @@ class Evolution:
         chosen = min(total, -(-(wanted - seen) // self.ranks.data))
         if 0 < chosen < total:
             key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
-            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # `seen` tells the batches apart
+            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # each batch's own: `seen` differs
             batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
         return batch, float(chosen)
 
     # --- checkpoints ---
 
     def state_dict(self, random_state: RandomState) -> dict[str, Any]:
-        """Everything that the rest of the run depends on: plain numbers, strings and tensors.
+        """Everything that the rest of the run depends on, as plain numbers, strings and tensors.
 
         Args:
             random_state: The random numbers that the run goes on with.
@@ -349,7 +350,7 @@ class Evolution:
         return saved
 
     def load_evaluation(self, saved: Mapping[str, Any]) -> None:
-        """Run members as another run did, where that is left open here.
+        """Run members as another run did, unless a way was asked for here.
 
         Args:
             saved: From :meth:`Evaluation.state_dict <lightning_evo.evaluation.choice.Evaluation.state_dict>`.
@@ -358,7 +359,7 @@ class Evolution:
         self._chunk = self._members_per_forward or int(saved.get("members_per_forward", 0))
 
     def start_at(self, generation: int) -> None:
-        """Number the coming generation: a run that goes on from other training should not repeat noise."""
+        """Set the number of the coming generation: a run that continues other training should not repeat noise."""
         self.state = replace(self.state, generation=generation)
 
     def load_state_dict(self, saved: Mapping[str, Any], device: torch.device) -> None:
@@ -366,7 +367,7 @@ class Evolution:
 
         Args:
             saved: From :meth:`state_dict`.
-            device: As there.
+            device: Its random number generator is restored, too.
 
         Raises:
             ValueError: If another algorithm wrote it, or its population in the middle of a generation was another.

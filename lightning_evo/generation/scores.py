@@ -1,4 +1,4 @@
-"""The fitness of one generation's members: averaged over its batches, and what is said of those that failed."""
+"""The fitness of one generation's members: averaged over its batches, and reports about those that failed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Reports", "Scores", "results_of"]
 
 
 class Scores:
-    """What the members have shown so far.
+    """The fitness of the members so far.
 
     Args:
         members: How many there are.
@@ -74,7 +74,7 @@ class Scores:
         return self.fitness_sum / self.weight
 
     def statistics(self) -> dict[str, float]:
-        """See :meth:`lightning_evo.Evolution.statistics`."""
+        """Mean, deviation and best fitness so far over the members that did not fail, and how many did."""
         fitness = self.fitness
         finite = fitness[fitness.isfinite()]
         failed = {"failed_members": float(len(fitness) - len(finite))}
@@ -106,13 +106,13 @@ def results_of(values: Sequence[Any], weight: float) -> Tensor:
 
 
 class Reports:
-    """Says what went wrong in a generation; what may go on for long, once only."""
+    """Reports what went wrong in a generation; what may repeat in every generation only once."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
 
     def failures(self, generation: int, failed: Tensor, errors: list[Exception], minimum: float) -> None:
-        """Stop if too many members failed; on the processes where one did, with its own exception.
+        """Stop if too many members failed by an exception or the timeout; on their own processes with that exception.
 
         Args:
             generation: Its number.
@@ -122,7 +122,7 @@ class Reports:
 
         Raises:
             Exception: The first of ``errors``.
-            RuntimeError: If there is none here.
+            RuntimeError: If only members of other processes failed.
         """
         count = int(failed.sum())
         if not count:
@@ -138,7 +138,7 @@ class Reports:
             self._said.add("raised")
             warnings.warn(
                 f"Generation {generation}: {count} of {len(failed)} members failed and are left out, the first with "
-                f"{type(errors[0]).__name__}: {first_line(errors[0])}. This is said once; evo/failed_members counts "
+                f"{type(errors[0]).__name__}: {first_line(errors[0])}. Shown once; evo/failed_members counts "
                 "them.",
                 stacklevel=4,
             )
@@ -149,7 +149,7 @@ class Reports:
         Args:
             generation: Its number.
             update: What is learnt from it.
-            failed: Which members failed by an exception, bool ``[members]``: they were reported before.
+            failed: Which members failed by an exception or the timeout, bool ``[members]``: they were reported before.
         """
         infinite = int((~update.fitness.isfinite()).sum())
         if infinite == len(update.fitness):
@@ -162,7 +162,7 @@ class Reports:
             self._said.add("failed")
             warnings.warn(
                 f"Generation {generation}: the fitness of {infinite} of {len(update.fitness)} members is NaN "
-                "or infinite; NaN is left out, infinite ranks worst. This is said once.",
+                "or infinite; NaN is left out, infinite ranks worst. Shown once.",
                 stacklevel=3,
             )
         elif not update and not evaluated(update.fitness, update.population.per_direction).any():
@@ -175,7 +175,7 @@ class Reports:
             self._said.add("tied")
             warnings.warn(
                 f"Generation {generation}: members that should be compared have the same fitness, so there "
-                "is nothing to learn. If this goes on, use a larger sigma, larger batches or a finer fitness. This is "
-                "said once.",
+                "is nothing to learn. If this goes on, use a larger sigma, larger batches or a finer fitness. Shown "
+                "once.",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""Who makes the noise of an update, where several processes hold the same weights.
+"""Which process makes the noise of an update, where several hold the same weights.
 
 An update is a sum over D directions, of d elements each. Three ways of making it with R processes, each of which makes
 r elements of noise a second, connected at b bytes a second:
@@ -13,9 +13,9 @@ r elements of noise a second, connected at b bytes a second:
                    elements; then all add up the sums
 =================  =====================================  ==========================  ===========================
 
-The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. Both others are a way
-of summing noise and nothing more, so they are perturbations around the one that makes it: what is done with the sum,
-clipping, rounding and gradients, does not know of them.
+The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. The second and
+third differ only in how they sum noise, so they are perturbations that wrap the one that makes it; what uses the sum
+(clipping, rounding, gradients) is the same for all.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class CostModel:
         return work / ranks + bytes_per_element * elements * (ranks - 1) / ranks / self.bandwidth
 
     def choose(self, directions: int, elements: int, ranks: int) -> Literal["replicated", "sharded"]:
-        """The faster one of the two that give the same bits; only clearly faster messages are worth their trouble."""
+        """The faster of the two that give the same bits; ``"sharded"`` only if it is clearly faster."""
         replicated, sharded = (self.seconds(name, directions, elements, ranks) for name in ("replicated", "sharded"))
         return "sharded" if sharded * _MARGIN < replicated else "replicated"
 
@@ -95,7 +95,7 @@ def measure(update: Update, ranks: Ranks) -> CostModel:
     device = center.device
 
     def seconds(function: Callable[[], object]) -> float:
-        function()  # whatever is made once
+        function()  # warm-up
         _wait(device)
         start = time.perf_counter()
         function()
@@ -118,10 +118,10 @@ def _wait(device: torch.device) -> None:
 
 
 def synchronized(update: Update, name: UpdateSync, ranks: Ranks) -> Update:
-    """The same update, whose noise is made by all processes together. All of them must then act on it alike.
+    """The same update, with its noise made by all processes together. All of them must then apply it in the same way.
 
     Args:
-        update: What a generation has taught.
+        update: The update of one generation.
         name: ``"replicated"``, ``"sharded"`` or ``"all_reduce"``.
         ranks: The processes, which hold the same weights.
     """

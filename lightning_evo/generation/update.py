@@ -1,4 +1,4 @@
-"""What a generation has taught, and the two ways of acting on it: into ``.grad``, or into the weights themselves."""
+"""The update from one generation, and two ways of applying it: to ``.grad``, or to the weights themselves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Population
+from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
-from lightning_evo.noise.values import NoiseKey
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.spaces.shards import global_sum
 
@@ -38,7 +38,7 @@ class Clipping:
 
 @dataclass(frozen=True)
 class Update:
-    """What a generation has taught: an estimate of the ascent direction, made tensor by tensor when it is wanted.
+    """The update from one generation: an estimate of the ascent direction, made tensor by tensor when it is needed.
 
     Attributes:
         population: The generation's members.
@@ -135,7 +135,7 @@ class Update:
         return norms.total()
 
     def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
-        """Move the tensors that nothing but noise moves and for which there is such a pass; gives their norms."""
+        """Move the tensors that only noise moves and that have such a pass; gives their norms."""
         if self.weight_decay:
             return {}
         plain = [p for p in self.space if p.shard is None and p.padding_row is None and p.tensor.is_contiguous()]
@@ -171,8 +171,8 @@ class _Norms:
     def __init__(self, space: SearchSpace) -> None:
         self._norms: list[Tensor] = []
         self._squares = 0.0
-        # Of every group from the start: all of its processes must add up, also one that holds nothing.
-        self._of_shards: dict[Any, tuple[list[Tensor], torch.device]] = {
+        # All groups from the start: each of a group's processes must join in its sum, also one that holds no elements.
+        self._shards: dict[Any, tuple[list[Tensor], torch.device]] = {
             parameter.shard.group: ([], parameter.tensor.device) for parameter in space if parameter.shard is not None
         }
 
@@ -182,12 +182,12 @@ class _Norms:
         elif parameter.shard is None:
             self._norms.append(norm)
         else:
-            self._of_shards[parameter.shard.group][0].append(norm)
+            self._shards[parameter.shard.group][0].append(norm)
 
     def total(self) -> float:
-        """The one moment an update waits for the device, and for the processes that hold other shards."""
+        """The norm. Only here an update waits for the device, and for the processes that hold other shards."""
         squares = _squares(self._norms) + self._squares
-        for group, (norms, device) in self._of_shards.items():
+        for group, (norms, device) in self._shards.items():
             squares += global_sum(_squares(norms).to(device), group).cpu()
         return math.sqrt(float(squares))
 

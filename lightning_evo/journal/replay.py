@@ -213,7 +213,7 @@ class _Weights:
         """The search space that these parameters make."""
         if self._last is None or self._last[0] is not parameters:
             found = [EvolvingParameter(p.names[0], self._parameter(p), p.index, p.padding_row) for p in parameters]
-            self._last = parameters, SearchSpace.of(found)
+            self._last = parameters, SearchSpace.from_parameters(found)
         return self._last[1]
 
     def _parameter(self, described: RecordedParameter) -> nn.Parameter:

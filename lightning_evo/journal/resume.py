@@ -19,20 +19,20 @@ __all__ = ["is_restart", "open_journal"]
 
 _WITHOUT = "without a journal (EvoStrategy(journal=False))"
 
-_had: set[Path] = set()
-"""Journals that this process has appended to: of its own fits, so not what a restart goes on with."""
+_appended_here: set[Path] = set()
+"""Journals that this process has appended to. They belong to its own fits, so a restart does not continue them."""
 
-_starts = itertools.count()
-"""How many fits of this process have come to their first batch."""
+_fits_started = itertools.count()
+"""Counts the fits of this process that have reached their first batch."""
 
 
 def is_restart() -> bool:
-    """Whether a launcher (torchrun or Slurm) has started this fit again after a failure. To be asked once by each fit.
+    """Whether a launcher (torchrun or Slurm) has started this fit again after a failure. Ask once in each fit.
 
-    Only a process's first fit is what was broken off: later ones (folds, seeds) may begin in just the same way.
+    Only a process's first fit can be the interrupted one: later ones (folds, seeds) may begin in the same way.
     """
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    return next(_starts) == 0 and any(os.environ.get(name, "0") not in ("", "0") for name in names)
+    return next(_fits_started) == 0 and any(os.environ.get(name, "0") not in ("", "0") for name in names)
 
 
 def open_journal(
@@ -52,16 +52,16 @@ def open_journal(
         filename: Its name without ``.evoj``.
         resumed: What the checkpoint that is resumed says of its journal: ``run``, ``path``.
         checkpoint: The path of that checkpoint.
-        restarted: Whether a run that began in just this way was broken off.
+        restarted: Whether a launcher has started this run again after a failure.
 
     Raises:
-        JournalError: If the checkpoint is of another run than the journals beside it, or its journal can't go on.
-        OSError: If there is no space left, say.
+        JournalError: If the journals next to the checkpoint are of other runs, or its own can't be continued.
+        OSError: If the file can't be written, for example because the disk is full.
     """
     journal = _continued(header, folder, resumed, checkpoint, restarted)
     if journal is None:
         journal = _begun(header, folder, filename)
-    _had.add(journal.path.resolve())
+    _appended_here.add(journal.path.resolve())
     return journal
 
 
@@ -90,7 +90,7 @@ def _continued(
             f"The journal of the checkpoint's run {_run(int(resumed['run']))} was not found (it was "
             f"{resumed.get('path')}). A new one begins at generation {header.generation}."
         )
-    if path is not None and restarted:  # of a fit that had begun a new one, too
+    if path is not None and restarted:  # the interrupted fit may have begun a new one
         again = _journal_from(header, folder)
         if again is not None and again != path:
             return Journal.open(again, append=True)
@@ -111,13 +111,13 @@ def _begun(header: Header, folder: Path, filename: str) -> Journal:
         except FileExistsError:  # another process was faster
             continue
     raise JournalError(
-        f"No free name was found for a journal in {folder}: each one that was tried had been taken by then. Give "
-        "it another folder: SeedJournal(dirpath=…)."
+        f"No free name was found for a journal in {folder}: other processes had taken each one that was tried. "
+        "Give it another folder: SeedJournal(dirpath=…)."
     )
 
 
 def _continues(journal: Journal, header: Header) -> bool:
-    """Whether the journal goes on with the run that ``header`` would begin; ``False`` if a new one should.
+    """Whether the run that ``header`` would begin continues this journal; ``False`` if it should begin a new one.
 
     Raises:
         JournalError: If it holds generations that this run would have to take over, and can't.
@@ -178,25 +178,25 @@ def _journal_of(run: int, places: list[Path]) -> Path | None:
             others.append(f"{path} (run {_run(there)})")
     if len(found) > 1:
         raise JournalError(
-            f"Several journals are of the run {_run(run)}: {', '.join(map(str, found))}. Which of them goes on is "
-            "not clear; leave one of them there."
+            f"Several journals are of the run {_run(run)}: {', '.join(map(str, found))}. It is not clear "
+            "which of them to continue; keep one of them there."
         )
     if others and not found:
         raise JournalError(
-            f"The checkpoint is of the run {_run(run)}, and the journals beside it are of others: "
+            f"The checkpoint is of the run {_run(run)}, and the journals next to it are of other runs: "
             f"{preview(others, 5)}. Nothing was changed. Bring the run's journal there, or resume {_WITHOUT}."
         )
     return found[0] if found else None
 
 
 def _journal_from(header: Header, folder: Path) -> Path | None:
-    """The one journal that began just as this run does and that this process has not had, for a restart."""
+    """For a restart: the one journal that began as this run does and that this process has not appended to."""
     places = [folder]
     if folder.name == "checkpoints" and folder.parent.name.startswith("version_"):
-        places += sorted(folder.parent.parent.glob("version_*/checkpoints"))  # a logger's: each start has its own
+        places += sorted(folder.parent.parent.glob("version_*/checkpoints"))  # a logger's: one for each start
     found = []
     for path in _journals(places):
-        if path.resolve() in _had:
+        if path.resolve() in _appended_here:
             continue
         try:
             there = Journal.peek(path)
@@ -204,10 +204,10 @@ def _journal_from(header: Header, folder: Path) -> Path | None:
             continue
         if replace(there, run=header.run) == header:
             found.append(path)
-    if len(found) > 1:  # folds of a cross-validation, say, that differ in data only
+    if len(found) > 1:  # for example folds of a cross-validation, which differ in data only
         rank_zero_warn(
-            f"{preview([str(path) for path in found], 5)} all began just as this run does, so which of them it would "
-            "go on with after the launcher's restart is not clear. It begins a new one."
+            f"{preview([str(path) for path in found], 5)} all began as this run does, so it is not clear which of them "
+            "to continue after the launcher's restart. A new journal begins."
         )
         return None
     return found[0] if found else None

@@ -1,10 +1,10 @@
-"""The CPU's noise kernels: ``noise.cpp``, built with the machine's C++ compiler when they are first wanted.
+"""The CPU's noise kernels: ``noise.cpp``, built with the machine's C++ compiler when they are first needed.
 
 They give, bit for bit, what the plain tensor operations in :mod:`lightning_evo.noise` and
 :mod:`lightning_evo.perturbations.dense` give, only many times faster. (The product in
-:mod:`lightning_evo.evaluation.ways.low_rank` is the same to rounding, as every product is.) The library is kept in
-``$XDG_CACHE_HOME/lightning_evo`` (``~/.cache/lightning_evo``) and built anew, in two seconds, when the source, the
-compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` goes without.
+:mod:`lightning_evo.evaluation.ways.low_rank` agrees to rounding only.) The library is kept in
+``$XDG_CACHE_HOME/lightning_evo`` (``~/.cache/lightning_evo``) and built again, in two seconds, when the source, the
+compiler or the processor changes. ``LIGHTNING_EVO_COMPILE=0`` uses no kernels.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch import Tensor
 from lightning_evo.kernels.library import DTYPES, Library
 from lightning_evo.utils.messages import first_line
 
-__all__ = ["Library", "native", "suits", "wanted"]
+__all__ = ["Library", "enabled", "library_for", "supports"]
 
 _SOURCE = Path(__file__).with_name("noise.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fPIC", "-shared"]
 
 
-def wanted() -> bool:
+def enabled() -> bool:
     """Whether kernels may be compiled.
 
     Raises:
@@ -46,15 +46,15 @@ def wanted() -> bool:
     return setting == "1"
 
 
-def native(*tensors: Tensor) -> Library | None:
-    """The kernels, if they can work on all of these tensors: plain, contiguous, on the CPU and of 32 or 16 bits."""
-    if not wanted() or torch.compiler.is_compiling() or not all(map(suits, tensors)):
+def library_for(*tensors: Tensor) -> Library | None:
+    """The kernels, if they support all of these tensors (see :func:`supports`) and are enabled; else ``None``."""
+    if not enabled() or torch.compiler.is_compiling() or not all(map(supports, tensors)):
         return None
     return _library()
 
 
-def suits(tensor: Tensor) -> bool:
-    """Whether the kernels can work on a tensor."""
+def supports(tensor: Tensor) -> bool:
+    """Whether the kernels can read and write a tensor: plain, contiguous, on the CPU and of 32 or 16 bits."""
     return type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.dtype in DTYPES and tensor.is_contiguous()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["DTYPES", "Library", "threads"]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Those that the kernels read and write, with their numbers there."""
+"""The dtypes that the kernels read and write, with the kernels' numbers for them."""
 
 _DISTRIBUTIONS = {"gaussian": 0, "uniform": 1, "rademacher": 2}
 _ELEMENTS_PER_THREAD = 1 << 14  # below, starting a thread costs more than it saves
@@ -24,7 +24,7 @@ _Address = ctypes.c_uint32 * 4
 
 
 class _Members(ctypes.Structure):
-    """As in ``noise.cpp``."""
+    """A tensor, its noise and where its members go: ``struct Members`` of ``noise.cpp``."""
 
     _fields_ = (
         ("address", _Address),
@@ -36,7 +36,7 @@ class _Members(ctypes.Structure):
 
 
 class _Moved(ctypes.Structure):
-    """As in ``noise.cpp``."""
+    """A tensor that moves, its noise, and the noise of its rounding. The fields are those of ``noise.cpp``."""
 
     _fields_ = (
         ("noise", _Address),
@@ -62,7 +62,7 @@ class Library:
     _low_rank: Any
 
     MAXIMAL_RANK = 4
-    """Of :meth:`low_rank`."""
+    """The largest rank that :meth:`low_rank` takes."""
 
     def __init__(self, path: Path) -> None:
         functions = ctypes.CDLL(str(path))
@@ -307,5 +307,5 @@ def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
 
 
 def threads(elements: int) -> int:
-    """How many threads so many elements are worth."""
+    """How many threads to use for a number of elements."""
     return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))

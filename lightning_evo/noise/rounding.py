@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo.noise.normal import normal_table
-from lightning_evo.noise.values import Kernel, NoiseKey, Stream, address_of, check_offsets, row_size, rows
+from lightning_evo.noise.philox import NoiseKey, Stream, address_of, check_offsets
+from lightning_evo.noise.values import Kernel, row_size, rows
 
 __all__ = ["move", "stochastic_round"]
 
@@ -54,7 +55,7 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         center, step, start = center[head:], step[head:], start + head
     if not len(center):
         return
-    library = kernels.native(center, step)
+    library = kernels.library_for(center, step)
     if library:
         library.move(address, start // size, center, step)
         return

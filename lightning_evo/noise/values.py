@@ -3,16 +3,10 @@
 Nothing is stored and no global generator is touched. An element's value depends on nothing but its address, so any
 slice, on any rank, equals the slice of the whole.
 
-The bits come from Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11,
-https://doi.org/10.1145/2063384.2063405), written in plain integer tensor operations. One call turns a 128-bit counter
-and a 64-bit key into four 32-bit words. The address is laid out as::
-
-    key      = seed (64 bits)
-    counter  = [block, parameter + 2^28 * stream, generation, member]     (4 x 32 bits)
-
-A *row* is 16 consecutive blocks. Its 4 x 16 words are read word-major, and a word's values (two normal ones, or 32 of
-one bit) follow each other in steps of 16, so that a compiled kernel writes whole vectors: element ``row_size * row +
-16 * (values * word + v) + i`` of a parameter is value ``v`` of word ``word`` of block ``16 * row + i``.
+The bits are those of :mod:`~lightning_evo.noise.philox`. A *row* is 16 consecutive blocks of them. Its 4 x 16 words are
+read word-major, and a word's values (two normal ones, or 32 of one bit) follow each other in steps of 16, so that a
+compiled kernel writes whole vectors: element ``row_size * row + 16 * (values * word + v) + i`` of a parameter is value
+``v`` of word ``word`` of block ``16 * row + i``.
 
 **Bits to normal values.** A normal value takes 16 bits (:mod:`lightning_evo.noise.normal`). The largest is 4.39;
 against the exact normal distribution the largest error of the distribution function is below 2e-5 and the kurtosis is
@@ -20,14 +14,13 @@ against the exact normal distribution the largest error of the distribution func
 
 On the CPU a C++ kernel gives the same bits many times faster (:mod:`lightning_evo.kernels`); on other devices the
 operations below are compiled with ``torch.compile``, once a process has drawn enough noise to repay the compiler.
-``LIGHTNING_EVO_COMPILE=0`` goes without both.
+``LIGHTNING_EVO_COMPILE=0`` switches both off.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Literal, get_args
 
@@ -36,18 +29,14 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo.noise.normal import normal_table
+from lightning_evo.noise.philox import NoiseKey, address_of, check_offsets, check_range, philox4x32
 from lightning_evo.utils.messages import first_line
 
 __all__ = [
     "Distribution",
     "Kernel",
-    "NoiseKey",
-    "Stream",
-    "address_of",
-    "check_offsets",
     "draw",
     "draw_rows",
-    "philox4x32",
     "row_size",
     "rows",
 ]
@@ -55,76 +44,9 @@ __all__ = [
 Distribution = Literal["gaussian", "rademacher", "uniform"]
 """What a value looks like: N(0, 1); -1 or +1; or uniform in [0, 1) with 24 bits."""
 
-_MASK = 0xFFFFFFFF
 _BLOCKS = 16  # blocks in a row: the width of one AVX-512 register of words
 _CHUNK_ROWS = 1 << 13  # rows drawn at a time: 1M normal values, so temporaries stay in the cache
 _COMPILE_AFTER = 1 << 29  # elements: about as long to draw uncompiled, on one core, as the compiler would run
-
-
-class Stream:
-    """Independent uses of one key's random numbers."""
-
-    PERTURBATION = 0
-    ROUNDING = 1
-    SUBSET = 2
-
-
-@dataclass(frozen=True)
-class NoiseKey:
-    """The part of an address that all elements of a generation share.
-
-    Args:
-        seed: The run's seed, any integer; taken modulo 2^64.
-        generation: Number of the generation, 0 <= generation < 2^32.
-        stream: One of :class:`Stream`, 0 <= stream < 16.
-
-    Raises:
-        ValueError: If ``generation`` or ``stream`` is out of range.
-    """
-
-    seed: int
-    generation: int
-    stream: int = Stream.PERTURBATION
-
-    def __post_init__(self) -> None:
-        _check_range("generation", self.generation, 32)
-        _check_range("stream", self.stream, 4)
-
-
-def _check_range(name: str, value: int, bits: int) -> None:
-    if not 0 <= value < 1 << bits:
-        raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}.")
-
-
-def philox4x32(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: int = 10) -> list[Tensor]:
-    """Philox4x32: four random words for each counter.
-
-    Args:
-        counter: Four int64 tensors that broadcast together, each value in [0, 2^32).
-        key: Two int64 tensors, each value in [0, 2^32).
-        rounds: Number of rounds; 10 is the published default.
-
-    Returns:
-        Four int64 tensors with values in [0, 2^32).
-
-    Example:
-        >>> zero = torch.tensor(0)
-        >>> [f"{int(word):08x}" for word in philox4x32([zero] * 4, (zero, zero))]
-        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
-    """
-    x0, x1, x2, x3 = counter
-    k0, k1 = key
-    for _ in range(rounds):
-        # The 64-bit product may wrap to a negative number; shift and mask still give its high and low words.
-        product0, product1 = x0 * 0xD2511F53, x2 * 0xCD9E8D57
-        x0, x1, x2, x3 = (
-            ((product1 >> 32) & _MASK) ^ x1 ^ k0,
-            product1 & _MASK,
-            ((product0 >> 32) & _MASK) ^ x3 ^ k1,
-            product0 & _MASK,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return [x0, x1, x2, x3]
 
 
 # --- bits to values -------------------------------------------------------------------------------------------------
@@ -192,31 +114,15 @@ def rows(distribution: str, row: Tensor, member: Tensor, address: Tensor, table:
     return torch.stack([values(word, table) for word in words], dim=1).flatten(1)
 
 
-def address_of(key: NoiseKey, parameter: int) -> list[int]:
-    """What all elements of a parameter share: four 32-bit words.
-
-    Raises:
-        ValueError: If ``parameter`` is not in [0, 2^28).
-    """
-    _check_range("parameter", parameter, 28)
-    return [parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK]
-
-
-def check_offsets(start: int, stop: int) -> None:
-    """Raise a ValueError unless all blocks of a range of elements have numbers of 32 bits."""
-    if not 0 <= start <= stop <= 1 << 34:
-        raise ValueError(f"Offsets must satisfy 0 <= start <= stop <= 2^34, got start={start}, stop={stop}.")
-
-
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
 class Kernel:
-    """A function of tensors that makes noise, compiled on other devices than the CPU as soon as that pays.
+    """A function of tensors that makes noise, compiled on other devices than the CPU once that saves time.
 
     Args:
         function: Tensor operations around :func:`rows`. Dimension 0 of its tensors may have any size but 1, for which
-            torch.compile would compile anew.
+            torch.compile would compile again.
     """
 
     drawn = 0  # elements drawn by this process, of all kernels
@@ -227,7 +133,7 @@ class Kernel:
         self._compiled: dict[object, Callable[..., Any]] = {}
 
     def __call__(self, elements: int, *args: Any) -> Any:
-        """Call the function with ``args``, which draw so many ``elements``."""
+        """Call the function with ``args``; it draws ``elements`` elements of noise."""
         Kernel.drawn += elements
         if not self._wanted(args):
             return self._function(*args)
@@ -247,20 +153,20 @@ class Kernel:
 
     def _compile(self) -> Callable[..., Any]:
         # torch.compile gives up on a function that it had to compile eight times, and there may be more combinations of
-        # dtypes and distributions in a process. It tells functions apart by their code objects.
+        # dtypes and distributions in a process. It recognises functions by their code objects.
         function: Any = self._function
         copy = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
         return torch.compile(copy, dynamic=True)
 
     @staticmethod
     def _wanted(args: tuple[Any, ...]) -> bool:
-        if Kernel.failed or Kernel.drawn < _COMPILE_AFTER or torch.compiler.is_compiling() or not kernels.wanted():
+        if Kernel.failed or Kernel.drawn < _COMPILE_AFTER or torch.compiler.is_compiling() or not kernels.enabled():
             return False
         return any(isinstance(arg, Tensor) and arg.device.type != "cpu" for arg in args)
 
 
 def _variant(argument: Any) -> object:
-    """What torch.compile compiles anew for."""
+    """What torch.compile compiles a separate version for."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.device, argument.dim()
     return tuple(map(_variant, argument)) if isinstance(argument, list) else argument
@@ -313,15 +219,15 @@ def draw(
     if distribution not in get_args(Distribution):
         raise ValueError(f"Unknown distribution {distribution!r}; choose one of {', '.join(get_args(Distribution))}.")
     if not dtype.is_floating_point:
-        raise ValueError(f"Noise needs a floating dtype, got {dtype}.")
+        raise ValueError(f"Noise needs a floating dtype such as torch.float32, got {dtype}.")
     check_offsets(start, stop)
     for member in (min(members), max(members)) if members else ():
-        _check_range("member", member, 32)
+        check_range("member", member, 32)
 
     device = torch.device(device)
     size = row_size(distribution)
     first, last = start // size, -(-stop // size)
-    if len(members) * (stop - start) and dtype == torch.float32 and kernels.native(normal_table(device)):
+    if len(members) * (stop - start) and dtype == torch.float32 and kernels.library_for(normal_table(device)):
         values = _draw_rows(key, members, parameter, first, last, distribution, device)
         return values[:, start - first * size : stop - first * size]
     out = torch.empty(len(members), stop - start, dtype=dtype, device=device)
@@ -344,7 +250,7 @@ def _draw_rows(
 ) -> Tensor:
     """Rows ``begin <= row < end`` for several members: float32 ``[len(members), elements]``."""
     address, table, size = address_of(key, parameter), normal_table(device), row_size(distribution)
-    library = kernels.native(table)
+    library = kernels.library_for(table)
     if library:
         out = torch.empty(len(members), end - begin, size, dtype=torch.float32)  # whatever the default dtype
         library.draw(distribution, address, table, begin, members, out)
@@ -358,11 +264,11 @@ def draw_rows(
     """Whole rows of noise, in any order, made where ``numbers`` is.
 
     Args:
-        key: As for :func:`draw`.
-        members: As there.
-        parameter: As there.
+        key: Seed, generation and stream.
+        members: Numbers of the members, each in [0, 2^32).
+        parameter: Index of the parameter, in [0, 2^28).
         numbers: Numbers of the rows, int64 ``[rows]``.
-        distribution: As there.
+        distribution: One of :data:`Distribution`, or ``"uniform16"``.
 
     Returns:
         float32 ``[len(members), rows * row_size(distribution)]``.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lightning_evo.noise.values import Distribution, NoiseKey
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
@@ -34,8 +35,8 @@ def compose(
         key: Seed and generation.
         distribution: Of the random numbers.
         rank: For :class:`LowRank` noise; ``None`` for :class:`Dense`.
-        basis_key: With ``rank``: as there.
-        past: With ``rank``: as there.
+        basis_key: With ``rank``: seed and generation of the factor B; ``None`` for ``key``.
+        past: With ``rank``: keys of past generations of the same ``basis_key``, and their directions' weights.
         sparsity: For :class:`Sparse` noise; ``None`` perturbs all elements.
         sigma_scale: ``"rms"`` for :class:`Scaled` noise.
 

@@ -1,4 +1,4 @@
-"""What a perturbation is: one generation's noise for every tensor, in as many directions as are asked for."""
+"""What a perturbation is: one generation's noise for every tensor, in any number of directions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.noise.values import NoiseKey
+from lightning_evo.noise.philox import NoiseKey
 
 __all__ = ["Perturbation", "around", "noise_dtype"]
 
@@ -20,7 +20,7 @@ class Perturbation(ABC):
 
     The noise that :meth:`noise` gives, that :meth:`members` adds and that :meth:`weighted_sum` sums are the same
     numbers. Tensors are named by their index in the search space. ``center`` is the tensor as it is without noise; only
-    its shape, device and dtype matter, unless a perturbation says otherwise.
+    its shape, device and dtype matter, except where a perturbation says that more does.
 
     Args:
         key: Seed and generation.
@@ -91,8 +91,8 @@ class Perturbation(ABC):
 
         Args:
             directions: Numbers of the directions.
-            steps: One for each member. The members of a direction follow each other, as many for each: sigma and minus
-                sigma for antithetic pairs.
+            steps: One for each member. The members of a direction follow each other, the same number for each
+                direction: sigma and minus sigma for antithetic pairs.
             parameter: Index of the tensor.
             center: The tensor.
 
@@ -118,11 +118,11 @@ class Perturbation(ABC):
         last: int,
         out: Tensor | None = None,
     ) -> Tensor | None:
-        """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that can't be.
+        """Rows ``first <= row < last`` of :meth:`members`, without making the others; ``None`` if that is not possible.
 
         Args:
             directions: Numbers of the directions.
-            steps: As there.
+            steps: One for each member, those of a direction together.
             parameter: Index of the tensor.
             center: The tensor.
             first: Number of the first row.
@@ -141,7 +141,7 @@ class Perturbation(ABC):
 
         Args:
             directions: Numbers of the directions.
-            steps: As there.
+            steps: One for each member, those of a direction together.
             parameter: Index of the tensor.
             center: The tensor.
             chosen: Numbers of rows, int64 ``[...]``, each in [0, len(center)), which is not checked.
@@ -162,7 +162,7 @@ class Perturbation(ABC):
             stop: One past the last offset.
 
         Returns:
-            ``[stop - start]``, the same bits as there.
+            ``[stop - start]``, bit for bit a part of what :meth:`noise` gives.
 
         Raises:
             NotImplementedError: If the noise depends on more of the center than its shape.
@@ -182,14 +182,14 @@ class Perturbation(ABC):
 
         Args:
             directions: Numbers of the directions.
-            steps: As there.
+            steps: One for each member, those of a direction together.
             parameter: Index of the tensor.
             center: The tensor, or something of its shape, device and dtype.
             part: Its elements from ``start`` on, ``[elements]``.
             start: Flat, row-major offset of the first of them.
 
         Returns:
-            ``[len(steps), elements]``, of the dtype of ``part``, the same bits as there.
+            ``[len(steps), elements]``, of the dtype of ``part``, bit for bit a part of what :meth:`members` gives.
         """
         stop = start + len(part)
         noise = [self.noise_of_range(direction, parameter, center, start, stop) for direction in directions]
@@ -213,7 +213,7 @@ def around(center: Tensor, noise: Tensor, steps: Sequence[float]) -> Tensor:
     Args:
         center: Of any shape.
         noise: ``[directions, *center.shape]``, in :func:`noise_dtype`.
-        steps: For each direction as many, one after the other.
+        steps: The same number for each direction, one after the other.
 
     Returns:
         ``[len(steps), *center.shape]``.

@@ -12,18 +12,8 @@ from torch import Tensor
 
 from lightning_evo import kernels
 from lightning_evo.noise.normal import normal_table
-from lightning_evo.noise.values import (
-    Distribution,
-    Kernel,
-    NoiseKey,
-    Stream,
-    address_of,
-    check_offsets,
-    draw,
-    draw_rows,
-    row_size,
-    rows,
-)
+from lightning_evo.noise.philox import NoiseKey, Stream, address_of, check_offsets
+from lightning_evo.noise.values import Distribution, Kernel, draw, draw_rows, row_size, rows
 from lightning_evo.perturbations._base import Perturbation, around, noise_dtype
 from lightning_evo.spaces.memory import empty_copies
 from lightning_evo.utils.options import one_of
@@ -109,13 +99,13 @@ class Dense(Perturbation):
         check_offsets(0, center.numel())
         center, table, chosen = center.detach(), normal_table(center.device), chosen.contiguous()
         out = center.new_empty(len(steps), *chosen.shape, *center.shape[1:])
-        library = kernels.native(table, center)
+        library = kernels.library_for(table, center)
         if library is not None:
             address = address_of(self.key, parameter)
             library.chosen_rows(self.distribution, address, table, directions, center, chosen, out, steps)
             return out
-        if kernels.native(table):
-            return None  # all of the noise by the kernels takes less time than a part without them
+        if kernels.library_for(table):
+            return None  # the kernels make all of the noise faster than tensor operations make a part
         flat, rows = chosen.view(-1), out.view(len(steps), -1, *center.shape[1:])
         at_once = max(1, _AT_ONCE // max(1, rows[:, :1].numel()))
         for first in range(0, len(flat), at_once):
@@ -155,7 +145,7 @@ class Dense(Perturbation):
         check_offsets(start, start + elements)
         if out is None:
             out = part.new_empty(len(steps), elements)
-        library = kernels.native(table, part)
+        library = kernels.library_for(table, part)
         if library is not None:
             address = address_of(self.key, parameter)
             library.members(self.distribution, [address], table, start, directions, [part], [out], steps)
@@ -174,7 +164,7 @@ class Dense(Perturbation):
         stop = center.numel() if stop is None else stop
         check_offsets(start, stop)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
-        if noise_dtype(center) == torch.float32 and kernels.native(normal_table(center.device)):
+        if noise_dtype(center) == torch.float32 and kernels.library_for(normal_table(center.device)):
             size = row_size(self.distribution)
             first, last = start // size, -(-stop // size)  # whole rows, of which the ends may not be wanted
             total = torch.zeros((last - first) * size, dtype=torch.float32)
@@ -224,14 +214,14 @@ class Dense(Perturbation):
     # --- several tensors, in one call of a kernel ---
 
     def _kernels_for(self, centers: Sequence[Tensor]) -> Iterator[tuple[kernels.Library, Tensor, list[int]]]:
-        """Kernels, the table and the tensors that they can work on, by number; those of a dtype together."""
+        """Kernels, the table, and the numbers of the tensors that they support, one dtype at a time."""
         fitting: dict[torch.dtype, list[int]] = {}
         for i, center in enumerate(centers):
-            if kernels.suits(center.detach()):
+            if kernels.supports(center.detach()):
                 fitting.setdefault(center.dtype, []).append(i)
         for mine in fitting.values():
             table = normal_table(centers[mine[0]].device)
-            library = kernels.native(table)
+            library = kernels.library_for(table)
             if library is not None:
                 yield library, table, mine
 
@@ -274,7 +264,7 @@ class Dense(Perturbation):
         """``total += sum_d weights[d] eps_d``, of a vector of whole rows."""
         size, address, table = row_size(self.distribution), address_of(self.key, parameter), normal_table(total.device)
         total = total.view(-1, size)
-        library = kernels.native(table, total)
+        library = kernels.library_for(table, total)
         if library:
             library.add_noise(self.distribution, address, table, start // size, directions, weights, total)
             return

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.noise.values import Distribution, NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import Distribution, draw
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense, standardised
 from lightning_evo.utils.options import whole

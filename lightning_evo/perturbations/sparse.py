@@ -21,15 +21,15 @@ from lightning_evo.utils.options import number
 
 __all__ = ["Sparse"]
 
-_SAMPLE = 1 << 24  # elements of which a quantile is taken: one in so many, in even steps, of a larger tensor
+_SAMPLE = 1 << 24  # elements that a quantile is taken of; of a larger tensor every k-th one
 
 
 class Sparse(Perturbation):
     """Another perturbation's noise for the small weights of each tensor, and none for the large ones.
 
     Of a tensor of n weights ``round(sparsity n)`` are left out, but not all, and none that tie with a small one: a
-    constant tensor is perturbed whole. That holds for tensors of any number of dimensions. One of more than 2^24
-    elements is judged by every so many-th of them.
+    constant tensor is perturbed whole. That holds for tensors of any number of dimensions. The quantile of a tensor
+    of more than 2^24 elements is that of every k-th element.
 
     The threshold is taken from ``center`` at first use and kept as a number. From then on only those elements of
     ``center`` count that are asked for, so the rest may already have moved.

@@ -1,4 +1,4 @@
-"""How processes find that what should be the same on all of them is not: they compare checksums."""
+"""Processes compare checksums of what should be the same on all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 20  # elements that are added up at a time
 
 
 def compare_batches(batch: Any, ranks: Ranks, generation: int) -> None:
-    """Stop if groups, which evaluate different members, do so on different data.
+    """Stop if groups, which evaluate different members, have different data.
 
     Args:
         batch: The batch of this process.
@@ -61,14 +61,14 @@ def compare_weights(space: SearchSpace, ranks: Ranks, generation: int) -> None:
     names = [parameter.name for parameter, equal in zip(space, (sums == sums[0]).all(0), strict=True) if not equal]
     raise RuntimeError(
         f"Generation {generation}: the weights of processes {', '.join(map(str, different))} are not those of "
-        f"process 0, in {preview(names)}. All must learn alike: does something write to the weights on some "
+        f"process 0, in {preview(names)}. All must make the same updates: does something write to the weights on some "
         "processes only, or do they differ in hardware or versions? Resume from a checkpoint."
     )
 
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor, in which every element counts by its place.
+    """A sum over the bits of a tensor that depends on each element's place.
 
     Example:
         >>> checksum(torch.tensor([1, 2])), checksum(torch.tensor([2, 1]))
@@ -87,7 +87,7 @@ def checksum(tensor: Tensor) -> int:
 
 
 def dense_parts(tensor: Tensor) -> list[Tensor]:
-    """What a tensor holds, in ordinary ones; of rare layouts the values alone, or nothing."""
+    """What a tensor holds, as dense tensors; of rare layouts only the values, or nothing."""
     if tensor.layout == torch.strided:
         return [] if tensor.is_quantized else [tensor]
     if tensor.layout == torch.sparse_coo:

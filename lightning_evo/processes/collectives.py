@@ -1,4 +1,4 @@
-"""No talk between processes while they evaluate different members."""
+"""Refuses communication between processes while they evaluate different members."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["no_collectives"]
 
-_METHODS = {  # of a process group, by which all of Python reaches other processes; and the functions that call them
+_METHODS = {  # of a process group, by which Python code reaches other processes; and the functions that call them
     "_allgather_base": "all_gather_into_tensor",
     "_reduce_scatter_base": "reduce_scatter_tensor",
     "_start_coalescing": "batch_isend_irecv",
@@ -58,8 +58,8 @@ _OPERATORS = (  # of functional collectives, which find their process group in C
 
 
 @cache
-def _ways_out() -> list[tuple[Any, str, str]]:
-    """All that this version of torch has of those: the home and the name of each, and the function that calls it."""
+def _entry_points() -> list[tuple[Any, str, str]]:
+    """Those that this version of torch has: where each is, its name, and the function that calls it."""
     operators = {name: f"_functional_collectives.{name}" for name in _OPERATORS}
     homes: list[tuple[Any, dict[str, str]]] = [
         (torch.distributed.ProcessGroup, _METHODS),
@@ -72,10 +72,10 @@ def _ways_out() -> list[tuple[Any, str, str]]:
 
 @contextmanager
 def no_collectives() -> Iterator[None]:
-    """What this thread says to other processes through ``torch.distributed`` raises a RuntimeError in this context.
+    """In this context a RuntimeError is raised if this thread sends something by ``torch.distributed``.
 
-    While ranks evaluate different members, a sum over ranks would mix these; and where some have more members than
-    others, it would wait for ever. Other threads, that save a checkpoint, say, are left alone.
+    While ranks evaluate different members, a sum over ranks would mix them; and where some have more members than
+    others, it would wait without end. Other threads may communicate, for example to save a checkpoint.
     """
     thread = threading.get_ident()
 
@@ -84,18 +84,18 @@ def no_collectives() -> Iterator[None]:
             if threading.get_ident() != thread:
                 return original(*args, **kwargs)
             raise RuntimeError(
-                f"torch.distributed.{function} was called while members are evaluated. Each process evaluates other "
-                "members, which it would mix, and not the same number of them, so some would wait for ever. Evaluate "
-                "all members on every process (shard='data'), or leave the call out of `training_step` and "
-                "`fitness_step`."
+                f"torch.distributed.{function} was called while members are evaluated. Each process evaluates "
+                "different members, which it would mix, and a different number of them, so some would wait without "
+                "end. Evaluate all members on every process (shard='data'), or leave the call out of `training_step` "
+                "and `fitness_step`."
             )
 
         return guard
 
     # Not the public functions: a module may have taken those by `from torch.distributed import all_reduce`.
-    before = [(home, name, vars(home)[name]) for home, name, _ in _ways_out()]
+    before = [(home, name, vars(home)[name]) for home, name, _ in _entry_points()]
     try:
-        for home, name, function in _ways_out():
+        for home, name, function in _entry_points():
             setattr(home, name, guarded(getattr(home, name), function))
         yield
     finally:

@@ -60,7 +60,7 @@ def connect(backend: str, timeout: timedelta | None, device: torch.device) -> No
 
     Workers that torchrun starts again meet at the same store as those before them, which holds the addresses of those:
     gloo connects to a process that is gone, NCCL takes an old id (pytorch/pytorch#135712). How often a worker was
-    started is counted by each host for itself, so it can't tell the attempts apart; a handshake can.
+    started is counted by each host for itself, so it can't identify an attempt; a handshake can.
     """
     distributed: Any = torch.distributed
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or distributed.is_initialized():
@@ -84,14 +84,15 @@ def connect(backend: str, timeout: timedelta | None, device: torch.device) -> No
 
 
 def agree(store: Any, rank: int, world_size: int, timeout: timedelta = _TIMEOUT) -> str:
-    """A word that all processes of this attempt get, and none of an earlier one at the same store.
+    """A random word that all processes of this attempt agree on, and that no earlier attempt at the same store had.
 
-    Each process says a random word. That of rank 0 counts; it answers to the others' words, and waits until each has
-    repeated its own. A process reads only keys that hold a word of its own, so nobody who is gone can have written
-    them; all but the words of ranks > 0, and an old one of these is answered in vain.
+    Each process writes a random word to the store. Rank 0 answers the word of each other process with its own, and
+    waits until each has repeated that. A process reads only keys that contain its own word, so no process of an
+    earlier attempt can have written them. The exception are the words of ranks > 0; rank 0 answers an old one, too,
+    and no process reads the answer.
 
     Raises:
-        TimeoutError: If a process does not come in time.
+        TimeoutError: If a process does not connect in time.
     """
     distributed: Any = torch.distributed
     store = distributed.PrefixStore("lightning_evo/agree", store)
@@ -111,6 +112,9 @@ def agree(store: Any, rank: int, world_size: int, timeout: timedelta = _TIMEOUT)
                 answered.add(theirs)
                 store.set(f"answer/{theirs.decode()}", own)
         if missing and time.monotonic() > end:
-            raise TimeoutError(f"Processes {sorted(missing)} did not come within {timeout}.")
+            raise TimeoutError(
+                f"Processes {sorted(missing)} did not connect within {timeout}. Look on their hosts whether they "
+                "started, or give them more time: timeout=…"
+            )
         time.sleep(_PAUSE if missing else 0)
     return own

@@ -1,8 +1,8 @@
-"""Who evaluates which members, where several processes share a generation.
+"""Which process evaluates which members, where several share a generation.
 
 Processes form a grid. Its *groups* divide the members among them; the processes of one group evaluate the same
 members, each on data of its own (or, of a sharded model, each with a part of the weights). The process of rank r
-belongs to group ``r // data``. All processes draw the same noise, so nothing but fitness has to travel.
+belongs to group ``r // data``. All processes draw the same noise, so only fitness has to be sent.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lightning_evo.utils.messages import preview
 __all__ = ["Ranks"]
 
 
-def _alone(values: Tensor) -> list[Tensor]:
+def _only_own(values: Tensor) -> list[Tensor]:
     return [values]
 
 
-def _same(values: Tensor) -> Tensor:
+def _unchanged(values: Tensor) -> Tensor:
     return values
 
 
@@ -42,7 +42,7 @@ class Ranks:
         rank: Number of this process, below ``groups * data``.
         gather_from_all: Gives the tensors of all processes, by rank, for one of this process; all of the same shape.
         sum_over_all: Gives the sum of the tensors of all processes; may write to the one of this process.
-        chunk: Members that stay together, so that they are evaluated in the same forward however many ranks there are;
+        chunk: Members that stay together, so that they are evaluated in the same forward with any number of ranks;
             rounded down to whole pairs where members come in pairs.
         batches: Gives how many batches this process has in an epoch, infinite if that is not known, and whether it
             evaluates the last one now.
@@ -60,8 +60,8 @@ class Ranks:
     groups: int = 1
     data: int = 1
     rank: int = 0
-    gather_from_all: Callable[[Tensor], list[Tensor]] = _alone
-    sum_over_all: Callable[[Tensor], Tensor] = _same
+    gather_from_all: Callable[[Tensor], list[Tensor]] = _only_own
+    sum_over_all: Callable[[Tensor], Tensor] = _unchanged
     chunk: int = 1
     batches: Callable[[], tuple[float, bool]] = _unknown
 
@@ -111,7 +111,7 @@ class Ranks:
         _compare_batches([tuple(theirs[-1].tolist()) for theirs in everything])
         merged = []
         for group, share in enumerate(shares):
-            found = torch.stack([of_rank[: len(share)] for of_rank in everything[group * self.data :][: self.data]])
+            found = torch.stack([one[: len(share)] for one in everything[group * self.data :][: self.data]])
             fitness, weight = found.unbind(2)
             failed, total = (weight < 0).any(0), weight.clamp(min=0).sum(0)
             mean = fitness.where(weight > 0, 0).sum(0) / total

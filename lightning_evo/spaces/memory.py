@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Scratch", "copies_of", "empty_copies", "extent", "lies_as", "overlap"]
 
 _LINE = 64  # bytes: a cache line, and where torch's CPU tensors begin
-_LINE_OF_GPU = 256  # the largest alignment that cuBLAS tells apart
+_LINE_OF_GPU = 256  # the largest alignment that cuBLAS distinguishes
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -35,7 +35,7 @@ def overlap(first: Tensor, second: Tensor) -> bool:
 
     Args:
         first: Strided, on the same device as ``second``, not empty.
-        second: Likewise.
+        second: Strided, on the same device as ``first``, not empty.
 
     Example:
         >>> memory = torch.zeros(6)
@@ -108,16 +108,16 @@ class Scratch:
 
     Example:
         >>> scratch, weight = Scratch(), torch.zeros(10)[3:]
-        >>> room = scratch.room(weight, 7)
-        >>> room.shape, lies_as(room, weight)
+        >>> memory = scratch.elements(weight, 7)
+        >>> memory.shape, lies_as(memory, weight)
         (torch.Size([7]), True)
     """
 
     def __init__(self) -> None:
         self._memory: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
-    def room(self, like: Tensor, size: int) -> Tensor:
-        """So many elements, flat, of the dtype and on the device of ``like``, that begin where it does."""
+    def elements(self, like: Tensor, size: int) -> Tensor:
+        """``size`` flat elements like ``like``, which begin at its address modulo a cache line."""
         kind, width = (like.dtype, like.device), like.element_size()
         memory = self._memory.get(kind)
         if memory is None or memory.numel() * width < size * width + _line(like):

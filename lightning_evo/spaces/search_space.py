@@ -90,13 +90,13 @@ class SearchSpace(Sequence[EvolvingParameter]):
 
     Only floating-point parameters with ``requires_grad`` can evolve; frozen and integer ones are left alone. A weight
     that is tied under several names is found under any of them and evolves once. Of two parameters that are different
-    views of the same memory, one of them transposed, say, only one can evolve, and the other moves with it.
+    views of the same memory, for example one transposed, only one can evolve, and the other moves with it.
 
     Args:
         module: The module whose parameters evolve.
         evolve: Which of them: regular expressions (searched for in the names, any match counts), a callable
             ``(name, parameter) -> bool``, or ``None`` for all.
-        among: If given, only these parameters can evolve (those that an optimizer would update, say).
+        among: If given, only these parameters can evolve (for example those that an optimizer would update).
 
     Raises:
         ValueError: If nothing is chosen (the message lists the names), a regular expression is broken or matches
@@ -140,7 +140,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
                     f"Parameter {parameter.name!r} is of {parameter.tensor.dtype}, which can't evolve: noise would be "
                     "lost in it. Convert it to bfloat16 or wider, or leave it out: by `evolve` or requires_grad=False."
                 )
-        _check_apart(chosen)
+        _check_no_overlap(chosen)
         self._parameters = tuple(chosen)
 
     @property
@@ -154,8 +154,8 @@ class SearchSpace(Sequence[EvolvingParameter]):
         return any(parameter.shard is not None for parameter in self)
 
     @classmethod
-    def of(cls, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
-        """A search space of parameters that belong to no module, each under its one name."""
+    def from_parameters(cls, parameters: Iterable[EvolvingParameter]) -> SearchSpace:
+        """A search space of parameters that belong to no module, each with one name."""
         space = cls.__new__(cls)
         space._parameters = tuple(parameters)
         space._names = {parameter.index: (parameter.name,) for parameter in space}
@@ -191,22 +191,22 @@ def _distinct_parameters(module: nn.Module) -> list[list[tuple[str, nn.Parameter
     found: dict[object, list[tuple[str, nn.Parameter]]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
         identity: object = id(tensor)
-        if _has_memory_of_its_own(tensor):
+        if _has_own_memory(tensor):
             identity = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         found.setdefault(identity, []).append((name, tensor))
     return list(found.values())
 
 
-def _has_memory_of_its_own(tensor: nn.Parameter) -> bool:
+def _has_own_memory(tensor: nn.Parameter) -> bool:
     if isinstance(tensor, nn.parameter.UninitializedParameter):
         return False
     return bool(tensor.numel()) and not tensor.is_meta and not is_sharded(tensor)
 
 
-def _check_apart(chosen: list[EvolvingParameter]) -> None:
+def _check_no_overlap(chosen: list[EvolvingParameter]) -> None:
     """Raise a ValueError if two parameters overlap in memory."""
     places = sorted(
-        (str(p.tensor.device), *extent(p.tensor), i) for i, p in enumerate(chosen) if _has_memory_of_its_own(p.tensor)
+        (str(p.tensor.device), *extent(p.tensor), i) for i, p in enumerate(chosen) if _has_own_memory(p.tensor)
     )
     open_ones: list[tuple[str, int, int, int]] = []
     for place in places:
@@ -236,7 +236,7 @@ def checked_choice(evolve: object) -> Evolve:
 
     Raises:
         ValueError: If a regular expression is broken, there is none, or a function can't take a name and a parameter.
-        TypeError: If it is no choice.
+        TypeError: If it is none of regular expressions, a function and None.
     """
     if evolve is None:
         return None

@@ -1,8 +1,8 @@
 """Tensors of which this process holds a part: FSDP2's and those of DeepSpeed's ZeRO stage 3.
 
-All that the rest of the package knows of sharding is here: a process holds consecutive elements of a tensor, in its
+The rest of the package knows sharding only by this file: a process holds consecutive elements of a tensor, in its
 flat, row-major order, and can write to them. Noise is a function of that order's offsets, so a part gets the noise that
-it would have had within the whole.
+it has in the whole.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def shape_of(parameter: Tensor) -> torch.Size:
 
 
 def shard_of(parameter: nn.Parameter, name: str = "?") -> Shard | None:
-    """What this process holds of a parameter; ``None`` if that is all of it, in the ordinary way.
+    """What this process holds of a parameter; ``None`` if it is an ordinary parameter, held whole.
 
     Args:
         parameter: An ordinary one, one that ``fully_shard`` has sharded, or one that DeepSpeed has partitioned.
@@ -61,7 +61,7 @@ def shard_of(parameter: nn.Parameter, name: str = "?") -> Shard | None:
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether FSDP2 or DeepSpeed handles this parameter."""
-    # By name: an import of `torch.distributed.tensor` costs everybody else a second.
+    # By name: importing `torch.distributed.tensor` takes a second, also where nothing is sharded.
     return hasattr(parameter, "ds_tensor") or any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
 
 
@@ -122,7 +122,7 @@ def as_gradient(parameter: Any, values: Tensor) -> Tensor:
 
 
 def gathered(shard: Shard, device: torch.device) -> Tensor:
-    """The whole tensor, on every process of the group; all of them must call it.
+    """The whole tensor, on every process of the group. All of its processes must call this.
 
     Args:
         shard: The part of this process.

@@ -5,7 +5,7 @@ unknown *name* is a TypeError, as it is for Python's own functions; so is a ``se
 wrong type.)
 
 NumPy's and torch's scalars are taken for the numbers that they hold, and come back as Python's own. Python's ``True``
-and ``False`` are no numbers here.
+and ``False`` are not numbers here.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def flag(name: str, value: object) -> bool:
 
 
 def check_callable(name: str, value: object, *arguments: str) -> None:
-    """Raise a ValueError unless a value is a function (no class) of so many arguments, as far as its signature tells.
+    """Raise a ValueError unless a value is a function (no class) of these arguments, if its signature is known.
 
     Args:
         name: The option, for the message.
@@ -213,7 +213,7 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
         raise ValueError(f"{wanted}.")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # many built-in functions don't tell it
+    except (TypeError, ValueError):  # many built-in functions have no signature
         return
     try:
         signature.bind(*arguments)
@@ -222,7 +222,7 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
 
 
 def as_whole(value: object) -> int | None:
-    """The whole number that a value is; ``None`` if it is none.
+    """A value as a whole number; ``None`` if it is not one.
 
     Example:
         >>> import numpy
@@ -234,7 +234,7 @@ def as_whole(value: object) -> int | None:
 
 
 def _as_number(value: object) -> float | None:
-    """The number that a value is; ``None`` if it is none, or not finite."""
+    """A value as a number; ``None`` if it is not one, or not finite."""
     found = _plain(value)
     if isinstance(found, bool) or not isinstance(found, Real):
         return None
@@ -242,7 +242,7 @@ def _as_number(value: object) -> float | None:
         return int(found)  # which may be larger than any float
     try:
         found = float(found)
-    except OverflowError:  # of a fraction, say
+    except OverflowError:  # a very large fraction, for example
         return None
     return found if math.isfinite(found) else None
 

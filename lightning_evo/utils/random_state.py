@@ -1,4 +1,4 @@
-"""The state of all global random number generators, to go back to, to save and to hand on."""
+"""The state of all global random number generators, to restore, save and send."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RandomState:
         return {name: _to_tensor(name, state) for name, state in self._states.items()}
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over, and set, the saved state of every generator that exists here, too."""
+        """Set every generator that exists here, too, to its saved state."""
         for name in self._generators.keys() & saved.keys():
             self._states[name] = _from_tensor(name, saved[name])
         self.restore()

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from lightning_evo.algorithms import available, get
-from lightning_evo.noise.values import NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
 
 DIMENSION = 6
 START = numpy.linspace(-1, 1, DIMENSION)

@@ -42,7 +42,7 @@ def test_engine(tmp_path):
 def test_overhead(tmp_path, monkeypatch):
     needs_transformers()
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.native(torch.empty(1)) is None:
+    if kernels.library_for(torch.empty(1)) is None:
         pytest.skip("no C++ compiler")
     overhead.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "overhead.json")])
     result = json.loads((tmp_path / "overhead.json").read_text())
@@ -56,7 +56,7 @@ def test_overhead(tmp_path, monkeypatch):
 
 def test_noise(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.native(torch.empty(1)) is None:
+    if kernels.library_for(torch.empty(1)) is None:
         pytest.skip("no C++ compiler")
     noise.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "noise.json")])
     for case in json.loads((tmp_path / "noise.json").read_text())["results"]:
@@ -67,10 +67,25 @@ def test_noise(tmp_path, monkeypatch):
 
 def test_noise_rows_do_what_they_say(monkeypatch):
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.native(torch.empty(1)) is None:
+    if kernels.library_for(torch.empty(1)) is None:
         pytest.skip("no C++ compiler")
-    for _, call in noise.rows(1 << 14, torch.bfloat16).values():
-        assert call() is not None
+    elements, sigma = 1 << 14, 1e-3
+    torch.manual_seed(0)
+    rows = {name: call for name, (_, call) in noise.rows(elements, torch.float32).items()}
+    center = rows[noise.LIMIT]().flatten().clone()
+    above, below = rows["a pair"]()[0].flatten().clone(), rows["a pair"]()[1].flatten().clone()
+    torch.testing.assert_close((above + below) / 2, center, rtol=0, atol=1e-6)
+    assert ((above - below) / (2 * sigma)).std() == pytest.approx(1, rel=0.05)  # nine deviations of 16,384 values
+    for directions in (1, noise.DIRECTIONS):
+        (norm,) = rows[f"update, {directions} direction{'s' * (directions > 1)}"]()
+        assert norm == pytest.approx((directions * elements) ** 0.5, rel=0.05)
+    drawn = rows["torch.normal_"]().clone()
+    assert drawn.std() == pytest.approx(1, rel=0.05)
+    total = rows["kept noise, add to a sum"]().clone()
+    torch.testing.assert_close(rows["kept noise, add to a sum"]() - total, 0.5 * drawn)
+    moved = rows["kept noise, update, 1 direction"]()
+    torch.testing.assert_close(moved, center, rtol=0, atol=1e-6)
+    assert moved.data_ptr() != drawn.data_ptr()
 
 
 def test_memory_is_a_median_of_processes():

@@ -136,8 +136,8 @@ def restarted(monkeypatch):
 
 
 def new_process(monkeypatch):
-    monkeypatch.setattr(journal_resume, "_starts", count())
-    monkeypatch.setattr(journal_resume, "_had", set())
+    monkeypatch.setattr(journal_resume, "_fits_started", count())
+    monkeypatch.setattr(journal_resume, "_appended_here", set())
 
 
 # --- the journal of a run ---

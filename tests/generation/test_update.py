@@ -12,8 +12,8 @@ from lightning_evo import algorithms
 from lightning_evo.algorithms import Population
 from lightning_evo.generation import update
 from lightning_evo.generation.update import Clipping, Update
+from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
-from lightning_evo.noise.values import NoiseKey
 from lightning_evo.spaces.search_space import SearchSpace
 
 WEIGHTS = (0.5, 0.0, -1.25, 2.0)

@@ -18,8 +18,9 @@ import torch
 from lightning_evo import kernels
 from lightning_evo.kernels.library import threads as threads_for
 from lightning_evo.noise.normal import normal_table
+from lightning_evo.noise.philox import NoiseKey, address_of
 from lightning_evo.noise.rounding import move
-from lightning_evo.noise.values import NoiseKey, address_of, draw
+from lightning_evo.noise.values import draw
 from lightning_evo.perturbations.dense import Dense
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]
@@ -29,7 +30,7 @@ TABLE = normal_table(torch.device("cpu"))
 
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
-needs_kernels = pytest.mark.skipif(not kernels.wanted(), reason="needs the noise kernels")
+needs_kernels = pytest.mark.skipif(not kernels.enabled(), reason="needs the noise kernels")
 
 
 @pytest.fixture
@@ -206,15 +207,15 @@ def test_the_centers_are_not_written_to():
 @needs_kernels
 def test_only_tensors_that_they_can_work_on():
     good = torch.zeros(8, 8)
-    assert kernels.native(good, good.bfloat16(), good.half()) is not None
+    assert kernels.library_for(good, good.bfloat16(), good.half()) is not None
     for bad in (good.double(), good.T[:, 1:], good[:, ::2], good.to("meta"), good.long(), torch.nn.Parameter(good)):
-        assert kernels.native(good, bad) is None
+        assert kernels.library_for(good, bad) is None
 
 
 @needs_kernels
 def test_nothing_is_called_while_torch_compile_traces(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert kernels.native(torch.zeros(8)) is None
+    assert kernels.library_for(torch.zeros(8)) is None
 
 
 # --- the other instruction sets -------------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ def test_switched_off_nothing_is_built(fresh, plain, monkeypatch):
     monkeypatch.setattr(kernels, "_load", None)
     assert expected_draw(plain).shape == (2, 4995)
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "0")
-    assert kernels.native() is None
+    assert kernels.library_for() is None
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
@@ -461,7 +462,8 @@ def test_switched_off_nothing_is_built(fresh, plain, monkeypatch):
 DIGEST = """
 import hashlib, torch, warnings
 warnings.simplefilter("error")
-from lightning_evo.noise.values import NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
 from lightning_evo import kernels
 values = draw(NoiseKey(1, 2), range(8), 3, 0, 50_000)
 assert kernels._library() is not None

@@ -11,7 +11,8 @@ from scipy import stats
 from lightning_evo import kernels
 from lightning_evo.noise import values as noise_values
 from lightning_evo.noise.normal import SLICES, normal_table
-from lightning_evo.noise.values import NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
 
 TABLE = normal_table(torch.device("cpu"))
 MAGNITUDES, COEFFICIENTS = TABLE[:SLICES], TABLE[SLICES:].view(4, 32)
@@ -68,7 +69,7 @@ def test_values_are_the_same_everywhere():
     assert digest == "abe1660a77d000ebbc85f97f5d0fa7a2567755d314969b31107d7cf0d8234402"
 
 
-@pytest.mark.skipif(not kernels.wanted(), reason="needs the noise kernels")
+@pytest.mark.skipif(not kernels.enabled(), reason="needs the noise kernels")
 def test_kernels_give_every_value(monkeypatch):
     count = 1 << 20  # each of 65,536 values is missed once in e^16 = 9 M times
     found = draw(NoiseKey(0, 0), [0], 0, 0, count)

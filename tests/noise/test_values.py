@@ -17,17 +17,8 @@ from scipy import stats
 
 from lightning_evo.noise import values as noise_values
 from lightning_evo.noise.normal import SLICES, normal_table
-from lightning_evo.noise.values import (
-    Distribution,
-    Kernel,
-    NoiseKey,
-    Stream,
-    address_of,
-    draw,
-    philox4x32,
-    row_size,
-    rows,
-)
+from lightning_evo.noise.philox import NoiseKey, Stream, address_of, philox4x32
+from lightning_evo.noise.values import Distribution, Kernel, draw, row_size, rows
 
 DISTRIBUTIONS: list[Distribution] = ["gaussian", "rademacher", "uniform"]
 MASK = 0xFFFFFFFF

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_evo.noise.values import NoiseKey, draw
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
 from lightning_evo.perturbations import Dense, LowRank, low_rank
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]

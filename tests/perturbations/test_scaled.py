@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_evo.noise.values import NoiseKey
+from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense, LowRank, Scaled, Sparse, compose
 
 WEIGHTS = [0.5, 0.0, -1.25]

@@ -59,10 +59,10 @@ def test_scratch_is_used_again_and_lies_as_it_is_asked_to():
     scratch = Scratch()
     addresses = set()
     for start in (0, 3, 5):
-        room = scratch.room(tensor_at(start, 10), 10)
-        assert room.shape == (10,)
-        assert room.data_ptr() % 64 == 4 * start
-        addresses.add(room.untyped_storage().data_ptr())
+        memory = scratch.elements(tensor_at(start, 10), 10)
+        assert memory.shape == (10,)
+        assert memory.data_ptr() % 64 == 4 * start
+        addresses.add(memory.untyped_storage().data_ptr())
     assert len(addresses) == 1
-    assert scratch.room(tensor_at(1, 10), 1000).shape == (1000,)
-    assert scratch.room(tensor_at(1, 10, dtype=torch.float64), 10).dtype == torch.float64
+    assert scratch.elements(tensor_at(1, 10), 1000).shape == (1000,)
+    assert scratch.elements(tensor_at(1, 10, dtype=torch.float64), 10).dtype == torch.float64

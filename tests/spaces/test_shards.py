@@ -13,7 +13,7 @@ from lightning_evo import algorithms
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways import plain
 from lightning_evo.generation.update import Clipping, Update
-from lightning_evo.noise.values import NoiseKey
+from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense, LowRank
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.spaces.shards import Shard, shard_of

@@ -1,9 +1,9 @@
 """Many members in one forward: ``torch.func.vmap`` over the unchanged code.
 
 With low-rank noise all members share every large matrix product. With dense noise a layer's weights are a stack, and
-the two members of a pair share the noise in it. Random numbers, of dropout say, are the same for all members, as in the
-plain loop. What ``vmap`` can't do (data-dependent control flow, ``.item()``, writes of members into shared tensors)
-raises, and the caller falls back to another evaluation.
+the two members of a pair share the noise in it. Random numbers, for example those of dropout, are the same for all
+members, as in the plain loop. What ``vmap`` can't do (data-dependent control flow, ``.item()``, writes of members into
+shared tensors) raises, and the caller falls back to another evaluation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lightning_evo.spaces.search_space import SearchSpace
 __all__ = ["Batched"]
 
 _LARGEST = 1 << 26  # bytes of the largest tensor of one forward on a CPU: larger ones come from the system page by page
-_ENOUGH = 128  # members in one forward on a CPU: more would save nothing, and leave its cache
+_ENOUGH = 128  # members in one forward on a CPU: more would save nothing, and exceed its cache
 _STACKED = 1 << 25  # bytes of all members' weights of one layer on a CPU
 _LIVE = 4  # tensors of the largest size that one member's forward holds at a time, as a rule of thumb
 
@@ -70,18 +70,22 @@ class Batched:
         members: Iterable[int] | None = None,
         one_by_one: Callable[[list[int]], list[Any]] | None = None,
     ) -> list[Any]:
-        """The fitness of members; see :func:`lightning_evo.evaluation.ways.plain.evaluate`.
+        """The fitness of members, which run in groups; the weights are not touched.
 
         Args:
-            space: As there.
-            population: As there.
-            fitness: As there.
-            isolation: As there.
-            members: As there.
+            space: The evolving parameters, which hold the center.
+            population: All members.
+            fitness: Runs the user's code and gives its fitness.
+            isolation: Entered by the caller.
+            members: Numbers of the members; ``None`` for all.
             one_by_one: Evaluates members whose common forward raised an exception.
 
+        Returns:
+            What ``fitness`` gave for each member.
+
         Raises:
-            Exception: Without ``one_by_one``, whatever a forward raises: ``vmap`` on code that it can't transform, say.
+            Exception: Without ``one_by_one``, whatever a forward raises: for example what ``vmap`` raises on code that
+                it can't transform.
         """
         numbers = list(range(len(population)) if members is None else members)
         pair = population.per_direction
@@ -130,7 +134,7 @@ class Batched:
             declined = value is None
             return torch.zeros_like(number) if value is None else value
 
-        torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
+        torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
         isolation.start_member()
         numbers = torch.tensor(members, dtype=torch.float32, device=space[0].tensor.device)
         try:

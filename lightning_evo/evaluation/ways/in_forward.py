@@ -41,7 +41,18 @@ class InForward:
         isolation: Isolation,
         members: Iterable[int] | None = None,
     ) -> list[Any]:
-        """The fitness of members; see :func:`lightning_evo.evaluation.ways.plain.evaluate`."""
+        """The fitness of members, one by one; the weights are not touched.
+
+        Args:
+            space: The evolving parameters, which hold the center.
+            population: All members.
+            fitness: Runs the user's code and gives its fitness.
+            isolation: Entered by the caller.
+            members: Numbers of the members; ``None`` for all.
+
+        Returns:
+            What ``fitness`` gave for each member.
+        """
         values = []
         direction = -1
         shared: dict[Any, Any] = {}  # what the members of one direction have in common
@@ -49,7 +60,7 @@ class InForward:
             for number in range(len(population)) if members is None else members:
                 if population.address(number)[0] != direction:
                     direction, shared = population.address(number)[0], {}
-                torch.clear_autocast_cache()  # else an enclosing autocast would go on using weights that it cast before
+                torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
                 isolation.start_member()
                 perturbed = Perturbed(space, population, [number], shared=shared, scratch=self._scratch)
                 with perturbed:

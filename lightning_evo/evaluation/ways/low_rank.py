@@ -40,10 +40,10 @@ def linear(
         weight: The center, ``[outputs, inputs]``; with ``transposed`` ``[inputs, outputs]``.
         bias: ``[outputs]``, evolving or not, or ``None``.
         parameter: The weight.
-        transposed: Which.
+        transposed: Whether ``weight`` is ``[inputs, outputs]``.
     """
-    of_rows, of_columns = _factors(mode, parameter)
-    thin_in, thin_out = (of_rows, of_columns) if transposed else (of_columns, of_rows)
+    row_factors, column_factors = _factors(mode, parameter)
+    thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
     matrix = weight.detach() if transposed else weight.detach().t()  # [inputs, outputs]
     inputs = _batch(mode, x)
     with _outside(mode):
@@ -71,15 +71,15 @@ def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingPar
         weight: The center, ``[entries, width]``.
         parameter: The weight.
     """
-    of_rows, of_columns = _factors(mode, parameter)
+    row_factors, column_factors = _factors(mode, parameter)
     numbers = _batch(mode, ids)
     with _outside(mode):
         flat = numbers.reshape(len(numbers), -1)
         shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
-        index = flat[:, :, None].expand(len(of_rows), -1, of_rows.shape[2])
+        index = flat[:, :, None].expand(len(row_factors), -1, row_factors.shape[2])
         with _without_autocast(weight):
-            hidden = of_rows.gather(1, index).to(shared.dtype)
-            result = _add_product(shared, hidden, of_columns.to(shared.dtype).mT)
+            hidden = row_factors.gather(1, index).to(shared.dtype)
+            result = _add_product(shared, hidden, column_factors.to(shared.dtype).mT)
         result = result.view(len(result), *numbers.shape[1:], result.shape[-1])
     return _unbatch(mode, result)
 
@@ -104,21 +104,21 @@ def convolution(
         parameter: The weight.
         geometry: Stride, padding and dilation.
     """
-    of_rows, of_columns = _factors(mode, parameter)
+    row_factors, column_factors = _factors(mode, parameter)
     inputs = _batch(mode, x)
     with _outside(mode):
         values = _member_bias(mode, bias)
         shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
         shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
-        dtype, members = shared.dtype, len(of_rows)
+        dtype, members = shared.dtype, len(row_factors)
         with _without_autocast(x):
-            filters = of_columns.mT.reshape(members, -1, *weight.shape[1:]).to(
+            filters = column_factors.mT.reshape(members, -1, *weight.shape[1:]).to(
                 dtype
             )  # [members, rank, inputs, *kernel]
             inputs = inputs.to(dtype).expand(members, *inputs.shape[1:])
             hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
             hidden = hidden.flatten(3)  # [members, samples, rank, positions]
-            change = of_rows.to(dtype)[:, None] @ hidden
+            change = row_factors.to(dtype)[:, None] @ hidden
             if values is not None:
                 change += values.to(dtype)[:, None, :, None]
         result = shared + change.view(*change.shape[:3], *shared.shape[3:])
@@ -183,7 +183,7 @@ def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
     fits = fits and (bias is None or (bias.dtype == x.dtype and bias.shape[1] == a.shape[2]))
     if fits and not torch.is_grad_enabled() and not any(map(vmap.is_wrapped, given)):
         x, b, a, bias = x.contiguous(), b.contiguous(), a.contiguous(), None if bias is None else bias.contiguous()
-        library = kernels.native(x, b, a)
+        library = kernels.library_for(x, b, a)
         if library and a.shape[1] <= library.MAXIMAL_RANK:
             return library.low_rank(bias, x, b, a)
     hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)

@@ -1,4 +1,4 @@
-"""What the rules of torch functions see of the members that run: see :mod:`.rules` and :mod:`.low_rank`."""
+"""What the rules in :mod:`.rules` and :mod:`.low_rank` know of the members that run."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Members(Protocol):
         """Some rows in any order, ``[members, *chosen.shape, *row]``; ``None`` if only all can be made."""
 
     def stacked(self, argument: Tensor) -> Tensor:
-        """An argument for all members, ``[members, *shape]``, be it a parameter, batched by ``vmap`` or neither."""
+        """An argument for all members, ``[members, *shape]``: a parameter, batched by ``vmap``, or neither."""
 
     def replace(self, argument: Tensor | None) -> Tensor | None:
         """The members' values, if the argument is an evolving parameter; else the argument."""
 
     def replace_all(self, argument: Any) -> Any:
-        """An argument, be it of any kind, with the members' values in place of evolving parameters."""
+        """An argument of any kind, with the members' values in place of evolving parameters."""

@@ -4,9 +4,10 @@ A :class:`Perturbed` is a ``TorchFunctionMode``: every call of a torch function 
 arguments. Where an evolving parameter is among them, ``center + sigma * noise`` is made in a scratch tensor for the
 duration of the call; small ones are made before, all at once. So it does not matter which module owns a parameter or
 who reads it: tied heads, ``nn.MultiheadAttention``, parametrizations and functions of the user's come out right. What
-never comes by, because it is called from C++ (TorchScript) or was compiled before, keeps the center's weights; that is
-what the first generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member is lost
-with the scratch tensor, so a write to a parameter raises :class:`~lightning_evo.evaluation.center.NeedsWeights`.
+does not pass through, because it is called from C++ (TorchScript) or was compiled before, keeps the center's weights;
+that is what the first generation's check is for (:mod:`lightning_evo.evaluation.check`). What is written into a member
+is lost with the scratch tensor, so a write to a parameter raises
+:class:`~lightning_evo.evaluation.center.NeedsWeights`.
 
 Noise of low rank is not even made: ``x (W + A B^T)^T = x W^T + (x B) A^T``
 (:mod:`lightning_evo.evaluation.ways.low_rank`).
@@ -46,7 +47,7 @@ class Perturbed(TorchFunctionMode):
     Args:
         space: The evolving parameters, which hold the center.
         population: All members.
-        members: Numbers of the members to be: one, or inside ``vmap`` consecutive ones that leave no pair apart.
+        members: Numbers of the members that run: one, or inside ``vmap`` consecutive ones that split no pair.
         level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
         shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
             to both members of an antithetic pair.
@@ -94,14 +95,14 @@ class Perturbed(TorchFunctionMode):
         self._shared = {} if shared is None else shared
         self._scratch = Scratch() if scratch is None else scratch
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
-        self._given: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
+        self._exposed: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
         self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
         self._refusal: NeedsWeights | None = None
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
         self._small: dict[int, Tensor] = {}
-        self._which = 0  # of the steps that the small tensors were made for is this member's
+        self._step_index = 0  # of this member's step among those that the small tensors were made for
         self._read: set[int] = set()
-        self._room = _CACHED
+        self._cache_budget = _CACHED
         directions, steps = zip(*map(population.address, members), strict=True)
         self.directions: list[int] = list(dict.fromkeys(directions))
         self.steps: list[float] = list(steps)
@@ -123,12 +124,12 @@ class Perturbed(TorchFunctionMode):
         if "small" not in self._shared:
             pair = self.level is None and self.population.antithetic
             steps = [self.steps[0], -self.steps[0]] if pair else self.steps
-            room, chosen = _CACHED, []
+            budget, chosen = _CACHED, []
             for parameter in self._parameters:
                 size = len(self.members) * parameter.tensor.numel()
-                fits = parameter.tensor.numel() <= SMALL and size <= room and parameter.tensor.is_contiguous()
+                fits = parameter.tensor.numel() <= SMALL and size <= budget and parameter.tensor.is_contiguous()
                 if fits and self.factors(parameter) is None:
-                    room -= size
+                    budget -= size
                     chosen.append(parameter)
             indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
             made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
@@ -138,7 +139,7 @@ class Perturbed(TorchFunctionMode):
                 _with_padding(parameter, members, center)
             self._shared["small"] = steps, dict(zip(indices, made, strict=True))
         steps, self._small = self._shared["small"]
-        self._which = steps.index(self.steps[0])
+        self._step_index = steps.index(self.steps[0])
 
     def find(self, argument: object) -> EvolvingParameter | None:
         """The evolving parameter that an argument is."""
@@ -156,24 +157,24 @@ class Perturbed(TorchFunctionMode):
         """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
         if parameter.index in self._cache:
             values, memory = self._cache[parameter.index]
-            self._give(parameter, memory)
+            self._expose(parameter, memory)
             return values
         with vmap.outside():
             values = memory = self._member(parameter) if self.level is None else self.stack(parameter)
-        self._give(parameter, memory)
+        self._expose(parameter, memory)
         if self.level is not None:
             values = vmap.wrap(values, self.level)
         if parameter.index in self._small:
             return values
         size = parameter.tensor.numel() * len(self.members)
-        if parameter.index in self._read and size <= self._room:
-            self._room -= size
+        if parameter.index in self._read and size <= self._cache_budget:
+            self._cache_budget -= size
             self._cache[parameter.index] = values, memory
         self._read.add(parameter.index)
         return values
 
     def stacked(self, argument: Tensor) -> Tensor:
-        """An argument for all members, ``[members, *shape]``, be it a parameter, batched by ``vmap`` or neither."""
+        """An argument for all members, ``[members, *shape]``: a parameter, batched by ``vmap``, or neither."""
         assert self.level is not None
         replaced = self.replace(argument)
         assert replaced is not None
@@ -191,13 +192,13 @@ class Perturbed(TorchFunctionMode):
         rows = self.rows(parameter, 0, len(center))
         if rows is None:
             return self.tensor(parameter)
-        self._give(parameter, rows)
+        self._expose(parameter, rows)
         return rows[0]
 
-    def _give(self, parameter: EvolvingParameter, memory: Tensor) -> None:
-        """Note that a call is given a member's memory, if the call may write to it."""
-        if self._given is not None:
-            self._given.append((parameter, memory, version_of(memory)))
+    def _expose(self, parameter: EvolvingParameter, memory: Tensor) -> None:
+        """Note that a call gets a member's memory, if the call may write to it."""
+        if self._exposed is not None:
+            self._exposed.append((parameter, memory, version_of(memory)))
 
     def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
         """Some rows of the members' values, in scratch memory.
@@ -207,7 +208,7 @@ class Perturbed(TorchFunctionMode):
         """
         center, count = parameter.tensor.detach(), len(self.members)
         size = (last - first) * math.prod(center.shape[1:])
-        out = self._scratch.room(center[first:last], count * size).view(count, size)
+        out = self._scratch.elements(center[first:last], count * size).view(count, size)
         values = self.population.perturbation.members_of_rows(
             self.directions, self.steps, parameter.index, center, first, last, out
         )
@@ -234,7 +235,7 @@ class Perturbed(TorchFunctionMode):
 
     def _member(self, parameter: EvolvingParameter) -> Tensor:
         if parameter.index in self._small:
-            return self._small[parameter.index][self._which]
+            return self._small[parameter.index][self._step_index]
         center = parameter.tensor.detach()
         members = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
         # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
@@ -305,13 +306,13 @@ class Perturbed(TorchFunctionMode):
         target = self.find(args[0]) if args else None
         if target is not None and (function == SET_DATA or (torch.is_inference_mode_enabled() and writes(function))):
             raise self._written(target)  # the latter, as tensors don't count writes there
-        given = self._given = []
+        given = self._exposed = []
         try:
             result = self._with_members(function, args, kwargs)
         finally:
-            self._given = None
+            self._exposed = None
         self._check_unwritten(given)
-        if function == GET_DATA and self.level is None:  # whose writes are counted apart
+        if function == GET_DATA and self.level is None:  # whose writes tensors count separately
             self._data.append((given[0][0], result, version_of(result)))
         return result
 
@@ -330,7 +331,7 @@ class Perturbed(TorchFunctionMode):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._small = {}
-        if self.level is not None:  # else the other member of a pair needs them
+        if self.level is not None:  # without vmap the other member of a pair needs them
             self._shared.pop("small", None)
         data, self._data = self._data, []
         if self._refusal is not None and error is not self._refusal and (error is None or isinstance(error, Exception)):
@@ -366,7 +367,7 @@ class Perturbed(TorchFunctionMode):
         return False
 
     def replace_all(self, argument: Any) -> Any:
-        """An argument, be it of any kind, with the members' values in place of evolving parameters."""
+        """An argument of any kind, with the members' values in place of evolving parameters."""
         if isinstance(argument, Tensor):
             return self.replace(argument)
         if isinstance(argument, _SEQUENCES):

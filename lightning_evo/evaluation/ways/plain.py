@@ -48,7 +48,7 @@ def evaluate(
             for parameter, value in zip(space, center.values, strict=True):
                 member = _member(population, number, parameter, value)
                 parameter.local.copy_(parameter.keep_padding(member, value))
-            torch.clear_autocast_cache()  # else an enclosing autocast would go on using the weights that it cast
+            torch.clear_autocast_cache()  # without this, an enclosing autocast would reuse weights that it cast
             isolation.start_member()
             values.append(fitness())
     finally:

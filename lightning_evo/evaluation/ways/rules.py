@@ -1,4 +1,4 @@
-"""Functions' own ways with perturbed parameters, where there is a better one than to make the member's weight.
+"""What torch functions do with perturbed parameters, where there is a faster way than to make the member's weight.
 
 A rule takes the members (:class:`~lightning_evo.evaluation.ways.members.Members`), then the function's arguments. It
 may return ``NotImplemented``.
@@ -24,10 +24,10 @@ HUGE = 1 << 22
 """Elements of a matrix above which a linear layer or an embedding is computed block by block of rows."""
 
 SMALL = 1 << 16
-"""Elements of a tensor up to which it is worth no scratch memory."""
+"""Elements of a tensor up to which scratch memory is not worth it."""
 
 _FEW = 64  # classes
-_IN_VAIN = 256  # values of noise that a chosen row costs beyond its own: it may begin and end within a row of noise
+_UNUSED_PER_ROW = 256  # values of noise drawn for a chosen row and not used: it may begin and end within a row of noise
 
 Rule: TypeAlias = "Callable[Concatenate[Members, ...], Any]"
 
@@ -146,7 +146,7 @@ def _is_worth_choosing(mode: Members, ids: Tensor, parameter: EvolvingParameter)
 
 def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
     """Elements of noise that a lookup makes."""
-    return ids.numel() * (math.prod(weight.shape[1:]) + _IN_VAIN)
+    return ids.numel() * (math.prod(weight.shape[1:]) + _UNUSED_PER_ROW)
 
 
 def _embedding_of_rows(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
@@ -246,7 +246,7 @@ RULES: dict[Callable[..., Any], Rule] = {
 KEYWORDS = frozenset(
     ("weight", "bias", "stride", "padding", "dilation", "groups")
     + ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-)  # other arguments are given by position, or a call follows no rule
+)  # a call with any other keyword argument follows no rule
 
 
 # --- batched: what vmap can't do, or does slowly ---
