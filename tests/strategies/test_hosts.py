@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 GENERATIONS = 60
 MEMBERS = (6, 4)  # of ten in pairs: those of each process
+LAST_CALL = 15  # seconds that a host waits for the second one, where it may go on alone
 STARTING = 150.0  # seconds that importing everything, twice, may take on a busy machine
 
 SCRIPT = """
@@ -111,7 +112,7 @@ class Cluster:
             command = torchrun(
                 f"--nnodes={nodes}", "--max-restarts=3", "--rdzv-backend=c10d", "--rdzv-id=test",
                 f"--rdzv-endpoint={hosts[0].address}:29400", f"--local-addr={host.address}",
-                f"--rdzv-conf=is_host={1 - number},last_call_timeout=1", *train(folder, *how),
+                f"--rdzv-conf=is_host={1 - number},last_call_timeout={LAST_CALL}", *train(folder, *how),
             )  # fmt: skip
             self.agents.append(host.start(command, folder / f"log-{number}"))
 
