@@ -38,7 +38,7 @@ __all__ = ["SeedJournal"]
 
 @dataclass(frozen=True)
 class _Opened:
-    """What all processes need to know of the journal that the first one has opened."""
+    """What all processes need to know about the journal that the first one has opened."""
 
     run: int
     path: str
@@ -50,8 +50,8 @@ class _Opened:
 class SeedJournal(Callback):
     """Writes each generation's fitness to a file before the weights move, so that a kill loses nothing.
 
-    With ``EvoStrategy(update="in_place")`` a training that writes checkpoints has one without being asked; switch that
-    off by ``EvoStrategy(journal=False)``. A resumed fit takes the generations that the journal holds from there instead
+    With ``EvoStrategy(update="in_place")`` a training that writes checkpoints has one by default; switch that off
+    by ``EvoStrategy(journal=False)``. A resumed fit takes the generations that the journal holds from there instead
     of evaluating them. See docs/journal.md. Only the first process reads and writes it.
 
     Args:
@@ -74,7 +74,7 @@ class SeedJournal(Callback):
         self.dirpath = dirpath
         self.filename = filename
         self.path: Path | None = None
-        """The file, once the first batch has come."""
+        """The file; ``None`` before the first batch."""
         self._forget()
 
     def _forget(self) -> None:
@@ -111,7 +111,7 @@ class SeedJournal(Callback):
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"SeedJournal can't record {type(pl_module).__name__}, which is optimized manually: what its training "
-                "step does besides `evolve` is not in a generation's fitness. Leave the callback out."
+                "step does in addition to `evolve` is not in a generation's fitness. Leave the callback out."
             )
         if strategy.update != "in_place":
             raise ValueError(
@@ -134,7 +134,7 @@ class SeedJournal(Callback):
 
     @override
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write with which weights the run ends. After an error they might be in the middle of a move."""
+        """Write the checksum of the run's last weights; not after an error, which may have interrupted a move."""
         if self._weights is not None and self._space is not None:
             self._weights.at_the_end(trainer.strategy.evolution.state.generation, self._space)
 
@@ -177,7 +177,7 @@ class SeedJournal(Callback):
             assert self._recalled is not None
         record, conditions = self._recalled
         if conditions.accumulate != trainer.accumulate_grad_batches:
-            self._other_rhythm(record, f"accumulate_grad_batches={conditions.accumulate}",
+            self._refuse_other_batches(record, f"accumulate_grad_batches={conditions.accumulate}",
                                f"accumulate_grad_batches={trainer.accumulate_grad_batches}")  # fmt: skip
         if self._batches >= record.batches:
             if record.sigma != evolution.sigma:
@@ -210,7 +210,7 @@ class SeedJournal(Callback):
         if self._recalled is not None:
             record, conditions = self._recalled
             if record.batches != self._batches:
-                self._other_rhythm(record, f"{record.batches} training steps", f"{self._batches}")
+                self._refuse_other_batches(record, f"{record.batches} training steps", f"{self._batches}")
             self._compare(record, conditions, rates, clipping, check)
             rates, clipping = record.learning_rates, None
             if conditions.clipping is not None:
@@ -245,7 +245,7 @@ class SeedJournal(Callback):
         return (lambda parameter: rates[number[id(parameter)]]), clipping
 
     def checkpoint(self) -> dict[str, Any] | None:
-        """What a checkpoint says of the journal: plain numbers and strings; ``None`` before a new fit's first batch."""
+        """What a checkpoint stores about the journal, as plain data; ``None`` before a new fit's first batch."""
         if self._opened is None:  # a resumed fit's tuner saves and restores, too
             return None if self._strategy is None else self._strategy.resumed_journal
         saved = {"run": self._opened.run, "path": self._opened.path, "batches": self._batches}
@@ -254,13 +254,13 @@ class SeedJournal(Callback):
         return saved
 
     def _is_tuned(self, trainer: Any) -> bool:
-        """Whether a tuner of Lightning takes steps that it will undo: it leaves the Trainer none of its callbacks."""
+        """Whether one of Lightning's tuners runs, which will undo its steps: it removes the Trainer's callbacks."""
         return all(callback is not self for callback in trainer.callbacks)
 
     # --- generations ---
 
     def _describe(self, update: Update, number: Mapping[int, int]) -> None:
-        """Describe the evolving parameters, if they are others than in the generation before."""
+        """Describe the evolving parameters, if they are not those of the generation before."""
         signature = tuple((parameter.index, number.get(id(parameter.tensor), 0)) for parameter in update.space)
         if signature != self._signature:
             self._signature = signature
@@ -274,7 +274,7 @@ class SeedJournal(Callback):
         clipping: Clipping | None,
         check: int,
     ) -> None:
-        """Say where a recalled generation differs from what this process would have made of its fitness."""
+        """Report where a recalled generation differs from what this process makes of its fitness."""
         if not same_parameters(conditions.parameters, self._parameters):
             raise JournalError(
                 f"Generation {record.generation} of {self.path} evolved {parameter_names(conditions.parameters)}; now "
@@ -298,13 +298,13 @@ class SeedJournal(Callback):
         self._warn_once(
             "weights",
             f"Generation {generation} of {self.path} began with other weights when it was written than it does here: "
-            "what moves them besides evolution (a callback that clamps or averages them, say) is another, or another "
-            "version or processor rounds otherwise. The weights will not be those of the run that wrote it, bit for "
-            "bit.",
+            "what moves them in addition to evolution (for example a callback that clamps or averages them) has "
+            "changed, or another version or processor rounds differently. The weights will not be those of the run "
+            "that wrote it, bit for bit.",
         )
 
-    def _other_rhythm(self, record: Record, recorded: str, here: str) -> NoReturn:
-        """Recorded fitness is that of certain batches: it must not be repeated on others."""
+    def _refuse_other_batches(self, record: Record, recorded: str, here: str) -> NoReturn:
+        """Refuse to go on: recorded fitness belongs to certain batches and must not be repeated on others."""
         raise JournalError(
             f"Generation {record.generation} of {self.path} was recorded with {recorded}; this run has {here}. Resume "
             "with the same accumulate_grad_batches, batch size and data; or, to go on from the checkpoint with these, "
@@ -318,10 +318,10 @@ class SeedJournal(Callback):
             "repeated as they were; then this run's own counts.",
         )
 
-    def _warn_once(self, of: str, message: str) -> None:
-        if of not in self._warned:
-            self._warned.add(of)
-            rank_zero_warn(f"{message} This is said once.")
+    def _warn_once(self, topic: str, message: str) -> None:
+        if topic not in self._warned:
+            self._warned.add(topic)
+            rank_zero_warn(f"{message} Shown once.")
 
     # --- opening ---
 
@@ -329,7 +329,7 @@ class SeedJournal(Callback):
         strategy = trainer.strategy
         outcome: _Opened | Exception | None = None
         resumed = strategy.resumed_journal
-        # torchrun counts failures by host: where one host's workers fail, those of another are started anew, uncounted.
+        # torchrun counts failures by host: where one host's workers fail, others restart theirs without counting it.
         restarted = strategy.reduce_boolean_decision(is_restart(), all=False)
         sharded = strategy.evolution.space.is_sharded
         header = self._header(trainer) if trainer.is_global_zero or sharded else None
@@ -352,7 +352,7 @@ class SeedJournal(Callback):
                 )
             except (JournalError, OSError) as error:
                 outcome = error
-        outcome = strategy.broadcast(outcome)  # also an error, so that no process waits for another
+        outcome = strategy.broadcast(outcome)  # an error, too, so that no process waits for another
         if isinstance(outcome, Exception):
             raise outcome
         assert outcome is not None

@@ -1,12 +1,12 @@
-"""The seed journal: a run as the fitness of its members, a few bytes for each generation.
+"""The seed journal: a run recorded as the fitness of its members, a few bytes for each generation.
 
 Noise is a pure function of its address, so a generation is fully described by the fitness of its members. A journal is
 a file ``*.evoj`` that is only ever appended to:
 
 ============================  ==========================================================================
-:mod:`.records`               what it says of a run and of each generation
-:mod:`.description`           algorithm, parameters and weights, as it says them
-:mod:`.format`                the same as bytes: head, frames, what a torn and what a damaged file is
+:mod:`.records`               what it records of a run and of each generation
+:mod:`.description`           how it describes algorithm, parameters and weights
+:mod:`.format`                the same as bytes: head, frames, torn and damaged files
 :mod:`.file`                  the file: created, opened, read and appended to
 :mod:`.disk`                  what it asks of the file system: fsync, locks, names that are never overwritten
 ============================  ==========================================================================

@@ -17,30 +17,30 @@ _EVERY = 100
 """Generations between two checksums: the fewest, for small models."""
 
 _SHARE = 0.01
-"""The largest share of the time that they take: so for large models they are fewer."""
+"""The largest share of the time that they may take: large models get fewer."""
 
 
 class WeightsCheck:
-    """Whether a run's weights are those of its journal, for whoever repeats it.
+    """Compares a run's weights with its journal's checksums, or writes them there for a later replay or resume.
 
     Args:
         journal: The run's journal, open to append; ``None`` on a process that only holds a part of the weights.
-        differ: Called with a generation that began with other weights when it was recorded.
-        agree: Gives all processes that hold parts of the weights what the one with the journal says.
+        differ: Called with the number of a generation that began with different weights when it was recorded.
+        agree: Sends the decision of the process with the journal to all that hold parts of the weights.
     """
 
     def __init__(
         self, journal: Journal | None, differ: Callable[[int], None], agree: Callable[[bool], bool] = lambda own: own
     ) -> None:
         self._journal, self._differ, self._agree = journal, differ, agree
-        # Where a run goes on is worth a checksum: what is repeated ends there.
+        # The generation where a resumed run continues gets a checksum: what is repeated ends there.
         self._next = 0 if journal is None else journal.end if len(journal) else journal.end + _EVERY
         self._not_before = 0.0  # by the clock
 
     def before(self, generation: int, space: SearchSpace) -> None:
         """Compare the weights that a generation is about to move with the journal's, or write their checksum there.
 
-        They are those after all hooks that came since the last move, so that what these do to weights is not missed.
+        At this point all hooks since the last move have run, so what they do to weights is seen.
 
         Args:
             generation: Its number.
@@ -68,14 +68,14 @@ class WeightsCheck:
         due = generation == journal.end and generation >= self._next and time.monotonic() >= self._not_before
         if generation not in journal.weights and not due:
             return False
-        # If not, it was resumed where others begin to evolve.
+        # If not, the run was resumed where other parameters begin to evolve.
         return same_parameters(describe_parameters(space), journal.conditions_at(generation - 1).parameters)
 
     def at_the_end(self, generation: int, space: SearchSpace) -> None:
         """Compare the weights that a fit has come to, or write their checksum.
 
         Args:
-            generation: That would come next.
+            generation: The one that would come next.
             space: The parameters that evolved in the last one.
         """
         journal = self._journal
@@ -89,7 +89,7 @@ class WeightsCheck:
             return
         try:
             journal.append_weights(checksum)
-        except OSError as error:  # all generations are there
+        except OSError as error:  # all generations are in the file
             rank_zero_warn(f"The journal ends without a checksum of the weights: {error}")
 
     def _compare(self, journal: Journal, generation: int, checksum: str) -> None:

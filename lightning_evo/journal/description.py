@@ -1,4 +1,4 @@
-"""Algorithm, parameters and weights, as a journal says them."""
+"""How a journal describes algorithm, parameters and weights."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _is(value: object, tag: str) -> bool:
 def describe_parameters(
     space: SearchSpace, group: Callable[[torch.nn.Parameter], int] = lambda parameter: 0
 ) -> tuple[RecordedParameter, ...]:
-    """What a journal says of the evolving parameters.
+    """How a journal describes the evolving parameters.
 
     Args:
         space: The parameters.
@@ -105,7 +105,7 @@ def describe_parameters(
 def weights_checksum(space: SearchSpace) -> str:
     """128 bits (BLAKE2b, as hexadecimal digits) of all evolving weights, with their places, shapes and dtypes.
 
-    Where processes hold parts of them, all must call it: each tensor is gathered in turn.
+    Where processes hold parts of them, all must call this: each tensor is gathered in turn.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -127,10 +127,10 @@ def weights_checksum(space: SearchSpace) -> str:
 
 
 def check_of(weights: Sequence[float], dtype: torch.dtype = torch.float32) -> int:
-    """16 bits of an update's weights, in the precision in which they act.
+    """A checksum of 16 bits of an update's weights, in the precision in which they are used.
 
     Args:
-        weights: Of the noise directions.
+        weights: One for each noise direction.
         dtype: float64 if a parameter is, else float32.
     """
     values: Tensor = torch.tensor(weights, dtype=torch.float64).to(dtype)

@@ -1,6 +1,6 @@
-"""What a journal asks of the file system: that a file appears whole, that an append stays, and that nobody else writes.
+"""What a journal needs of the file system: whole files, appends that last, and a lock against other writers.
 
-All of it is on the disk, by ``fsync``, when a function returns.
+Everything is on the disk, by ``fsync``, when a function returns.
 """
 
 from __future__ import annotations

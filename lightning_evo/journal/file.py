@@ -84,7 +84,7 @@ class Journal:
         except OSError as error:
             if disk.is_full(error):
                 raise OSError(
-                    error.errno, f"No space left for a journal at {path}. Make room and run again."
+                    error.errno, f"No space is left for a journal at {path}. Free some space and run again."
                 ) from error
             raise
         return cls.open(path, append=True)
@@ -128,7 +128,7 @@ class Journal:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            JournalError: As :meth:`open`.
+            JournalError: If it is not a journal, empty, of a newer format, or its header is damaged.
         """
         with open(path, "rb") as file:
             return read_header(file, Path(path))[0]
@@ -157,12 +157,12 @@ class Journal:
 
     @property
     def conditions(self) -> Conditions:
-        """What was in force at the end."""
+        """The conditions of the last generation."""
         return self._conditions
 
     @property
     def weights(self) -> Mapping[int, str]:
-        """Checksums of the weights that were written, by the generation that began with them; the last may be to come.
+        """Recorded checksums of the weights, by the generation that began with them; the last may be yet to come.
 
         Each is of the parameters that evolved in the generation before. The one of the start is in the header.
         """
@@ -178,7 +178,7 @@ class Journal:
         return (self.read(generation) for generation in range(self.header.generation, self.end))
 
     def conditions_at(self, generation: int) -> Conditions:
-        """What was in force in a recorded generation.
+        """The conditions of a recorded generation.
 
         Raises:
             KeyError: If it is not recorded.
@@ -220,7 +220,7 @@ class Journal:
         Raises:
             ValueError: If the generation is there with another content, would leave a gap, or does not have one
                 fitness for each member.
-            OSError: If it can't be written (the disk is full, say). The journal is as it was before.
+            OSError: If it can't be written, for example because the disk is full. The journal is as it was before.
         """
         conditions = conditions or self._conditions
         if len(record.fitness) != self.header.population:
@@ -252,7 +252,7 @@ class Journal:
         self._conditions = conditions
 
     def append_weights(self, checksum: str) -> None:
-        """Write with which weights the coming generation begins; it is on the disk when this returns.
+        """Write the checksum of the weights before the coming generation; it is on the disk when this returns.
 
         The same checksum is not written twice; another one takes the place of one that is there.
 
@@ -262,7 +262,7 @@ class Journal:
 
         Raises:
             ValueError: If it is not 32 hexadecimal digits.
-            OSError: As :meth:`append`.
+            OSError: If it can't be written. The journal is as it was before.
         """
         if self._weights.get(self.end) != checksum:
             data = weights_frame(self.end, checksum, self._crc)
@@ -278,7 +278,8 @@ class Journal:
             raise OSError(
                 error.errno,
                 f"{what} could not be written to the journal {self.path}: {why}. The journal is intact and holds all "
-                f"generations before it. {'Make room' if full else 'Mend that'}, and resume from the last checkpoint.",
+                f"generations before it. {'Free some space' if full else 'Fix the cause'}, and resume from the last "
+                "checkpoint.",
             ) from error
         self._end += len(data)
 

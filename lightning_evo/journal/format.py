@@ -13,11 +13,11 @@
                   generation is, or at the end of a fit. If there are several, the last one counts
   ==============  ====================================================================================================
 
-The CRC of a frame begins with that of the head, so a frame of another journal is not taken for one of this.
+The CRC of a frame begins with that of the head, so frames of another journal are not accepted.
 
 A crash in the middle of an append leaves a torn tail, which is found by length and CRC. Damage anywhere else is an
-error, and so is a frame of a kind that is not known: a reader never skips what it doesn't understand, so the format's
-version need not count kinds.
+error, and so is a frame of a kind that is not known: a reader never skips what it doesn't understand, so a new kind
+needs no new version of the format.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Entry:
 
 @dataclass
 class Contents:
-    """What a pass over a file has found."""
+    """What is in a file."""
 
     entries: list[Entry] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)  # checksums, by the generation that begins with them
@@ -108,8 +108,8 @@ def read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
         raise JournalError(f"{path} is empty, so it is not a journal. Delete it.")
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
         raise JournalError(
-            f"{path} is not a seed journal: a journal begins with {MAGIC!r}, this file with {head[:8]!r}. It is not "
-            "touched; name it otherwise if it lies among journals."
+            f"{path} is not a seed journal: a journal begins with {MAGIC!r}, this file with {head[:8]!r}. It was "
+            "not changed; give it another ending than .evoj if it lies among journals."
         )
     if len(head) < _HEAD.size:
         raise JournalError(f"{path} ends within its header, after {len(head)} bytes. Restore it from a copy.")
@@ -258,7 +258,7 @@ def scan(file: BinaryIO, path: Path, header: Header, crc: int) -> Contents:
     """Read all frames.
 
     Raises:
-        JournalError: If a frame is damaged that is not the last one, or says what can't be.
+        JournalError: If a frame other than the last is damaged, or a frame's content is impossible.
     """
     size, contents, conditions = os.fstat(file.fileno()).st_size, Contents(end=file.tell()), header.conditions
     start = contents.end

@@ -1,4 +1,4 @@
-"""What a journal says: of its run, of what seldom changes, and of each generation."""
+"""What a journal records: of its run, of what seldom changes, and of each generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Conditions", "Header", "JournalError", "Record", "RecordedParameter"
 
 
 class JournalError(RuntimeError):
-    """A journal that can't be read, or does not belong to what is asked of it."""
+    """A journal that can't be read, or does not belong to the run it is used with."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Header:
-    """What a journal says of its run.
+    """What a journal records of its run.
 
     Attributes:
-        run: A random number of 64 bits that names this journal; checkpoints carry it.
+        run: A random number of 64 bits that identifies this journal; checkpoints store it.
         generation: The first generation.
         population: Members.
         algorithm: From :func:`~lightning_evo.journal.describe_algorithm`.

@@ -62,7 +62,7 @@ def replay(
         A checkpoint of weights only, to be loaded by ``load_from_checkpoint`` or as ``["state_dict"]``: the given one
         without the states of optimizer, loops and callbacks, which a journal does not hold. It can be a further
         replay's ``checkpoint``. Tensors are on the CPU. ``["lightning_evo"]["compared"]`` is the last generation at
-        which they were found to be the run's; what your own code did to weights after it is not seen.
+        which they were found to be the run's; what your own code did to weights after it is not noticed.
 
     Raises:
         JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
@@ -112,7 +112,7 @@ def _replay(
     first = int(saved.get("generation", journal.header.generation))
     last = journal.end if to is None else to
     _check_range(journal, first, last)
-    # Lightning's WeightAveraging saves the average as `state_dict`, and the weights that evolve beside it.
+    # Lightning's WeightAveraging saves the average as `state_dict`, and the evolving weights under another key.
     weights = _Weights(base.get("current_model_state", base.get("state_dict", base)), device)
     comparison = _Comparison(journal, first, exact)
     if _check_run(journal, saved, first, weights):
@@ -152,11 +152,11 @@ def _replay(
 
 
 class _Comparison:
-    """Of the replayed weights with those that the run had, where the journal has a checksum of them."""
+    """Compares replayed weights with the run's, where the journal has a checksum of them."""
 
     def __init__(self, journal: Journal, first: int, exact: bool) -> None:
         self.agreed: int | None = None
-        """The last generation that both began with the same weights."""
+        """The last generation that run and replay began with the same weights."""
         self._journal, self._first, self._exact = journal, first, exact
         self._warned = False
 
@@ -168,7 +168,7 @@ class _Comparison:
             space: The parameters that evolved in the generation before.
 
         Raises:
-            JournalError: If they are others than the run's, and that is not accepted.
+            JournalError: If they are not the run's, and ``exact`` is true.
         """
         recorded = self._journal.weights.get(generation)
         if recorded is None:
@@ -182,8 +182,8 @@ class _Comparison:
         message = (
             f"{where} {generation} of {self._journal.path} the run's weights departed from what its fitness gives: "
             f"generation {generation} began with weights of the checksum {recorded}, and the replay has {found}. Most "
-            "likely your code or a callback moved them, too (clamped, normalized, pruned or averaged them, say), which "
-            "is not in a journal; or another processor or version of torch rounds otherwise. "
+            "likely your code or a callback moved them, too (for example clamped, normalized, pruned or averaged "
+            "them), which is not in a journal; or another processor or version of torch rounds differently. "
         )
         if self._exact:
             raise JournalError(
@@ -192,7 +192,7 @@ class _Comparison:
             )
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{message}The replay goes on without that. This is said once.", stacklevel=4)
+            warnings.warn(f"{message}The replay goes on without that. Shown once.", stacklevel=4)
 
 
 def _learning_rates(rates: tuple[float, ...], groups: Mapping[int, int]) -> Callable[[nn.Parameter], float]:
@@ -255,7 +255,7 @@ def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # what is not a pickle makes the unpickler fail in any way: KeyError, IndexError, …
+    except Exception as error:  # a file that is not a pickle may raise anything: KeyError, IndexError, …
         known = isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError))
         reason = first_line(error) if known else "it is not a file of torch.save."
         raise JournalError(
@@ -263,7 +263,10 @@ def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
             "your code, load it yourself and pass what is in it: lightning_evo.journal.replay.replay(torch.load(…), …)."
         ) from error
     if not isinstance(loaded, Mapping):
-        raise JournalError(f"{checkpoint} is not a checkpoint: it holds a {type(loaded).__name__}.")
+        raise JournalError(
+            f"{checkpoint} is not a checkpoint: it holds a {type(loaded).__name__}, not a dictionary. Give a file that "
+            "the Trainer saved, or the weights alone: torch.save(module.state_dict(), path)."
+        )
     return loaded
 
 
@@ -289,7 +292,9 @@ def _algorithm(journal: Journal, given: EvolutionStrategy | None) -> EvolutionSt
         if described.get(name) != here.get(name)
     ]
     if differences:
-        raise JournalError(f"{journal.path} was written with another algorithm: {', '.join(differences)}.")
+        raise JournalError(
+            f"{journal.path} was written with another algorithm: {', '.join(differences)}. Pass the run's own."
+        )
     return given
 
 
@@ -297,8 +302,8 @@ def _check_range(journal: Journal, first: int, last: int) -> None:
     start, end = journal.header.generation, journal.end
     if not start <= first <= end:
         raise JournalError(
-            f"The checkpoint is of generation {first}, and {journal.path} has the way from {start} to {end}. Take a "
-            "checkpoint from there."
+            f"The checkpoint is of generation {first}, and {journal.path} has generations {start} to {end}. Take a "
+            "checkpoint of one of these."
         )
     if last < first:
         raise JournalError(
@@ -306,11 +311,11 @@ def _check_range(journal: Journal, first: int, last: int) -> None:
             "earlier checkpoint."
         )
     if last > end:
-        raise JournalError(f"{journal.path} ends at generation {end}; it does not have the way to {last}.")
+        raise JournalError(f"{journal.path} ends at generation {end}, before {last}. Replay to {end} at most.")
 
 
 def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: _Weights) -> bool:
-    """That the checkpoint is one of the journal's run: by its name, or at its start by the weights themselves.
+    """Check that the checkpoint is of the journal's run: by the run's number, or at its start by the weights.
 
     Returns:
         Whether the weights were compared, too.
@@ -323,7 +328,7 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
             if found != named["weights"]:
                 raise JournalError(
                     f"The checkpoint's weights have the checksum {found}; those of the run had {named['weights']} when "
-                    "it was written, so something else was saved (averaged weights, say) or changed since. Give "
+                    "it was written, so something else was saved (for example averaged weights) or changed since. Give "
                     "another checkpoint of the run."
                 )
         return compared
@@ -344,7 +349,7 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
 def _checkpoint(
     base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState, compared: int | None
 ) -> dict[str, Any]:
-    # States that belong to the base's generation: nothing must go on from them by mistake.
+    # States of the checkpoint's own generation, from which no run must be resumed by mistake.
     dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY]
     dropped += ["current_model_state", "averaging_state"]  # the average is not replayed
     others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}

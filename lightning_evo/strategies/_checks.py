@@ -1,4 +1,4 @@
-"""What a module and its optimizers must be like, or need not be, to evolve."""
+"""Which modules and optimizers can't evolve, and which of their parts have no effect."""
 
 from __future__ import annotations
 

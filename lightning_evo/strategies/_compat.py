@@ -45,14 +45,14 @@ Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
 
 
 def shared_counter(prefix: str) -> Callable[[str, int], int]:
-    """Adds to a number that all processes share, by name, and gives the new one: at the store by which they met."""
+    """Adds to a number that all processes share, by name, and gives the new one; it is in their common store."""
     distributed: Any = torch.distributed
     store = distributed.PrefixStore(f"lightning_evo {prefix}", distributed.distributed_c10d._get_default_store())
     return store.add  # type: ignore[no-any-return]
 
 
 def leave_sampler_of_training(trainer: Any) -> None:
-    """Have the Trainer train on what the module's dataloader gives, in its order; evaluation is divided as ever.
+    """Have the Trainer train on what the module's dataloader gives, in its order; evaluation is divided as usual.
 
     Lightning would put a ``DistributedSampler`` in its place, which shuffles whether the dataloader does or not.
     """
@@ -88,7 +88,7 @@ def seed_workers(dataloader: object, rank: int) -> None:
 
 
 def around_validation(trainer: Any, context: Callable[[], AbstractContextManager[object]]) -> None:
-    """Have each validation in the middle of a fit run within a context."""
+    """Run each validation during a fit within a context."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     run = type(loop).run
 
@@ -100,9 +100,9 @@ def around_validation(trainer: Any, context: Callable[[], AbstractContextManager
 
 
 def only_note_sigterm(trainer: Any) -> None:
-    """Have the Trainer only take note of SIGTERM, and stop before the next batch, as before Lightning 2.6.
+    """Have the Trainer only note a SIGTERM, and stop before the next batch, as it did before Lightning 2.6.
 
-    From then on its handler broadcasts, in the middle of whatever it has interrupted: among members that is an error,
+    Since then its handler broadcasts in the middle of what it has interrupted: among members that is an error,
     so the member fails and the signal is forgotten; elsewhere it waits for processes that wait for this one.
     """
     connector = trainer._signal_connector
@@ -186,7 +186,7 @@ def optimizers_without_state(path: Path, weights_only: bool | None = None) -> li
 
 
 def connect_deepspeed(strategy: Any) -> None:
-    """Have DeepSpeed connect the processes."""
+    """Let DeepSpeed connect the processes."""
     strategy._init_deepspeed_distributed()
 
 

@@ -54,8 +54,8 @@ class EvoStrategyMixin(Strategy):
             default to its published values.
         sigma: Standard deviation of the perturbations, > 0, or a :class:`~lightning_evo.Schedule`. A callback can set
             ``trainer.strategy.sigma`` at any time.
-        learning_rate: Only for modules without an optimizer (``configure_optimizers`` returns ``None``); otherwise the
-            optimizer's learning rate and its scheduler count.
+        learning_rate: Only for modules without an optimizer (``configure_optimizers`` returns ``None``); with an
+            optimizer its own learning rate and scheduler count.
         noise: ``"gaussian"``, ``"rademacher"`` or ``"uniform"``.
         shaping: How fitness becomes weights: ``"centered_ranks"``, ``"linear_ranks"``, ``"z_score"``, ``"raw"``,
             ``"top_k"`` or a function.
@@ -64,10 +64,10 @@ class EvoStrategyMixin(Strategy):
         scaling: Length of the estimate: ``"none"`` (a mean over members), ``"sigma"`` (divided by sigma, too) or
             ``"gradient"`` (the gradient's own length, so that learning rates made for backpropagation fit).
         weight_decay: L2 coefficient taken off the estimate.
-        samples_per_generation: At most so many samples per generation, chosen at random, the same for all members.
-        rank: Noise of low rank for matrices: the product of two random factors of so many columns.
-        noise_reuse: Use the same noise for so many consecutive generations.
-        basis_reuse: With ``rank``: keep one of the factors for so many generations.
+        samples_per_generation: The most samples of a generation, chosen at random, the same for all members.
+        rank: Noise of low rank for matrices: the product of two random factors of ``rank`` columns.
+        noise_reuse: How many consecutive generations use the same noise.
+        basis_reuse: With ``rank``: how many generations keep one of the factors.
         sparsity: Leave out this share of each tensor's weights, those of largest magnitude.
         sigma_scale: ``"rms"`` takes sigma in units of each tensor's root mean square, ``"none"`` as it is.
         momentum: With ``basis_reuse``: momentum while a factor is kept, in [0, 1), without memory for it.
@@ -158,7 +158,7 @@ class EvoStrategyMixin(Strategy):
         )
         self._update_in_place = update == "in_place"
         self.resumed_journal: dict[str, Any] | None = None
-        """What the checkpoint that was resumed says of its journal."""
+        """What the resumed checkpoint stores about its journal."""
         self._journal_wanted = journal
         self._journal: SeedJournal | None = None
         self._random_state: RandomState | None = None  # while validation draws
@@ -180,7 +180,7 @@ class EvoStrategyMixin(Strategy):
 
     @property
     def summation(self) -> str:
-        """How processes add up an update, where its last bits depend on that; empty where they don't."""
+        """How processes add up an update, if its last bits depend on that; empty if they don't."""
         return ""
 
     @property
@@ -223,7 +223,7 @@ class EvoStrategyMixin(Strategy):
 
     @contextmanager
     def _keep_random_state(self) -> Iterator[None]:
-        """Go on afterwards with the random numbers from before: how many validation draws depends on the processes."""
+        """Restore the random state afterwards: how much validation draws depends on the number of processes."""
         self._random_state = RandomState(self.root_device)
         try:
             yield
@@ -245,7 +245,7 @@ class EvoStrategyMixin(Strategy):
 
     def _find_journal(self, trainer: Any) -> SeedJournal | None:
         """The Trainer's journal; where checkpoints are written, one is added."""
-        from lightning_evo.callbacks.journal import SeedJournal  # a later room; only here is it needed
+        from lightning_evo.callbacks.journal import SeedJournal  # of a room above, so not at the top
 
         journal = next((callback for callback in trainer.callbacks if isinstance(callback, SeedJournal)), None)
         if journal is not None and self._journal_wanted is False:
@@ -336,7 +336,7 @@ class EvoStrategyMixin(Strategy):
         def generation() -> Any:
             self._stepping, self._learnt_something = True, False
             if _compat.backward_is_skipped(self._user_module.trainer):
-                # Lightning still steps once, and zeroes no gradients before: the last generation's would act again.
+                # Lightning still steps once, without clearing gradients: the last generation's would be used again.
                 optimizer.zero_grad()
             try:
                 loss = closure()
@@ -349,7 +349,7 @@ class EvoStrategyMixin(Strategy):
 
         result = super().optimizer_step(optimizer, generation, model, **kwargs)
         if self._gradient_scaler is not None and not self._learnt_something:
-            optimizer.step()  # moves nothing; the scaler left it out, but schedulers want to have seen it
+            optimizer.step()  # moves nothing; the scaler skipped it, but schedulers expect a step
         if self._update_in_place and self.evolution.has_fitness:
             self._conclude(self._move)
             self._clipping = None
@@ -403,7 +403,7 @@ class EvoStrategyMixin(Strategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         if self._active and self._update_in_place:
-            # The learning rate is taken over; moments that a backpropagation run left behind would only cost memory.
+            # The learning rate is taken over; an optimizer state of a run with backpropagation would only cost memory.
             states = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
             checkpoint = {**checkpoint, "optimizer_states": states}
         super().load_optimizer_state_dict(checkpoint)

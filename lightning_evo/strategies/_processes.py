@@ -1,4 +1,4 @@
-"""What all strategies of several processes have in common: a grid of processes, connected, that start alike."""
+"""What all strategies for several processes have in common: a connected grid with the same start on each."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def connection_options(backend: str | None, timeout: timedelta | None) -> dict[s
 
 
 def _check_backend(backend: object) -> None:
-    """Raise a ValueError unless it is ``"gloo"``, say, or one for each kind of device: ``"cpu:gloo,cuda:nccl"``."""
+    """Raise a ValueError unless it is a backend (``"gloo"``) or one for each device (``"cpu:gloo,cuda:nccl"``)."""
     known = [name for name in torch.distributed.Backend.backend_list if name != "undefined"]
     parts = [part.rpartition(":") for part in backend.split(",")] if isinstance(backend, str) else [("", "", "")]
     for _, _, name in parts:
@@ -64,11 +64,13 @@ def _check_backend(backend: object) -> None:
 
 
 def refuse(options: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    """Say why options of Lightning's own strategy have nothing to do here; else they would be taken for an algorithm's.
+    """Refuse options of Lightning's own strategy that have no effect here, and say why.
+
+    Without this they would be taken for options of the algorithm.
 
     Args:
-        options: What was given beside the strategy's own options.
-        reasons: What to say of an option, by its name.
+        options: What was given in addition to the strategy's own options.
+        reasons: Why an option has no effect and what to do, by its name.
 
     Raises:
         TypeError: If one of them was given.
@@ -86,7 +88,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         """Groups that divide the members, and the processes of each, which evaluate the same members together.
 
         Raises:
-            ValueError: If there are not as many processes.
+            ValueError: If the number of processes is another.
         """
         raise NotImplementedError
 
@@ -98,20 +100,20 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
     # --- processes ---
 
     def setup_environment(self) -> None:
-        """Connect the processes; from then on the evolution knows the others."""
-        groups, data = self._grid  # what is refused is so before processes wait for each other
-        parent: Any = self  # which each of Lightning's strategies is in its own right, without a class in common
+        """Connect the processes and divide the members among them."""
+        groups, data = self._grid  # raises what it refuses before processes wait for each other
+        parent: Any = self  # Lightning's strategies have no common class with this method
         backend, timeout = _compat.connection_of(self)
         if backend == "nccl" and self.root_device.type == "cpu":
             raise ValueError("process_group_backend='nccl' connects GPUs only; use 'gloo' for processes on CPUs.")
         assert self.accelerator is not None
-        self.accelerator.setup_device(self.root_device)  # on which NCCL begins
+        self.accelerator.setup_device(self.root_device)  # which NCCL uses
         if parent.num_nodes > 1 and self.cluster_environment is not None:
             choose_interface(self.cluster_environment.main_address)
         connect(backend, timeout, self.root_device)
         random_state = RandomState(self.root_device)
         super().setup_environment()
-        random_state.restore()  # Lightning has seeded anew, as it does not for a single device
+        random_state.restore()  # Lightning has seeded again, which it does not for a single device
         self.evolution.ranks = Ranks(
             groups,
             data,
@@ -123,7 +125,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         super().barrier(*args, **kwargs)  # type: ignore[safe-super]
-        if "pre_setup" in (*args, kwargs.get("name")):  # rank 0 alone may have drawn, in `prepare_data`
+        if "pre_setup" in (*args, kwargs.get("name")):  # only rank 0 may have drawn, in `prepare_data`
             self._share_random_state()
 
     def _share_random_state(self) -> None:
@@ -178,4 +180,4 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     def _check(self, module: Any) -> None:
         super()._check(module)
-        self._share_random_state()  # dropout and shuffling: members must not differ by who evaluates them
+        self._share_random_state()  # dropout and shuffling must not depend on which process evaluates a member

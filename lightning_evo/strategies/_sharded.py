@@ -20,7 +20,7 @@ else:
 
 
 class Regathering(ParallelStrategy):
-    """Lightning's strategy, as the evolving one calls it: after every step each process holds no more than its shards.
+    """Lightning's strategy, as the evolving one calls it: after every step each process holds only its shards.
 
     Weights that stay gathered would be used by the next forward, whatever has been written to the shards since.
     """

@@ -1,7 +1,7 @@
 """``strategy="evo_ddp"``: several processes with the same weights divide the population, or the data, or both.
 
 There is no ``DistributedDataParallel`` around the module, as there are no gradients to reduce: all processes draw the
-same noise and learn from the same fitness, so their weights stay equal. In a training step nothing but fitness travels
+same noise and learn from the same fitness, so their weights stay equal. In a training step only fitness is sent
 (and parts of the update, with ``update_sync="sharded"`` and ``"all_reduce"``).
 """
 
@@ -35,7 +35,7 @@ else:
     DDPStrategy = object
 
 Division = Literal["population", "data"] | tuple[int, int]
-"""What processes divide among them; two numbers make a grid of so many groups and so many processes in each."""
+"""What processes divide; two numbers make a grid: groups, and processes in each group."""
 
 _UNUSED = dict.fromkeys(  # options of Lightning's strategy and of DistributedDataParallel
     (
@@ -85,14 +85,14 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
     """Evolve on several processes that hold the same weights: on one machine or many, on CPUs or GPUs.
 
     Args:
-        algorithm: As in :class:`EvoStrategy`, whose other arguments are accepted, too.
+        algorithm: A registered name or an algorithm object.
         shard: What the processes divide. ``"population"`` (default): each evaluates its share of the members on the
             same batch, so the result does not depend on how many there are. ``"data"``: each evaluates all members on
             its share of the data, and the fitness is the mean. ``(groups, processes)``: a grid, in which groups divide
             the members, and the processes of a group the data.
-        update_sync: Who makes the noise of an update: ``"replicated"`` (every process all of it), ``"sharded"`` (each
-            a part of every tensor; the same bits), ``"all_reduce"`` (each some directions; rounded differently), or
-            ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
+        update_sync: Which process makes the noise of an update: ``"replicated"`` (every process all of it),
+            ``"sharded"`` (each a part of every tensor; the same bits), ``"all_reduce"`` (each some directions; rounded
+            differently), or ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
         checksum_every: After so many generations the processes compare checksums of their weights, and stop if they
             differ; 0 never does.
         drop_stragglers: The share of members, in [0, 1), that a generation does not wait for: once all others are
@@ -180,7 +180,7 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         return self._shard == "data" or (self._shard != "population" and self._shard[1] > 1)
 
     def setup_environment(self) -> None:
-        """Connect the processes; from then on the evolution knows the others."""
+        """Connect the processes and divide the members among them."""
         super().setup_environment()
         self.evolution.evaluating = no_collectives if self.evolution.ranks.groups > 1 else nullcontext
 
@@ -198,7 +198,7 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         super().setup(trainer)
         self._chosen_update_sync = self._update_sync  # "auto" measures in each fit
         if trainer.state.fn == "fit" and self._drop_stragglers and self.world_size > 1:
-            name = self.broadcast(uuid.uuid4().hex)  # a fit has counters of its own
+            name = self.broadcast(uuid.uuid4().hex)  # each fit has its own counters
             self.evolution.evaluation.pace = Pace(_compat.shared_counter(name), self._drop_stragglers)
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:

@@ -84,7 +84,7 @@ _UNUSED = {  # options of Lightning's strategy
         ),
         "members are written into the partitions, which stay in memory: the CPU's with offload_parameters=True",
     ),
-    "pin_memory": "set it in `config`, beside the device of offload_param",
+    "pin_memory": "set it in `config`, next to the device of offload_param",
     "zero_optimization": "weights are always partitioned. To leave them whole use strategy='evo_ddp'",
 }
 _UNUSED_SECTIONS = {  # of DeepSpeed's configuration that would do nothing here
@@ -115,7 +115,7 @@ class _Parent(Regathering, DeepSpeedStrategy):
     def setup_distributed(self) -> None:
         if self.root_device.type == "cuda":
             super().setup_distributed()
-        else:  # without the check of the devices' numbers, which a CPU does not have
+        else:  # without the check of the devices' numbers, which CPUs don't have
             self.set_world_ranks()
             _compat.connect_deepspeed(self)
 
@@ -218,7 +218,8 @@ class _Parent(Regathering, DeepSpeedStrategy):
             whole = tuple(getattr(value, "ds_shape", value.shape))
             if tuple(state[name].shape) != whole:
                 raise RuntimeError(
-                    f"{name} has the shape {tuple(state[name].shape)} in the checkpoint and {whole} in the module."
+                    f"{name} has the shape {tuple(state[name].shape)} in the checkpoint and {whole} in the module. "
+                    "Use the module that wrote the checkpoint."
                 )
             if not hasattr(value, "ds_id"):
                 value.copy_(state[name])
@@ -235,8 +236,8 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
     large models in ``configure_model``, where they are partitioned while they are made.
 
     Args:
-        algorithm: As in :class:`EvoStrategy`, whose other arguments are accepted, too.
-        stage: 3. (Stages 1 and 2 divide what evolution has none of: gradients and an optimizer's state.)
+        algorithm: A registered name or an algorithm object.
+        stage: 3. (Stages 1 and 2 divide gradients and an optimizer's state, which evolution does not have.)
         update: ``"in_place"``. A partition has no gradient that an optimizer of torch could use; of the one that
             ``configure_optimizers`` returns only the learning rate counts.
         offload_parameters: Keep the partitions in the CPU's memory.
@@ -281,7 +282,7 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
             )
         offload_parameters = flag("offload_parameters", offload_parameters)
         if config is not None and offload_parameters:
-            raise ValueError("offload_parameters has no effect beside `config`; set offload_param there.")
+            raise ValueError("offload_parameters has no effect together with `config`; set offload_param in `config`.")
         self._parent_options = {
             "stage": stage,
             "offload_parameters": offload_parameters,
@@ -328,7 +329,7 @@ def _checked(config: Any) -> dict[str, Any]:
     if stage != 3:
         raise ValueError(
             f"evo_deepspeed_stage_3 needs ZeRO stage 3, got stage {stage!r}. Stages 1 and 2 divide gradients and the "
-            "optimizer's state, of which evolution has none: use strategy='evo_ddp' instead."
+            "optimizer's state, which evolution does not have: use strategy='evo_ddp' instead."
         )
     threshold = zero.get("stage3_param_persistence_threshold", 0)
     if threshold != 0:
@@ -354,7 +355,7 @@ def _checked(config: Any) -> dict[str, Any]:
 
 
 def _check_device(device: torch.device) -> None:
-    """That DeepSpeed computes there, too; on a CPU it compiles a helper when it is first used."""
+    """Check that DeepSpeed uses the same device; on a CPU it compiles a helper when it is first used."""
     from deepspeed.accelerator import get_accelerator
 
     chosen = get_accelerator().device_name()

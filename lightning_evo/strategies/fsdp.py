@@ -53,8 +53,8 @@ _UNUSED = {  # options of Lightning's strategies for FSDP and FSDP2
 class _Parent(Regathering, ModelParallelStrategy):
     """Lightning's strategy, as the evolving one calls it; optimizers without a state are saved and loaded without one.
 
-    With ``update="in_place"`` no optimizer has any. Torch would step it with gradients of zero to save what that
-    makes, and Lightning can't load an empty one.
+    With ``update="in_place"`` no optimizer has any. To save a state torch would first make one, by a step with
+    gradients of zero; and Lightning can't load an empty one.
     """
 
     _parent_options: dict[str, Any]
@@ -110,7 +110,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
     and restored from a copy of it.
 
     Args:
-        algorithm: As in :class:`EvoStrategy`, whose other arguments are accepted, too.
+        algorithm: A registered name or an algorithm object.
         shards: How many processes hold one copy of the weights. ``"auto"`` (default): all. With fewer, the processes
             form groups, each with a copy, that divide the population. Must divide the number of processes.
         save_distributed_checkpoint: Whether each process saves its shard, in a folder, which any number of processes
@@ -218,7 +218,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         return checkpoint
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Nothing is left to do: see :meth:`load_checkpoint`."""
+        """Does nothing: :meth:`load_checkpoint` has loaded the optimizers."""
 
     @property
     def _ignores_optimizer_state(self) -> bool:

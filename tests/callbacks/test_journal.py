@@ -400,7 +400,7 @@ def test_a_restart_does_not_guess_which_of_several_journals_is_its(tmp_path, res
     for _ in range(2):
         fit(tmp_path, 1)
     restarted()
-    with pytest.warns(UserWarning, match="all began just as this run does"):
+    with pytest.warns(UserWarning, match="all began as this run does"):
         t, _ = fit(tmp_path, 1)
     assert min(t.evaluated) == 0
 
@@ -580,7 +580,9 @@ def test_a_replay_begins_with_weights_of_the_run_only(tmp_path):
         checkpoint = torch.load(tmp_path / f"epoch={epoch}.ckpt", weights_only=True)
         replay(checkpoint, tmp_path / "evolution.evoj")
         checkpoint["state_dict"]["net.4.bias"] *= 0.5
-        with pytest.raises(JournalError, match=r"something else was saved \(averaged weights, say\) or changed since"):
+        with pytest.raises(
+            JournalError, match=r"something else was saved \(for example averaged weights\) or changed since"
+        ):
             replay(checkpoint, tmp_path / "evolution.evoj")
 
 
@@ -624,7 +626,9 @@ def test_a_checkpoint_of_another_run(tmp_path):
     shutil.rmtree(tmp_path / "a")
     before = (tmp_path / "b" / "evolution.evoj").read_bytes()
     run = f"{saved['lightning_evo']['journal']['run']:016x}"
-    with pytest.raises(JournalError, match=f"checkpoint is of the run {run}, and the journals beside it are of others"):
+    with pytest.raises(
+        JournalError, match=f"checkpoint is of the run {run}, and the journals next to it are of other runs"
+    ):
         fit(tmp_path / "b", 2, tmp_path / "b" / "other.ckpt")
     assert (tmp_path / "b" / "evolution.evoj").read_bytes() == before
 

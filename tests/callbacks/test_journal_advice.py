@@ -43,7 +43,7 @@ def with_another_header(folder, **changed):
 
 def test_the_journals_beside_the_checkpoint_are_of_others(tmp_path):
     with_another_header(tmp_path, run=1)
-    goes_on_without(tmp_path, refusals(tmp_path, "journals beside it are of others"))
+    goes_on_without(tmp_path, refusals(tmp_path, "journals next to it are of other runs"))
 
 
 def test_the_journal_begins_later(tmp_path):
@@ -114,7 +114,7 @@ def test_another_process_appends(tmp_path):
         ),
         (lambda content: content[:-100] + b"?" + content[-99:], "is damaged: .* move it away", "elsewhere.evoj"),
         (lambda content: b"", "is empty, so it is not a journal. Delete it", "elsewhere.evoj"),
-        (lambda content: b"a note", "is not a seed journal: .* name it otherwise", "note.txt"),
+        (lambda content: b"a note", "is not a seed journal: .* give it another ending", "note.txt"),
     ],
     ids=["header", "record", "empty", "no journal"],
 )

@@ -235,7 +235,7 @@ def test_a_resumed_fit_says_that_its_weights_are_others(tmp_path, every_third):
         fit(tmp_path, 3, tmp_path / "epoch=0.ckpt", callbacks=[begin])
     (message,) = (str(warning.message) for warning in said if "began with other" in str(warning.message))
     assert message.startswith(f"Generation 6 of {tmp_path / 'evolution.evoj'} began")
-    assert "another version or processor rounds otherwise" in message
+    assert "another version or processor rounds differently" in message
     assert checksums(tmp_path) == {3: before[3], 6: before[6], **{g: begin.weights[g] for g in (8, 11, 12)}}
     with pytest.raises(JournalError, match="Between generations 4 and 6"):
         replay(tmp_path / "epoch=0.ckpt", tmp_path / "evolution.evoj")

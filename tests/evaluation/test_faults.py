@@ -436,7 +436,7 @@ def test_checks_that_members_break_off_are_given_up_after_ten_batches():
     for _ in range(9):
         assert evolution.evaluate(fitness, torch.ones(4, 3))
         assert evolution.evaluation.state_dict() == {}
-    with pytest.warns(UserWarning, match="the check was broken off in 10 batches: ValueError: no reward for the cen"):
+    with pytest.warns(UserWarning, match="the check was interrupted in 10 batches: ValueError: no reward for the cen"):
         assert evolution.evaluate(fitness, torch.ones(4, 3))
     assert evolution.evaluation.state_dict() == {"evaluation": "plain"}
     assert len(checks) == 20  # twice each

@@ -462,7 +462,7 @@ def test_a_disk_that_says_late_that_it_is_full(tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_no_beginning_of_a_journal(tmp_path, monkeypatch):
     FullDisk(monkeypatch, 30)
-    with pytest.raises(OSError, match="No space left for a journal"):
+    with pytest.raises(OSError, match="No space is left for a journal"):
         Journal.create(tmp_path / "run.evoj", a_header())
     assert list(tmp_path.iterdir()) == []
 

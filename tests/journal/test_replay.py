@@ -275,8 +275,8 @@ def test_what_does_not_fit_together(tmp_path):
     unnamed = {**later, "lightning_evo": {n: v for n, v in later["lightning_evo"].items() if n != "journal"}}
     for checkpoint, arguments, message in (
         (later, {"to": 3}, "The checkpoint is of generation 4, and a replay only goes forward: 3 is before it"),
-        (start, {"to": 7}, "ends at generation 6; it does not have the way to 7"),
-        (of_run(start, generation=8), {}, "of generation 8, and .* has the way from 0 to 6"),
+        (start, {"to": 7}, "ends at generation 6, before 7. Replay to 6 at most"),
+        (of_run(start, generation=8), {}, "of generation 8, and .* has generations 0 to 6"),
         (
             of_run(later, journal={"run": 5}),
             {},

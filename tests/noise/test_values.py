@@ -424,7 +424,7 @@ def test_neighbours_are_independent():
     ("arguments", "message"),
     [
         ({"distribution": "cauchy"}, "Unknown distribution 'cauchy'; choose one of gaussian, rademacher, uniform"),
-        ({"dtype": torch.int32}, "floating dtype, got torch.int32"),
+        ({"dtype": torch.int32}, "floating dtype such as torch.float32, got torch.int32"),
         ({"start": -1}, "got start=-1"),
         ({"start": 11}, "got start=11, stop=10"),
         ({"stop": (1 << 34) + 1}, "stop=17179869185"),

@@ -56,5 +56,7 @@ def test_attempts_at_the_same_store_are_told_apart(world):
 
 def test_a_process_that_does_not_come():
     server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
-    with pytest.raises(TimeoutError, match=r"Processes \[1, 2\] did not come within 0:00:00.100000"):
+    with pytest.raises(
+        TimeoutError, match=r"Processes \[1, 2\] did not connect within 0:00:00.100000. Look on their hosts"
+    ):
         agree(server, 0, 3, timedelta(seconds=0.1))

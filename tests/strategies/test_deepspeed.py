@@ -183,7 +183,10 @@ def test_the_example_in_the_documentation(tmp_path):
             {"config": {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}},
             "device='nvme' does not work.*Use device='cpu'",
         ),
-        ({"config": {"zero_optimization": {"stage": 3}}, "offload_parameters": True}, "has no effect beside `config`"),
+        (
+            {"config": {"zero_optimization": {"stage": 3}}, "offload_parameters": True},
+            "has no effect together with `config`",
+        ),
     ],
     ids=str,
 )
