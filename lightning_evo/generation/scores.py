@@ -155,7 +155,7 @@ class Reports:
         if infinite == len(update.fitness):
             warnings.warn(
                 f"Generation {generation}: the fitness of every member is NaN or infinite. Nothing is "
-                "changed. Is sigma too large, or the center itself broken?",
+                "changed, and the run goes on. Is sigma too large, or the center itself broken?",
                 stacklevel=3,
             )
         elif infinite > int(failed.sum()) and "failed" not in self._said:
