@@ -69,7 +69,7 @@ def interleaved(
     return times
 
 
-def beside(
+def paired(
     reference: Callable[[], object], function: Callable[[], object], repeats: int, warmup: int, calls: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of a function, and of one call of the reference before and after it: ``repeats`` values each.

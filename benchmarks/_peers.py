@@ -136,7 +136,7 @@ def evox_low_rank(start: Tensor, population: int, sigma: float, learning_rate: f
     def load(images: Tensor, digits: Tensor) -> None:
         if len(loader[0][1]) != len(digits):
             loader[0] = images.clone(), digits.clone()
-        loader[0][0].copy_(images)  # in place: another tensor, or another iterator, would be compiled anew
+        loader[0][0].copy_(images)  # in place: another tensor, or another iterator, would be compiled again
         loader[0][1].copy_(digits)
 
     # Without pairs of members, a raw loss is mostly its own mean.
@@ -170,5 +170,5 @@ def _evox(workflow: nn.Module, load: Callable[[Tensor, Tensor], None]) -> Contes
 def _prepare_compiler() -> None:
     # Of VirtualLoRAES's read of sigma, which splits its graph.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    # Every workflow compiles the same line of EvoX anew; past the limit, 8, the later ones would silently not be.
+    # Every workflow compiles the same line of EvoX again; past the limit, 8, the later ones would silently not be.
     torch._dynamo.config.recompile_limit = 256

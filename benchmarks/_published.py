@@ -19,7 +19,7 @@ class MeZO:
 
     The noise is drawn four times in a step, each time from the global generator set back to the step's seed: +1, -2 and
     +1 times epsilon around two forward passes, then the update. Each drawing makes a new tensor of the parameter's
-    size, as there. The weights end where they began only up to rounding.
+    size, as in the original. The weights end where they began only up to rounding.
     """
 
     members = 2

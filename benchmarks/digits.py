@@ -1,4 +1,4 @@
-"""Members per second, and seconds to 95 % held-out accuracy, beside EvoTorch and EvoX: a small network on digits.
+"""Members per second and seconds to 95 % accuracy on digits, a small network: compared with EvoTorch and EvoX.
 
 ``python -m benchmarks.digits [--quick] [--output results.json]``; the peers come with ``pip install ".[benchmarks]"``.
 
@@ -18,8 +18,8 @@ The peers, each by its fastest documented way on a CPU, chosen among those that 
 - **EvoX, OpenES**: ``OpenES`` with mirrored sampling and Adam, a problem that maps ``use_state(network)`` by ``vmap``,
   ``StdWorkflow``, and ``torch.compile`` of its step. ``SupervisedLearningProblem`` is as fast; ``VirtualES``, which
   stores no noise, is slower.
-- **EvoX, VirtualLoRAES**: noise of rank 1, ``VirtualLoRAProblem`` on the same batches, compiled, too. To be held
-  against our low-rank row, not against dense noise.
+- **EvoX, VirtualLoRAES**: noise of rank 1, ``VirtualLoRAProblem`` on the same batches, compiled, too. Compare it
+  with our low-rank row, not with dense noise.
 
 Sigma and learning rate of each contestant are those with the fewest generations to the target, out of the same grid for
 all: ``SIGMAS`` x ``LEARNING_RATES`` with seed 0, then the three best with seeds 0 to 2 (our row of rank 1 was looked
@@ -92,7 +92,7 @@ CONTESTANTS: dict[str, tuple[_peers.Make, float, float]] = {  # how to make it, 
 
 
 class Data:
-    """The digits, and the same endless sequence of training batches for everyone who asks with the same seed."""
+    """The digits, and a sequence of training batches without end, the same for the same seed."""
 
     def __init__(self, batch_size: int) -> None:
         digits = Digits()

@@ -1,4 +1,4 @@
-"""How much of a plain forward pass's speed evolution keeps on a language model, beside two published loops and AdamW.
+"""How much of a forward pass's speed evolution keeps on a language model; also of two published loops and AdamW.
 
 ``python -m benchmarks.engine [--quick] [--output results.json]``
 
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import beside, show, write
+from benchmarks._measure import paired, show, write
 from benchmarks._models import DTYPES, Likelihood, gpt2, parameters, tokens
 from benchmarks._published import Backpropagation, ESAtScale, MeZO
 from lightning_evo.generation.evolution import Evolution
@@ -68,7 +68,7 @@ def forward(members: int = 1) -> Row:
 
 
 class Generation:
-    """A generation of ours with an in-place update, as a call."""
+    """One of our generations with an in-place update, as a call."""
 
     def __init__(self, evolution: Evolution, model: nn.Module, batch: Tensor) -> None:
         self.evolution, self.fitness, self.batch = evolution, Likelihood(model), batch
@@ -155,12 +155,12 @@ class Case:
 
 
 def measure(case: Case, name: str, repeats: int) -> dict[str, Any]:
-    """Time a row beside the plain forward: seconds, evaluations/s, share."""
+    """Time a row together with the plain forward: seconds, evaluations/s, share."""
     torch.set_num_threads(os.cpu_count() or 1)
     model, batch = case.make()
     row = case.rows[name]
     limit, call = forward().prepare(copy.deepcopy(model), batch), row.prepare(model, batch)
-    times, forwards = beside(limit, call, repeats, warmup=1, calls=min(max(2, row.members), 8))
+    times, forwards = paired(limit, call, repeats, warmup=1, calls=min(max(2, row.members), 8))
     shares = [row.members * one / own for own, one in zip(times, forwards, strict=True)]
     low, share, high = statistics.quantiles(shares, n=4) if repeats > 1 else shares * 3
     return {

@@ -4,15 +4,16 @@
 
 Needs torch, lightning, transformers and this repository; models have random weights, nothing is downloaded. Sections
 run in order of importance, each is skipped with a reason when the remaining time or the memory is too short for it, and
-the results are written after each, so that whatever ends the run early loses only the section at work.
+the results are written after each, so that a run that ends early loses only its last section.
 
-- **noise**: GB/s of noise written, beside a copy of a tensor on the device.
+- **noise**: GB/s of noise written, compared with a copy of a tensor on the device.
 - **throughput** at Qwen3-like shapes of 0.5B, 1.7B and 8B (bfloat16, 4 sequences of 128 tokens per member): members per
-  second of dense and low-rank noise, including noise and in-place update, beside a plain forward pass of one batch and
-  of a whole population's batches at once, MeZO's own loop and ES at Scale's.
-- **32B**: one generation of full-parameter evolution of Qwen3-32B's shape: peak memory beside that of a plain forward.
-- **AdamW**: peak memory of a training step, measured where it fits; else calculated from 4 times the weights (weights,
-  gradient, two moments, all bfloat16), without activations, and marked so.
+  second of dense and low-rank noise, including noise and in-place update, compared with a plain forward pass of one
+  batch, of a whole population's batches at once, MeZO's own loop and ES at Scale's.
+- **32B**: one generation of full-parameter evolution of Qwen3-32B's shape: peak memory compared with that of a plain
+  forward.
+- **AdamW**: peak memory of a training step, measured where it fits; if not, calculated from 4 times the weights
+  (weights, gradient, two moments, all bfloat16), without activations, and marked so.
 
 ``--tiny`` runs every section on miniature shapes, on a CPU, too.
 """
@@ -64,15 +65,15 @@ class Machine:
     tiny: bool
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
 
-    def require(self, wanted_seconds: float, bytes_wanted: float = 0.0) -> None:
+    def require(self, needed_seconds: float, needed_bytes: float = 0.0) -> None:
         """Skip the section if time or memory is short."""
         left = self.deadline - time.monotonic()
-        if not self.tiny and left < wanted_seconds:
-            raise Unavailable(f"needs about {wanted_seconds:.0f} s, {max(left, 0):.0f} s are left")
+        if not self.tiny and left < needed_seconds:
+            raise Unavailable(f"needs about {needed_seconds:.0f} s, {max(left, 0):.0f} s are left")
         if self.device == "cuda" and not self.tiny:
             free = torch.cuda.mem_get_info()[0]
-            if free < bytes_wanted:
-                raise Unavailable(f"needs about {bytes_wanted / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
+            if free < needed_bytes:
+                raise Unavailable(f"needs about {needed_bytes / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
 
     @contextmanager
     def model(self, size: str) -> Iterator[tuple[nn.Module, Tensor]]:
@@ -115,9 +116,9 @@ def noise(machine: Machine) -> dict[str, Any]:
     return {"elements": elements, "seconds": times, "gigabytes_per_second": rate}
 
 
-def throughput(machine: Machine, size: str, wanted_seconds: float, repeats: int) -> dict[str, Any]:
+def throughput(machine: Machine, size: str, needed_seconds: float, repeats: int) -> dict[str, Any]:
     """Members per second, all rows on one model (its weights move a little; no figure depends on them)."""
-    machine.require(wanted_seconds, 2 * weight_bytes(size) + 2**34)
+    machine.require(needed_seconds, 2 * weight_bytes(size) + 2**34)
     members = 4 if machine.tiny else 16
     rows: dict[str, Row] = {
         LIMIT: forward(),
@@ -155,9 +156,9 @@ def throughput(machine: Machine, size: str, wanted_seconds: float, repeats: int)
     }
 
 
-def memory(machine: Machine, size: str, wanted_seconds: float) -> dict[str, Any]:
+def memory(machine: Machine, size: str, needed_seconds: float) -> dict[str, Any]:
     """Peak memory and seconds of a plain forward pass, then of a generation, dense and of low rank."""
-    machine.require(wanted_seconds, 1.15 * weight_bytes(size) + 2**33)
+    machine.require(needed_seconds, 1.15 * weight_bytes(size) + 2**33)
     result: dict[str, Any] = {}
     with machine.model(size) as (model, batch):
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -186,9 +187,9 @@ def memory(machine: Machine, size: str, wanted_seconds: float) -> dict[str, Any]
     return {"weights": weights, "rows": result}
 
 
-def adamw(machine: Machine, size: str, wanted_seconds: float) -> dict[str, Any]:
+def adamw(machine: Machine, size: str, needed_seconds: float) -> dict[str, Any]:
     """Peak memory and seconds of a step of AdamW."""
-    machine.require(wanted_seconds, 4.5 * weight_bytes(size) + 2**34)
+    machine.require(needed_seconds, 4.5 * weight_bytes(size) + 2**34)
     with machine.model(size) as (model, batch):
         call = published(Backpropagation, 1).prepare(model, batch)
         call()  # makes the moments

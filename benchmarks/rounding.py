@@ -10,7 +10,7 @@ is a small part of that distance. Three runs see the same noise:
 - bfloat16 with :meth:`Update.apply`, which rounds stochastically;
 - bfloat16 with the same steps rounded to nearest, as ``parameter.add_(step)`` does.
 
-With a linear fitness no run corrects itself: an error of rounding stays for ever, which is the hardest case. The steps
+With a linear fitness no run corrects itself: an error of rounding stays, which is the hardest case. The steps
 of all runs are then nearly the same, so the error of stochastic rounding is a random walk whose variance is known: a
 step ``s`` between two numbers ``u`` apart adds at most ``|s| u``. *Error / expected* is the root mean square distance
 of the weights to the float32 run's, divided by the root of that sum, and should be near 1; *progress* is what the

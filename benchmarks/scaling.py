@@ -9,7 +9,7 @@ rows, and the ranks divide it. Two processes, each kept on a core of its own wit
 the loopback interface; the row of one rank runs in the first of them while the other waits without using its core.
 
 * ``N ranks apart`` is the machine's limit: each rank evolves its share of the population on its own, and nothing
-  travels. What is lost there is lost to shared memory, caches and cores, not to this package.
+  is sent. What is lost there is lost to shared memory, caches and cores, not to this package.
 * The others differ by ``update_sync``; see docs/scaling.md.
 
 Rows take turns, round after round; a speedup is the ratio of two medians of one run. Two ranks on two cores suffer from
@@ -164,7 +164,7 @@ class Pool(AbstractContextManager["Pool"]):
             self.processes.append(process)
 
     def call(self, ranks: int, method: str, *arguments: Any) -> list[Any]:
-        """What the first so many ranks return."""
+        """What the first ranks return."""
         for pipe in self.pipes[:ranks]:
             pipe.send((method, arguments))
         return [pipe.recv() for pipe in self.pipes[:ranks]]

@@ -137,7 +137,7 @@ class EvolutionMixin:
         if self.trainer.world_size > 1:
             raise RuntimeError(
                 f"EvolutionMixin runs on one device, not on {self.trainer.world_size}: each process would learn from "
-                "other data and the weights would drift apart. Use Trainer(devices=1)."
+                "other data, and the weights would no longer be the same. Use Trainer(devices=1)."
             )
         if optimizer is None:
             optimizer = self.optimizers()

@@ -110,9 +110,9 @@ class TextDataModule(pl.LightningDataModule):
         self.validation_set = TokenizedLines(lines[-held_out:], self.max_length)
 
     def byte_frequency_loss(self) -> float:
-        """Held-out loss, in nats per byte, of knowing nothing but how frequent each byte is in the training text.
+        """Held-out loss, in nats per byte, of knowing only how frequent each byte is in the training text.
 
-        A language model is worth its name from here down.
+        Below this a model has learnt something of the language.
         """
         counts = torch.ones(ByteTokenizer.BYTES).double()  # one each, so that no byte is impossible
         seen = self.train_set.tokens[self.train_set.tokens < ByteTokenizer.BYTES]

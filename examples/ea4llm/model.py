@@ -82,7 +82,7 @@ class Preset:
             tie_word_embeddings=self.tied,
             use_cache=False,
             bos_token_id=ByteTokenizer.BOS,
-            pad_token_id=None,  # a pad id would zero one embedding row and take it out of training for nothing
+            pad_token_id=None,  # a pad id would zero one embedding row and exclude it from training without need
         )
 
 
@@ -100,7 +100,7 @@ PRESETS: dict[str, Preset] = {
 
 
 class CausalLM(pl.LightningModule):
-    """A randomly initialised Qwen3-style language model, trainable by backprop and by evolution alike.
+    """A randomly initialised Qwen3-style language model, trainable by backpropagation and by evolution.
 
     Batches are dictionaries with ``tokens`` and ``mask``, both ``[samples, length]``; ``mask`` is true where a token is
     real. Samples are padded on the right, so under causal attention no real token ever sees padding: the mask is needed

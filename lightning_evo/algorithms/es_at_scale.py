@@ -4,8 +4,8 @@ Qiu et al., "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement
 https://arxiv.org/abs/2509.24372: ``theta <- theta + alpha / N sum_n Z_n eps_n`` with z-scored rewards Z and 1/sigma
 folded into alpha; no antithetic sampling, rank shaping, weight decay or Adam (section 3.2).
 
-Two departures, both repairs: noise is independent for every tensor (the released code seeds each alike), and members
-are restored from a copy, bit for bit, where the released code subtracts the noise again.
+Two departures, both repairs: noise is independent for every tensor (the released code uses one seed for all), and
+members are restored from a copy, bit for bit, where the released code subtracts the noise again.
 """
 
 from lightning_evo.algorithms.recipe import Recipe

@@ -8,9 +8,9 @@ without pairs; only :func:`top_k` looks at it.
 
 **Failures.** :func:`shape` deals with them before any of these functions runs. A member whose fitness is NaN, as it is
 where an evaluation failed, is left out: its weight is zero, the others are shaped without it, and the other member of
-its antithetic pair, which has nothing to be compared with, goes with it. One whose fitness is infinite gets the next
-number below the worst finite fitness of its generation, so it ranks worst without stretching the scale. If no finite
-fitness is left, or all are equal, there is nothing to learn: the weights are zero.
+its antithetic pair, which has nothing to be compared with, is left out, too. One whose fitness is infinite gets the
+next number below the worst finite fitness of its generation, so it ranks worst without stretching the scale. If no
+finite fitness is left, or all are equal, there is nothing to learn: the weights are zero.
 
 **Ties** share the mean of the ranks they span, so equal members get equal weights.
 """

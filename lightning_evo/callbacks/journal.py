@@ -128,7 +128,7 @@ class SeedJournal(Callback):
         folder = self._folder(trainer)
         if "://" in str(folder):
             raise ValueError(
-                f"SeedJournal appends to a file on a local disk, and {folder} is none. Give it a folder: "
+                f"SeedJournal appends to a file on a local disk, and {folder} is not on one. Give it a folder: "
                 "SeedJournal(dirpath=…)."
             )
 

@@ -21,7 +21,7 @@ SUMMARY = "what a seed journal holds"
 def parser() -> argparse.ArgumentParser:
     """The journal, and where to draw it."""
     parser = argparse.ArgumentParser("lightning-evo journal", description="Say what a seed journal holds.")
-    parser.add_argument("journal", type=Path, help="the file, *.evoj; it is only read, also while a run goes on")
+    parser.add_argument("journal", type=Path, help="the file, *.evoj; it is only read, also during a run")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw fitness as a picture (.png, .pdf, .svg)")
     add_overwrite(parser, "--plot")
     return parser

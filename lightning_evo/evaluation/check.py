@@ -216,7 +216,7 @@ def _own(run: Callable[[], Any]) -> Any:
 
 
 def _representatives(space: SearchSpace) -> SearchSpace:
-    """Of a large model one parameter of each name and shape, whatever the layers' numbers: they share their code.
+    """Of a large model one parameter of each name and shape; layers that differ in number only share their code.
 
     The plain loop keeps a copy of what it perturbs, and there may be no memory for one of all weights.
     """

@@ -85,7 +85,7 @@ def guarded(fitness: Callable[[], Any], timeout: float | None = None, pace: Pace
 
     Args:
         fitness: Evaluates a member.
-        timeout: Seconds after which a member has failed; see :func:`limited`.
+        timeout: Seconds after which a member has failed; ``None`` for no limit.
         pace: Leaves members out.
     """
     fitness = limited(fitness, timeout)

@@ -50,8 +50,8 @@ class Job:
 
     def by_plain_loop(self, members: Sequence[int]) -> list[Any]:
         """Some members by the plain loop."""
-        # Processes that hold a model together can't go on when one of them failed within a forward: it would give parts
-        # of the next member to those that still wait for this one's.
+        # Processes that hold a model together can't continue after one of them failed within a forward: it would give
+        # parts of the next member to those that still wait for this one's.
         fitness = self.fitness if self.space.is_sharded else self.guarded
         return plain.evaluate(self.space, self.population, fitness, self.isolation, members)
 

@@ -48,7 +48,8 @@ class Evolution:
 
     Args:
         algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
-        evolve: Which parameters evolve; see :class:`~lightning_evo.spaces.search_space.SearchSpace`.
+        evolve: Which parameters evolve: regular expressions over names, a function of name and parameter, or ``None``
+            for all.
         seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
         evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
             ``"auto"``, which chooses.
@@ -332,7 +333,7 @@ class Evolution:
         """Everything that the rest of the run depends on, as plain numbers, strings and tensors.
 
         Args:
-            random_state: The random numbers that the run goes on with.
+            random_state: The random numbers that the run continues with.
         """
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,

@@ -89,7 +89,7 @@ class Scores:
 
 
 def results_of(values: Sequence[Any], weight: float) -> Tensor:
-    """Fitness and weight of members, float64 ``[members, 2]``: see :meth:`~lightning_evo.processes.ranks.Ranks.gather`.
+    """Fitness and weight of members, float64 ``[members, 2]``: weight 0 if a member declined, -1 if it failed.
 
     Args:
         values: What members gave: a fitness, ``None``, or a Failure.
@@ -109,7 +109,7 @@ class Reports:
     """Reports what went wrong in a generation; what may repeat in every generation only once."""
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._shown: set[str] = set()
 
     def failures(self, generation: int, failed: Tensor, errors: list[Exception], minimum: float) -> None:
         """Stop if too many members failed by an exception or the timeout; on their own processes with that exception.
@@ -134,8 +134,8 @@ class Reports:
                 f"Generation {generation}: {count} of {len(failed)} members failed on other processes; "
                 "their messages say why."
             )
-        if errors and "raised" not in self._said:
-            self._said.add("raised")
+        if errors and "raised" not in self._shown:
+            self._shown.add("raised")
             warnings.warn(
                 f"Generation {generation}: {count} of {len(failed)} members failed and are left out, the first with "
                 f"{type(errors[0]).__name__}: {first_line(errors[0])}. Shown once; evo/failed_members counts "
@@ -158,8 +158,8 @@ class Reports:
                 "changed, and the run goes on. Is sigma too large, or the center itself broken?",
                 stacklevel=3,
             )
-        elif infinite > int(failed.sum()) and "failed" not in self._said:
-            self._said.add("failed")
+        elif infinite > int(failed.sum()) and "failed" not in self._shown:
+            self._shown.add("failed")
             warnings.warn(
                 f"Generation {generation}: the fitness of {infinite} of {len(update.fitness)} members is NaN "
                 "or infinite; NaN is left out, infinite ranks worst. Shown once.",
@@ -171,8 +171,8 @@ class Reports:
                 "compare and nothing is changed.",
                 stacklevel=3,
             )
-        elif not update and "tied" not in self._said:
-            self._said.add("tied")
+        elif not update and "tied" not in self._shown:
+            self._shown.add("tied")
             warnings.warn(
                 f"Generation {generation}: members that should be compared have the same fitness, so there "
                 "is nothing to learn. If this goes on, use a larger sigma, larger batches or a finer fitness. Shown "

@@ -1,4 +1,4 @@
-"""Which journal a run goes on with: the checkpoint's, that of the run a launcher has started again, or a new one."""
+"""Which journal a run continues: the checkpoint's, that of the run a launcher has started again, or a new one."""
 
 from __future__ import annotations
 

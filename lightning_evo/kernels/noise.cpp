@@ -1,6 +1,6 @@
 // The operations of noise.py, rounding.py and perturbations/dense.py, fused for CPUs: noise is made in registers where
 // it is used and is never written to memory. Bit for bit what the plain tensor operations give (tests compare them), so
-// compile without contraction of multiply and add; low_rank alone sums in an order of its own. The layout of rows is
+// compile without contraction of multiply and add; only low_rank sums in another order. The layout of rows is
 // described at the head of noise.py.
 
 #include <algorithm>
@@ -146,11 +146,11 @@ inline void make_rows(const Address& address, uint64_t row, uint32_t member, con
     }
 }
 
-// Rows that are made at once: a product waits for the one before it, so two rows take hardly longer than one. Signs are
-// so many in a row that this does not matter.
+// Rows that are made at once: a product waits for the one before it, so two rows take hardly longer than one. A row of
+// signs is so long that this does not matter.
 constexpr int together(int distribution) { return distribution == kRademacher ? 1 : 2; }
 
-// So many rows, with mean 0 and variance 1.
+// The rows that are made at once, with mean 0 and variance 1.
 template <int distribution>
 inline void make_noise(const Address& address, uint64_t row, uint32_t member, const float* table, float* values) {
   constexpr int rows = together(distribution);
@@ -204,7 +204,7 @@ class Half {
     bits_ = static_cast<uint16_t>(rounded | bits >> 31 << 15);
   }
   operator float() const {
-    // Half's exponent in float's place is 112 too small: a multiplication mends that, for subnormal numbers, too.
+    // Half's exponent in float's place is 112 too small: a multiplication corrects that, for subnormal numbers, too.
     const uint32_t bits = (bits_ & 0x7FFFu) << 13;
     float value;
     std::memcpy(&value, &bits, 4);
@@ -533,7 +533,7 @@ void with_distribution(int distribution, Function function) {
 }  // namespace
 
 // What Python calls. In draw, sum and move `first` is the number of the row that the first element begins and `count` a
-// number of rows; else `number` counts tensors or their rows, and `count` directions. dtypes are 0 for float32, 1 for
+// number of rows; in the others `number` counts tensors or their rows, and `count` directions. dtypes are 0 for float32, 1 for
 // bfloat16, 2 for float16. Tensors are in row-major order.
 extern "C" {
 

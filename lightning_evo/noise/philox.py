@@ -51,7 +51,7 @@ class NoiseKey:
 
 
 def check_range(name: str, value: int, bits: int) -> None:
-    """Raise a ValueError unless a part of an address has so many bits."""
+    """Raise a ValueError unless a part of an address fits into ``bits`` bits."""
     if not 0 <= value < 1 << bits:
         raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}.")
 

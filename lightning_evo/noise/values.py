@@ -1,6 +1,6 @@
 """Counter-based random numbers: a pure function from (seed, generation, member, parameter, element) to a value.
 
-Nothing is stored and no global generator is touched. An element's value depends on nothing but its address, so any
+Nothing is stored and no global generator is touched. An element's value depends only on its address, so any
 slice, on any rank, equals the slice of the whole.
 
 The bits are those of :mod:`~lightning_evo.noise.philox`. A *row* is 16 consecutive blocks of them. Its 4 x 16 words are

@@ -223,5 +223,5 @@ def around(center: Tensor, noise: Tensor, steps: Sequence[float]) -> Tensor:
 
 
 def noise_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which noise meets a tensor: float64 for float64, else float32."""
+    """The dtype in which noise is added to a tensor: float64 for float64, float32 for all others."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -5,9 +5,9 @@ Sarkar et al., "Evolution Strategies at the Hyperscale" (EGGROLL), 2025, https:/
 instead of m n, and the sum over the population is one matrix product.
 
 Chen et al., "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank Structures" (LOZO), 2024,
-https://arxiv.org/abs/2410.07698, keep B for some generations: here ``basis_key``. With it the sum may go on over past
-generations of the same B, in the space of A, which is LOZO-M's momentum: ``past``. Nothing is stored for it but the
-directions' weights: a past A is drawn again.
+https://arxiv.org/abs/2410.07698, keep B for some generations: here ``basis_key``. With it the sum may continue over
+past generations of the same B, in the space of A, which is LOZO-M's momentum: ``past``. Nothing is stored for it but
+the directions' weights: a past A is drawn again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LowRank(Perturbation):
         key: Seed and generation.
         rank: Columns of A and B, >= 1.
         basis_key: Seed and generation of B; ``None`` for ``key``.
-        distribution: Of the elements of A and B, and of dense noise: see :class:`Dense`.
+        distribution: ``"gaussian"``, ``"rademacher"`` or ``"uniform"``, of the elements of A and B and of dense noise.
         past: Keys of past generations of the same ``basis_key``, and their directions' weights.
             :meth:`weighted_sum` adds their sums to its own.
 
@@ -84,7 +84,16 @@ class LowRank(Perturbation):
         self.distribution = self._dense.distribution
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
-        """See :meth:`Perturbation.noise`. Made of elementwise products, so the same bits on any device."""
+        """Noise for one tensor in several directions, by elementwise products: the same bits on any device.
+
+        Args:
+            directions: Numbers of the directions.
+            parameter: Index of the tensor.
+            center: The tensor.
+
+        Returns:
+            ``[len(directions), *center.shape]`` in float32, or float64 for a float64 tensor. Not to be written to.
+        """
         if not self._is_low_rank(center):
             return self._dense.noise(directions, parameter, center)
         return _product(*self._all_factors(directions, parameter, center)).view(len(directions), *center.shape)
@@ -151,12 +160,22 @@ class LowRank(Perturbation):
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """See :meth:`Perturbation.weighted_sum`: the sum over ``past`` generations comes on top.
+        """``sum_d weights[d] eps_d`` for a range of elements, plus the sums over ``past`` generations.
 
         One matrix product ``(A diag(weights)) B^T`` over all directions and ranks, for each matrix of a stack, so
         against the sum of :meth:`noise` it is rounded in another order, and as
-        ``torch.set_float32_matmul_precision`` allows. Blocks of rows that the tensor alone decides on are multiplied
-        whole, so an element does not depend on the range.
+        ``torch.set_float32_matmul_precision`` allows. Rows are multiplied in whole blocks that depend only on the
+        tensor, so an element does not depend on the range.
+
+        Args:
+            weights: One for each direction of this generation.
+            parameter: Index of the tensor.
+            center: The tensor.
+            start: First flat, row-major offset.
+            stop: One past the last offset; ``None`` for the tensor's end.
+
+        Returns:
+            ``[stop - start]`` in float32, or float64 for a float64 tensor.
         """
         stop = center.numel() if stop is None else stop
         terms = [(self.key, weights), *self.past]

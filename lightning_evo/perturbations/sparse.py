@@ -2,7 +2,7 @@
 
 Liu et al., "Sparse MeZO: Less Parameters for Better Performance in Zeroth-Order LLM Fine-Tuning", 2024,
 https://arxiv.org/abs/2402.15751: ``eps = m z`` with ``m_i = 1`` if ``|theta_i| <= h``, else 0, and a threshold h for
-each tensor. As in the paper the mask is made anew from the weights wherever it is wanted, and never stored.
+each tensor. As in the paper the mask is made again from the weights wherever it is needed, and never stored.
 
 One departure: the paper fixes the thresholds before training. Here they are the quantiles of the weights as they are
 in each generation, so checkpoints need not keep them, and the share of the weights that learn stays as asked for.

@@ -1,7 +1,7 @@
 """Where a tensor's elements lie in memory, whether two tensors share some, and memory that lies as another tensor's.
 
 A matrix product may be rounded by its operands' addresses: MKL's is on AMD's processors, and cuBLAS chooses kernels by
-them. So whatever stands for a weight begins at the weight's address modulo a cache line.
+them. So a tensor that takes a weight's place begins at the weight's address modulo a cache line.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def is_fully_sharded(module: nn.Module) -> bool:
 
 
 def set_data_parallel_size(strategy: Any, processes: int) -> None:
-    """Have the ``ModelParallelStrategy`` make a mesh of so many processes, without tensor parallelism."""
+    """Let the ``ModelParallelStrategy`` make a mesh of ``processes`` processes, without tensor parallelism."""
     strategy._data_parallel_size, strategy._tensor_parallel_size = processes, 1
 
 

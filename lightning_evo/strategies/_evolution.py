@@ -46,7 +46,7 @@ class EvoStrategyMixin(Strategy):
 
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
     is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar or one value per
-    sample, higher is better, nothing need be differentiable), else minus the loss of ``training_step``.
+    sample, higher is better, nothing need be differentiable), if not, minus the loss of ``training_step``.
 
     Args:
         algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.
@@ -79,7 +79,8 @@ class EvoStrategyMixin(Strategy):
             ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
             chooses. Each gives what the plain loop gives, or is replaced with a warning.
         members_per_forward: With ``evaluation="batched"``: how many members run at once; ``"auto"`` chooses by memory.
-        seed: Seed of the noise. Default: the seed of ``seed_everything``, else a random one; checkpoints keep it.
+        seed: Seed of the noise. Default: the seed of ``seed_everything``, or a random one without it; checkpoints keep
+            it.
         journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.
             Default: if checkpoints are written.
         accelerator: Set by the Trainer.

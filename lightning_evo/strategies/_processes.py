@@ -129,7 +129,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
             self._share_random_state()
 
     def _share_random_state(self) -> None:
-        """Have all processes go on with the random numbers of rank 0, which are those of a run of one process."""
+        """Let all processes continue with the random numbers of rank 0, which are those of a run of one process."""
         state = RandomState(self.root_device)
         state.load_state_dict(self.broadcast(state.state_dict()))
 

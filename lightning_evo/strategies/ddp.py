@@ -93,8 +93,8 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         update_sync: Which process makes the noise of an update: ``"replicated"`` (every process all of it),
             ``"sharded"`` (each a part of every tensor; the same bits), ``"all_reduce"`` (each some directions; rounded
             differently), or ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
-        checksum_every: After so many generations the processes compare checksums of their weights, and stop if they
-            differ; 0 never does.
+        checksum_every: After how many generations the processes compare checksums of their weights, and stop if they
+            differ; 0 for never.
         drop_stragglers: The share of members, in [0, 1), that a generation does not wait for: once all others are
             evaluated, a slow process skips those that it has not begun. It costs reproducibility, so the default is 0.
         start_method: ``"popen"``, ``"spawn"``, ``"fork"`` or ``"forkserver"``: how processes are started that no

@@ -114,7 +114,7 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
         shards: How many processes hold one copy of the weights. ``"auto"`` (default): all. With fewer, the processes
             form groups, each with a copy, that divide the population. Must divide the number of processes.
         save_distributed_checkpoint: Whether each process saves its shard, in a folder, which any number of processes
-            can load; else process 0 saves one ordinary file, and needs memory for all weights.
+            can load; if not, process 0 saves one ordinary file, and needs memory for all weights.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what suits the device.
         timeout: How long a process waits for the others; ``None`` for Lightning's default.
         **options: All other arguments of :class:`EvoStrategy`.

@@ -1,6 +1,6 @@
 """The gradient estimate against theory, and the options of the family.
 
-Statistical tests are deterministic; n and the threshold's meaning stand beside each.
+Statistical tests are deterministic; n and the threshold's meaning are next to each.
 """
 
 import math

@@ -143,7 +143,7 @@ def new_process(monkeypatch):
 # --- the journal of a run ---
 
 
-def test_a_run_that_writes_checkpoints_has_a_journal_beside_them(tmp_path):
+def test_a_run_that_writes_checkpoints_has_a_journal_next_to_them(tmp_path):
     t, _ = fit(tmp_path)
     records = read(tmp_path)
     assert [record.generation for record in records] == list(range(12))
@@ -405,7 +405,7 @@ def test_a_restart_does_not_guess_which_of_several_journals_is_its(tmp_path, res
     assert min(t.evaluated) == 0
 
 
-def test_a_restart_does_not_go_on_with_what_lies_in_a_folder_beside_its_own(tmp_path, restarted):
+def test_a_restart_does_not_go_on_with_a_journal_of_another_folder(tmp_path, restarted):
     fit(tmp_path / "fold_0" / "checkpoints", 1)
     restarted()
     t, _ = fit(tmp_path / "fold_1" / "checkpoints", 1)

@@ -41,7 +41,7 @@ def with_another_header(folder, **changed):
     Journal.create(path, replace(header, **changed)).close()
 
 
-def test_the_journals_beside_the_checkpoint_are_of_others(tmp_path):
+def test_the_journals_next_to_the_checkpoint_are_of_other_runs(tmp_path):
     with_another_header(tmp_path, run=1)
     goes_on_without(tmp_path, refusals(tmp_path, "journals next to it are of other runs"))
 

@@ -166,11 +166,11 @@ def compiled_in_place():
 
 HIDDEN = {
     "view": (lambda: Cached(lambda w: w.view(-1, 6)), "layers.0.weight"),
-    "view_beside_the_weight": (lambda: Cached(lambda w: w.view(-1, 6), also=True), "layers.0.weight"),
+    "view_and_the_weight": (lambda: Cached(lambda w: w.view(-1, 6), also=True), "layers.0.weight"),
     "detached": (lambda: Cached(lambda w: w.detach()), "layers.0.weight"),
-    "data_beside_the_weight": (lambda: Cached(lambda w: w.data, also=True), "layers.0.weight"),
+    "data_and_the_weight": (lambda: Cached(lambda w: w.data, also=True), "layers.0.weight"),
     "numpy": (lambda: Cached(lambda w: w.detach().numpy()), "layers.0.weight"),
-    "numpy_beside_the_weight": (lambda: Cached(lambda w: w.detach().numpy(), also=True), "layers.0.weight"),
+    "numpy_and_the_weight": (lambda: Cached(lambda w: w.detach().numpy(), also=True), "layers.0.weight"),
     "script": (Scripted, "second"),
     "compile": (Compiled, "second"),
     "compile_in_place": (compiled_in_place, "1"),
@@ -182,7 +182,7 @@ HIDDEN = {
     ("name", "noise", "dtype"),
     [
         *itertools.product(["auto", *WAYS], ["gaussian", "rank_1"], [torch.float32]),
-        ("auto", "gaussian", torch.bfloat16),  # which only reads otherwise, in every way and with all noise
+        ("auto", "gaussian", torch.bfloat16),  # which is only read differently, in every way and with all noise
     ],
 )
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -225,7 +225,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     ("name", "noise", "dtype", "seed"),
     [(*case, seed) for seed, case in enumerate(itertools.product(WAYS, NOISE, DTYPES))],
 )
-def test_nobody_is_suspected_wrongly(name, noise, dtype, seed):
+def test_no_way_is_refuted_wrongly(name, noise, dtype, seed):
     """Each with a seed of its own, as it is a matter of chance."""
     torch.manual_seed(seed)
     module = nn.Sequential(

@@ -56,7 +56,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """What limits go by instead of the time, of which a busy machine gives nobody enough."""
+    """A clock for the limits, since real time is never enough on a busy machine."""
     clock = Clock()
     monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=clock.monotonic))
     monkeypatch.setattr(signal, "setitimer", clock.setitimer)
@@ -77,7 +77,7 @@ def fails_for(numbers, module):
     return fitness
 
 
-def test_the_others_carry_the_generation():
+def test_a_generation_goes_on_with_the_others():
     evolution, module = subject()
     batch = torch.ones(4, 3)
     with pytest.warns(UserWarning, match="2 of 8 members failed and are left out, the first with ValueError: no"):
@@ -88,7 +88,7 @@ def test_the_others_carry_the_generation():
     assert weights[0] != 0
 
 
-def test_said_once():
+def test_shown_once():
     evolution, module = subject()
     with pytest.warns(UserWarning, match="failed and are left out"):
         evolution.evaluate(fails_for({2}, module), torch.ones(4, 3))
@@ -447,7 +447,7 @@ def test_checks_that_members_break_off_are_given_up_after_ten_batches():
 
 @pytest.mark.parametrize("batches", [1, 4])
 def test_an_exception_of_the_way_alone_counts_against_it_at_once(batches):
-    """Code that batches can't run, beside a member that fails by itself."""
+    """Code that batches can't run, and a member that fails by itself."""
     evolution, module = subject("batched", antithetic=False, members_per_forward=8 // batches)
 
     def fitness(batch):

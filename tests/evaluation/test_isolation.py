@@ -502,7 +502,7 @@ def test_a_parameter_that_a_forward_replaces_comes_back():
     assert [name for name, _ in module.named_parameters()] == ["weight", "bias"]
 
 
-def test_a_buffer_beside_a_weight_in_the_same_memory_is_put_back():
+def test_a_buffer_next_to_a_weight_in_the_same_memory_is_put_back():
     memory = torch.zeros(6)
     module = nn.Module()
     module.weight = nn.Parameter(memory[:3])

@@ -372,7 +372,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
 
 
 def test_weights_that_a_callback_averages(tmp_path):
-    """Lightning's WeightAveraging saves the average as the weights, and those that evolve beside it."""
+    """Lightning's WeightAveraging saves the average as the weights, and those that evolve under another key."""
     path = tmp_path / "run.evoj"
     checkpoints = train(path, 6, algorithms.get("mezo")(), keep=(2,))
     saved = checkpoints[2]

@@ -1,7 +1,7 @@
 """The noise: its bits against the published ones, its values against their distributions, its independence of layout.
 
 All draws are deterministic, so a statistical test either always passes or always fails. Its threshold is what chance
-alone would exceed less often than once in the number of cases given beside it.
+alone would exceed less often than once in the number of cases given next to it.
 """
 
 import hashlib

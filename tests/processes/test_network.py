@@ -38,7 +38,7 @@ def test_an_interface_that_the_user_has_named_stays(monkeypatch):
 
 
 @pytest.mark.parametrize("world", [1, 2, 5])
-def test_attempts_at_the_same_store_are_told_apart(world):
+def test_attempts_at_the_same_store_get_different_words(world):
     """The second to fourth find the words of those before, as a torchrun that restarts its workers leaves them."""
     server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=LIMIT)
 

@@ -106,7 +106,7 @@ def test_tied_weights_evolve_if_any_of_their_parameters_may(share):
         assert space[0].tensor is module.head.weight
 
 
-def test_different_weights_stay_apart():
+def test_different_weights_stay_separate():
     module = nn.ParameterList([torch.zeros(0), torch.zeros(0), torch.zeros(2), torch.zeros(2)])
     storage = torch.zeros(4)
     module.append(nn.Parameter(storage[:2]))
@@ -134,7 +134,7 @@ def test_other_views_of_the_same_memory_can_not_both_evolve(kind):
     assert [parameter.name for parameter in SearchSpace(module)] == ["a", "c"]
 
 
-def test_parameters_that_interleave_are_apart():
+def test_parameters_that_interleave_are_separate():
     """Columns of one matrix: each reaches over the other, and has no element of it."""
     memory = torch.randn(4, 3)
     module = nn.ParameterList([nn.Parameter(memory[:, i]) for i in range(3)])

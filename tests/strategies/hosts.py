@@ -44,9 +44,9 @@ class Host:
         _ip("-n", self.name, "link", "set", self.interface, state)
 
     def path(self, state: str, other: "Host") -> None:
-        """``"up"`` or ``"down"``: what is sent to the other is lost on its way, and nobody is told."""
-        nobody = ("replace", other.address, "lladdr", "02:00:00:00:00:99", "nud", "permanent")
-        change = nobody if state == "down" else ("delete", other.address)
+        """``"up"`` or ``"down"``: what is sent to the other is lost on its way, without an error."""
+        no_address = ("replace", other.address, "lladdr", "02:00:00:00:00:99", "nud", "permanent")
+        change = no_address if state == "down" else ("delete", other.address)
         _ip("-n", self.name, "neighbour", *change, "dev", self.interface)
 
     def kill(self) -> None:

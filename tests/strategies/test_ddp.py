@@ -1,4 +1,4 @@
-"""`evo_ddp`: whoever evaluates what, the weights are those of one process."""
+"""`evo_ddp`: the weights are those of one process, whichever process evaluates what."""
 
 import hashlib
 import subprocess
@@ -562,7 +562,7 @@ def test_checksums_of_batches_of_all_kinds():
 
 
 class Uneven(torch.utils.data.IterableDataset):
-    """A dataset with other batches on each process, the number of which nobody knows before."""
+    """A dataset with other batches on each process, the number of which is not known before."""
 
     def __iter__(self):
         x, y = data().tensors
@@ -597,7 +597,7 @@ def test_processes_with_different_numbers_of_batches(world, shard):
     assert world(2).run(partial(refused, message, run), unknown, shard) == ["RuntimeError"] * 2
     world(2).run(partial(run, limit_train_batches=4), known, shard)
     world(2).run(partial(run, limit_train_batches=4), unknown, shard)
-    for loader in (known, unknown):  # nobody comes to where they differ
+    for loader in (known, unknown):  # the end, where they differ, is not reached
         assert world(2).run(partial(run, max_steps=4), loader, shard) == [4, 4]
         assert world(2).run(partial(run, max_steps=2, accumulate_grad_batches=2), loader, shard) == [2, 2]
 

@@ -164,7 +164,7 @@ def wait(condition, seconds, what, folder):
 
 
 def ended(process, folder):
-    """Waits until nobody is left; how the first process has ended."""
+    """Waits until all processes have ended; how the first one did."""
     end = time.monotonic() + SOON
     wait(lambda: process.poll() is not None, SOON, "the first process's end", folder)
     wait(lambda: not members_of(process.pid), end - time.monotonic(), "the others' end", folder)

@@ -46,7 +46,7 @@ def test_stochastic_weight_averaging(update):
 
 
 @pytest.mark.parametrize("evaluation", ["auto", "in_forward"])
-def test_the_way_of_evaluating_is_said_once(evaluation, monkeypatch):
+def test_the_way_of_evaluating_is_shown_once(evaluation, monkeypatch):
     said = []
     monkeypatch.setattr("lightning_evo.strategies._evolution.rank_zero_info", said.append)
     trainer(EvoStrategy(population=4, evaluation=evaluation), max_steps=6).fit(ConvNet())
@@ -302,7 +302,7 @@ def test_cuda_draws_the_same_noise_and_learns():
 
 
 def test_device_choice_is_the_trainers():
-    """A strategy known by name would otherwise stay on the CPU, whatever the Trainer chose."""
+    """Without care a strategy known by name would stay on the CPU, whatever the Trainer chose."""
     strategy = EvoStrategy()
     strategy.parallel_devices = [torch.device("meta")]
     assert strategy.root_device == torch.device("meta")

@@ -141,7 +141,7 @@ class Distance(Classifier):
 
 
 def test_fitness_step(two):
-    """The weights of FSDP2's root would otherwise stay gathered after it, and all members be the first one."""
+    """The weights of FSDP2's root would stay gathered without care, and all members be the first one."""
     options = {"arguments": {"update": "in_place"}}
     expected, found = alone(Distance(), **options), together(two, Distance(), **options)
     assert_same(expected, *found)
