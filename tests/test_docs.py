@@ -20,7 +20,7 @@ from lightning_evo.cli import command as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("README.md")])
+PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OPT_OUT = re.compile(r"<!-- not run: \S[^>]* -->\n$")
 
@@ -138,6 +138,8 @@ def check(words: list[str], page: Path, folder: Path) -> None:
             configuration(find_config(options, page, folder))
     elif program == "python" and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1]) is not None, f"no module {arguments[1]}"
+        if arguments[1] == "pytest":
+            assert all((ROOT / path).exists() for path in arguments[2:])
     elif program == "python":
         assert (ROOT / arguments[0]).is_file(), f"no file {arguments[0]}"
     elif program == "make":
