@@ -126,6 +126,7 @@ def test_registers_in_both_namespaces_without_an_import_of_ours(site: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_registers_whichever_namespace_comes_first(site: Path) -> None:
     run(
         site,
@@ -199,7 +200,10 @@ def test_import_torch_survives_a_hook_that_fails(site: Path) -> None:
     assert "AttributeError" in stderr  # the cause is not hidden
 
 
-@pytest.mark.parametrize("variable", ["LIGHTNING_EVO_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
+@pytest.mark.parametrize(
+    "variable",
+    [pytest.param("LIGHTNING_EVO_AUTOLOAD", marks=pytest.mark.slow), "TORCH_DEVICE_BACKEND_AUTOLOAD"],
+)
 def test_can_be_switched_off(site: Path, variable: str) -> None:
     script = """
         import torch

@@ -24,6 +24,7 @@ def needs_transformers():
     pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_engine(tmp_path):
     needs_transformers()
     engine.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "engine.json")])
@@ -93,8 +94,7 @@ def test_memory_is_a_median_of_processes():
     assert memory._median(processes) == {"row": "ours", "peak": 5, "before": 2, "weights": 1, "peaks": [5, 9, 4]}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", memory.ROWS)
+@pytest.mark.parametrize(("name", "dtype"), [*zip(memory.ROWS, ["bf16", *["fp32"] * 4], strict=True)])
 def test_memory_of_a_row(name, dtype):
     needs_transformers()
     result = memory.measure(name, dtype, "tiny")
@@ -172,6 +172,7 @@ def test_rounding():
     assert nearest["progress"] == 0
 
 
+@pytest.mark.slow
 def test_gpu_in_miniature(tmp_path):
     needs_transformers()
     path = tmp_path / "gpu.json"

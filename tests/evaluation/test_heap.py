@@ -49,6 +49,7 @@ def taken_and_returned(**environment):
     return statistics.median(map(int, output.split()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_generation_takes_no_memory_from_the_system():
     activations = (8 + 8 + 64) << 20

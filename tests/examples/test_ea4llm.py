@@ -208,6 +208,7 @@ def test_commands_of_the_readme_are_understood(command: str, monkeypatch: pytest
     assert cli.model.max_length == cli.datamodule.max_length
 
 
+@pytest.mark.slow
 def test_learns_by_evolution(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the uniform distribution's ln 258 = 5.55 nats down by more than 1, in 50 generations as shipped."""
     result = run(monkeypatch, "--trainer.max_steps=50", "--trainer.val_check_interval=50")

@@ -42,12 +42,14 @@ def test_script_is_ordinary_and_short() -> None:
     assert len(source.splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_backpropagation(tmp_path: Path) -> None:
     accuracy, checkpoint = run(tmp_path, strategy=None, epochs=10)
     assert "lightning_evo" not in checkpoint
     assert accuracy > 0.9
 
 
+@pytest.mark.slow
 def test_evolution(tmp_path: Path) -> None:
     accuracy, checkpoint = run(tmp_path, strategy="evo", epochs=10)
     # The strategy's own note in the best checkpoint: one generation for each of the script's optimizer steps.

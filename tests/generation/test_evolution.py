@@ -196,7 +196,7 @@ def test_updates_below_the_spacing_of_the_weights_act_on_average(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nothing_to_learn_changes_nothing_in_1000_generations(dtype):
+def test_nothing_to_learn_changes_nothing_in_200_generations(dtype):
     module = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3, affine=False)).to(dtype)
     with torch.no_grad():
         module[0].weight[0] = torch.tensor([-0.0, torch.finfo(dtype).smallest_normal / 4, -torch.finfo(dtype).max])
@@ -209,11 +209,11 @@ def test_nothing_to_learn_changes_nothing_in_1000_generations(dtype):
 
     with pytest.warns(UserWarning, match="same fitness"):
         one_generation(subject, constant, x).apply(lambda parameter: 0.1)
-    for _ in range(999):
+    for _ in range(199):
         update = one_generation(subject, constant, x)
         assert not update
         assert update.apply(lambda parameter: 0.1) == 0
-    assert subject.state.generation == 1000
+    assert subject.state.generation == 200
     assert same_bits(before, module.state_dict().values())
 
 

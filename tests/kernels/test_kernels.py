@@ -226,6 +226,7 @@ def flags(*others):
 
 
 @needs_kernels
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "needed"),
     [
@@ -260,8 +261,9 @@ def test_code_for_other_processors_gives_the_same_bits(others, needed, plain, mo
 @needs_kernels
 @pytest.mark.parametrize("others", [[], ["-U__FLT16_MAX__"]], ids=["the compiler's", "our own"])
 def test_all_16_bit_floats_are_converted_to_and_fro(others, monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "_FLAGS", [*kernels._FLAGS, *others])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if others:
+        monkeypatch.setattr(kernels, "_FLAGS", [*kernels._FLAGS, *others])
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library = kernels._load()
     arguments = ("gaussian", [address_of(KEY, 0)], TABLE, 0, [0])
     for dtype in (torch.bfloat16, torch.float16):
@@ -282,8 +284,9 @@ def test_all_16_bit_floats_are_converted_to_and_fro(others, monkeypatch, tmp_pat
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
-    """A process that has not built anything yet, and an empty cache."""
+    """A process that has not built anything yet, and an empty cache. Optimizing would take most of a build's time."""
     kernels._library.cache_clear()
+    monkeypatch.setattr(kernels, "_FLAGS", ["-O0" if flag == "-O3" else flag for flag in kernels._FLAGS])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
     yield tmp_path / "cache" / "lightning_evo"

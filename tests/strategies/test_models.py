@@ -34,12 +34,17 @@ def test_cnn_with_batchnorm_and_dropout():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda parameters, lr: torch.optim.SGD(parameters, lr=0.1),
-        lambda parameters, lr: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
-        lambda parameters, lr: torch.optim.AdamW(parameters, lr=0.01),
-        lambda parameters, lr: torch.optim.RMSprop(parameters, lr=0.003),
+        pytest.param(lambda parameters, lr: torch.optim.SGD(parameters, lr=0.1), id="sgd"),
+        pytest.param(
+            lambda parameters, lr: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+            id="momentum",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda parameters, lr: torch.optim.AdamW(parameters, lr=0.01), id="adamw"),
+        pytest.param(
+            lambda parameters, lr: torch.optim.RMSprop(parameters, lr=0.003), id="rmsprop", marks=pytest.mark.slow
+        ),
     ],
-    ids=["sgd", "momentum", "adamw", "rmsprop"],
 )
 def test_learning_rates_made_for_backpropagation_fit(optimizer):
     """The estimate has the gradient's length, so nothing diverges and every one of them learns."""
