@@ -6,16 +6,19 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test bench bench-quick lint format clean
+.PHONY: help install demo test test-fast test-models bench bench-quick lint format clean
 
 help:
 	@echo "make demo     train a small network by evolution and watch it learn"
-	@echo "make test     lint, type-check, then run every test"
+	@echo "make test     lint, type-check, then run every test but those of test-models: a quarter of an hour on two cores"
+	@echo "make test-fast    while you work: no linters, and no test that is marked slow; about three minutes"
+	@echo "make test-models  before a release: tests with a real language model, or with the peers of the benchmarks"
 	@echo "make bench    every benchmark that runs on a CPU: about forty minutes; writes benchmarks/results"
 	@echo "make bench-quick  the same in three minutes, with fewer repeats; writes nothing"
 	@echo "make lint     ruff and mypy only"
@@ -44,7 +47,14 @@ demo: $(INSTALLED)
 
 # pytest comes last, so that its summary is the last line. One thread per worker: more would fight over the cores.
 test: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules tests lightning_evo
+	@$(PYTEST) -n $(WORKERS) -m "not models" --doctest-modules tests lightning_evo
+
+test-fast: $(INSTALLED)
+	@$(PYTEST) -n $(WORKERS) -m "not slow and not models" --doctest-modules tests lightning_evo
+
+# In one process, as models are large. What is not installed is skipped, with the command that installs it.
+test-models: $(INSTALLED)
+	@$(PYTEST) -m models tests
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

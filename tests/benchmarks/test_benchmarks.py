@@ -249,12 +249,13 @@ def test_peers_that_are_missing_are_named(monkeypatch):
     assert "EvoX is not installed" in skipped["EvoX, OpenES"]
 
 
+@pytest.mark.models
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "make"), [("evotorch", _peers.evotorch), ("evox", _peers.evox)])
 @pytest.mark.filterwarnings("default")  # of the peers
 def test_peers_learn(package, make, data):
     if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+        pytest.skip(f"{package} is not installed: pip install -c constraints.txt -e '.[benchmarks]'")
     result = digits.race({"peer": (make, 0.1, 0.05)}, 0, 32, data, target=0.5, limit=80)["peer"]
     assert result["accuracy"] >= 0.5
     assert math.isfinite(result["seconds"])
