@@ -14,7 +14,7 @@ from tests.strategies.hosts import Unavailable, two_hosts, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-GENERATIONS = 60
+GENERATIONS = 48
 MEMBERS = (6, 4)  # of ten in pairs: those of each process
 LAST_CALL = 15  # seconds that a host waits for the second one, where it may go on alone
 STARTING = 150.0  # seconds that importing everything, twice, may take on a busy machine
@@ -37,7 +37,7 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 warnings.simplefilter("ignore")
 
 
-PAUSE = 0.0 if "undisturbed" in sys.argv else 0.015  # so that there is time to disturb a run
+PAUSE = 0.0 if "undisturbed" in sys.argv else 0.015
 count = Counter(evaluated=0)  # none, where the journal holds all
 
 
@@ -49,6 +49,9 @@ class Model(L.LightningModule):
     def fitness_step(self, batch, batch_idx):
         count["evaluated"] += 1
         time.sleep(PAUSE)
+        end = time.monotonic() + 60
+        while PAUSE and self.global_step == 28 and not (folder / "disturbed").exists() and time.monotonic() < end:
+            time.sleep(0.05)  # no run gets to its end before it is disturbed
         return -torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def training_step(self, batch, batch_idx):
@@ -137,6 +140,9 @@ class Cluster:
     def log(self):
         return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self.folder.glob("log-*")))
 
+    def disturbed(self):
+        (self.folder / "disturbed").touch()
+
     def worker(self, rank):
         return int((self.folder / f"pid-{rank}").read_text())
 
@@ -174,10 +180,10 @@ def test_a_link_that_drops_for_ten_seconds(cluster, undisturbed, where):
             second.path(state, first)
 
     link("down")
-    time.sleep(1)
+    running.disturbed()
     before = running.generations
-    time.sleep(9)
-    assert running.generations == before < GENERATIONS
+    time.sleep(10)
+    assert before <= running.generations <= before + 1 < GENERATIONS  # that was on its way
     link("up")
     for result in running.results([0, 1]):
         assert result["weights"] == undisturbed
@@ -189,6 +195,7 @@ def test_workers_of_a_host_that_are_killed(cluster, undisturbed, how):
     running = cluster(*how)
     running.wait_for(20)
     os.kill(running.worker(1), signal.SIGKILL)
+    running.disturbed()
     results = running.results([0, 1])
     assert "are taken from it, not evaluated" in running.log or how
     for result, members in zip(results, MEMBERS, strict=True):
@@ -203,6 +210,7 @@ def test_a_host_that_is_lost(cluster, undisturbed):
     running = cluster("checkpoints", nodes="1:2")
     running.wait_for(20)
     running.hosts[1].kill()
+    running.disturbed()
     (result,) = running.results([0])
     assert (result["weights"], result["world"]) == (undisturbed, 1)
     assert result["begun"] >= 16
