@@ -820,7 +820,7 @@ class Manual(EvolutionMixin, Net):
             in_place,
             Net,
             lambda: SeedJournal("s3://bucket/runs"),
-            "and s3://bucket/runs is none",
+            "and s3://bucket/runs is not on one",
         ),
     ],
     ids=["optimizer", "backpropagation", "manual", "off", "remote"],
