@@ -198,7 +198,7 @@ class Perturbation(ABC):
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
         """The noise as a product of two thin matrices, where it is one.
 
-        The tensor is seen as a matrix of ``rows = center.shape[0]`` rows.
+        The tensor is seen as a matrix of ``rows = center.shape[0]`` rows. (A stack of matrices has no such product.)
 
         Returns:
             ``A [len(directions), rows, rank]`` and ``B [len(directions), columns, rank]`` in float32 (float64 for

@@ -27,7 +27,7 @@ from lightning_evo.utils.options import whole
 __all__ = ["LowRank"]
 
 _BLOCK = 1 << 20  # elements of a product, or of the factors that go into it, that are made at a time: 4 MB of float32
-_SMALLEST_MATRIX = 16  # rows and columns of the matrices of a stack; a convolution's kernel is smaller
+_SMALLEST_MATRIX = 16  # rows and columns of a stack's matrices; most kernels of convolutions are smaller
 
 
 class LowRank(Perturbation):
@@ -39,7 +39,8 @@ class LowRank(Perturbation):
 
     A tensor ``[e, m, n]`` with m and n of at least 16 is a stack of e matrices, such as the experts of a layer: each
     has factors of its own, A's ``[e, m, rank]`` one after the other and behind them B's ``[e, n, rank]``. (As one
-    matrix of e rows all of them would share a direction. Smaller m or n are those of a convolution's kernel.)
+    matrix of e rows all of them would share a direction. With smaller m or n it is taken for a convolution's kernel. A
+    shape does not tell for certain: a Conv1d of 16 or more inputs and taps is a stack, too.)
 
     Vectors, scalars and matrices with ``min(m, n) <= rank``, for which nothing would be saved, get dense noise.
 
@@ -122,9 +123,13 @@ class LowRank(Perturbation):
     def members_of_several(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
     ) -> list[Tensor]:
-        if any(map(self._is_low_rank, centers)):
-            return super().members_of_several(directions, steps, parameters, centers)
-        return self._dense.members_of_several(directions, steps, parameters, centers)
+        dense = [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
+        indices, mine = [parameters[i] for i in dense], [centers[i] for i in dense]
+        made = dict(zip(dense, self._dense.members_of_several(directions, steps, indices, mine), strict=True))
+        return [
+            made[i] if i in made else self.members(directions, steps, parameter, center)
+            for i, (parameter, center) in enumerate(zip(parameters, centers, strict=True))
+        ]
 
     def members_of_chosen_rows(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
@@ -152,7 +157,7 @@ class LowRank(Perturbation):
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        if not self._is_low_rank(center) or _matrices(center)[0] != 1:
+        if not self._is_low_rank(center) or _matrices(center)[:2] != (1, len(center)):
             return None
         a, b = self._all_factors(directions, parameter, center)
         return a[:, 0], b[:, 0]
@@ -223,8 +228,8 @@ class LowRank(Perturbation):
                 end = min(begin + block, top + rows)
                 a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
                 lower, upper = max(begin, first), min(end, last)
-                part, whole = total[lower - first : upper - first], (lower, upper) == (begin, end)
-                if i == 0 and whole:
+                part, is_complete = total[lower - first : upper - first], (lower, upper) == (begin, end)
+                if i == 0 and is_complete:
                     torch.mm(a, b.T, out=part)
                     continue
                 product = (a @ b.T)[lower - begin : upper - begin]

@@ -54,8 +54,11 @@ def overlap(first: Tensor, second: Tensor) -> bool:
 
 
 def lies_as(values: Tensor, center: Tensor) -> bool:
-    """Whether a tensor begins where ``center`` does, modulo a cache line."""
-    return (values.data_ptr() - center.data_ptr()) % _line(center) == 0
+    """Whether a tensor begins at the address of ``center``, modulo a cache line.
+
+    An address that is no multiple of the element size counts as the one below it that is.
+    """
+    return _place(values) == _place(center)
 
 
 def empty_copies(centers: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -79,14 +82,11 @@ def empty_copies(centers: Sequence[Tensor], count: int) -> list[Tensor]:
     starts, sizes, end = [], [], 0
     for center in centers:
         size = center.numel() if count == 1 else -(-center.numel() // line) * line
-        starts.append(-(-end // line) * line + center.data_ptr() % _line(center) // center.element_size())
+        starts.append(-(-end // line) * line + _place(center))
         sizes.append(size)
         end = starts[-1] + count * size
-    memory = first.new_empty(end)
-    shift = -memory.data_ptr() % _line(first) // first.element_size()
-    if shift:  # of another allocator than torch's own
-        memory = first.new_empty(end + line)
-        shift = -memory.data_ptr() % _line(first) // first.element_size()
+    memory = first.new_empty(end + line)
+    shift = (line - _place(memory)) % line  # 0 with torch's own allocator
     return [
         memory.as_strided((count, *center.shape), (size, *_strides(center)), start + shift)
         for center, size, start in zip(centers, sizes, starts, strict=True)
@@ -95,10 +95,10 @@ def empty_copies(centers: Sequence[Tensor], count: int) -> list[Tensor]:
 
 def copies_of(center: Tensor, values: Tensor) -> Tensor:
     """``values [count, *center.shape]``, each of which lies as ``center`` does; copied if they don't yet."""
-    if center.is_contiguous():
-        step = values.stride(0) * values.element_size() if len(values) > 1 else 0
-        if values[0].is_contiguous() and lies_as(values, center) and step % _line(center) == 0:
-            return values
+    step = values.stride(0) * values.element_size() if len(values) > 1 else 0
+    if center.is_contiguous() and values[0].is_contiguous() and lies_as(values, center) and step % _line(center) == 0:
+        # Dimensions of size 1 may have any stride, and a convolution takes its layout from it.
+        return values.as_strided(values.shape, (values.stride(0), *center.stride()))
     [copies] = empty_copies([center], len(values))
     return copies.copy_(values)
 
@@ -121,13 +121,19 @@ class Scratch:
         kind, width = (like.dtype, like.device), like.element_size()
         memory = self._memory.get(kind)
         if memory is None or memory.numel() * width < size * width + _line(like):
-            memory = self._memory[kind] = like.new_empty(size + -(-_line(like) // width))
-        start = (like.data_ptr() - memory.data_ptr()) % _line(like) // width
+            with torch.inference_mode(False):  # it outlives that of the user's code
+                memory = self._memory[kind] = like.new_empty(size + _line(like) // width)
+        start = (_place(like) - _place(memory)) % (_line(like) // width)
         return memory[start : start + size]
 
 
 def _strides(center: Tensor) -> tuple[int, ...]:
     return center.stride() if center.is_contiguous() else torch.empty_like(center, device="meta").stride()
+
+
+def _place(tensor: Tensor) -> int:
+    """Elements from the beginning of a cache line to the tensor's first."""
+    return tensor.data_ptr() % _line(tensor) // tensor.element_size()
 
 
 def _line(tensor: Tensor) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "is_attached",
     "is_fully_sharded",
     "leave_sampler_of_training",
+    "leave_validation",
     "lightning_module_class",
     "load_sharded",
     "only_note_sigterm",
@@ -97,6 +98,11 @@ def around_validation(trainer: Any, context: Callable[[], AbstractContextManager
             return run(loop)
 
     loop.run = run_in_context
+
+
+def leave_validation(trainer: Any) -> None:
+    """Undo :func:`around_validation`."""
+    vars(trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
 
 
 def only_note_sigterm(trainer: Any) -> None:

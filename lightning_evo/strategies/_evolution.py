@@ -226,6 +226,7 @@ class EvoStrategyMixin(Strategy):
     def _keep_random_state(self) -> Iterator[None]:
         """Restore the random state afterwards: how much validation draws depends on the number of processes."""
         self._random_state = RandomState(self.root_device)
+        self._random_state.branch()
         try:
             yield
         finally:
@@ -273,6 +274,8 @@ class EvoStrategyMixin(Strategy):
 
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
+        if self.lightning_module is not None:
+            _compat.leave_validation(self.lightning_module.trainer)
         super().teardown()
 
     # --- one step ---

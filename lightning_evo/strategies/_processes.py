@@ -80,6 +80,12 @@ def refuse(options: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
             raise TypeError(f"{name} is no option of this strategy: {reasons[name]}.")
 
 
+def _backend_for(device: str, backend: str) -> str:
+    """What connects tensors on a kind of device, of ``"nccl"`` or ``"cpu:gloo,cuda:nccl"``."""
+    of_devices = dict(part.split(":") for part in backend.lower().split(",") if ":" in part)
+    return of_devices.get(device, backend.lower())
+
+
 class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
     """The evolving strategy for several processes."""
 
@@ -104,7 +110,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         groups, data = self._grid  # raises what it refuses before processes wait for each other
         parent: Any = self  # Lightning's strategies have no common class with this method
         backend, timeout = _compat.connection_of(self)
-        if backend == "nccl" and self.root_device.type == "cpu":
+        if _backend_for(self.root_device.type, backend) == "nccl" and self.root_device.type == "cpu":
             raise ValueError("process_group_backend='nccl' connects GPUs only; use 'gloo' for processes on CPUs.")
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)  # which NCCL uses

@@ -31,9 +31,25 @@ class RandomState:
         for name, (_, set_state) in self._generators.items():
             set_state(self._states[name])
 
+    def branch(self) -> None:
+        """Draw from now on other numbers than those that this state goes on with, and others at each call."""
+        seed = int(torch.randint(1 << 32, ()))
+        self._states["torch"] = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        if self._has_mersenne_twister:  # NumPy can seed no other global generator
+            sys.modules["numpy"].random.seed(seed)
+        for name in self._generators.keys() & {"cuda", "xpu", "mps"}:
+            getattr(torch, name).manual_seed(seed)
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The states as tensors, for checkpoints."""
-        return {name: _to_tensor(name, state) for name, state in self._states.items()}
+        """The states as tensors, for checkpoints; without NumPy's if it was given another kind of generator."""
+        states = {name: state for name, state in self._states.items() if name != "numpy" or self._has_mersenne_twister}
+        return {name: _to_tensor(name, state) for name, state in states.items()}
+
+    @property
+    def _has_mersenne_twister(self) -> bool:
+        return bool(self._states.get("numpy", {}).get("bit_generator") == "MT19937")
 
     def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
         """Set every generator that exists here, too, to its saved state."""
@@ -49,7 +65,7 @@ def _generators(device: torch.device) -> dict[str, tuple[Callable[[], Any], Call
     }
     numpy = sys.modules.get("numpy")
     if numpy:
-        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
+        generators["numpy"] = (partial(numpy.random.get_state, legacy=False), numpy.random.set_state)
     if device.type in ("cuda", "xpu"):
         accelerator = getattr(torch, device.type)
         generators[device.type] = (
@@ -62,11 +78,13 @@ def _generators(device: torch.device) -> dict[str, tuple[Callable[[], Any], Call
 
 
 def _to_tensor(name: str, state: Any) -> Tensor:
-    """Python's state is (3, 625 integers, a number or None); NumPy's ("MT19937", 624 integers, position, 0 or 1, x)."""
+    """Python's state is (3, 625 integers, a number or None); NumPy's is a dictionary of dictionaries."""
     if name == "python":
         return torch.tensor([*state[1], math.nan if state[2] is None else state[2]], dtype=torch.float64)
     if name == "numpy":
-        return torch.tensor([*state[1].tolist(), *state[2:]], dtype=torch.float64)
+        own = state["state"]
+        numbers = [*own["key"].tolist(), own["pos"], state["has_gauss"], state["gauss"]]
+        return torch.tensor(numbers, dtype=torch.float64)
     return state.cpu()  # type: ignore[no-any-return]
 
 
@@ -76,5 +94,6 @@ def _from_tensor(name: str, saved: Tensor) -> Any:
         return (3, tuple(map(int, numbers)), None if math.isnan(gauss) else gauss)
     if name == "numpy":
         *numbers, position, has_gauss, gauss = saved.tolist()
-        return ("MT19937", list(map(int, numbers)), int(position), int(has_gauss), gauss)
+        state = {"key": list(map(int, numbers)), "pos": int(position)}
+        return {"bit_generator": "MT19937", "state": state, "has_gauss": int(has_gauss), "gauss": gauss}
     return saved.cpu()

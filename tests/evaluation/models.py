@@ -151,6 +151,11 @@ MODELS: dict[str, Case] = {
     "bilinear": Case(lambda: nn.Bilinear(4, 5, 3), lambda m: m(x(6, 4), x(6, 5))),
     # --- convolutions ---
     "conv1d": Case(lambda: nn.Conv1d(3, 8, 3, padding=1), of(2, 3, 7)),
+    "conv_of_one_output_and_many_taps": Case(lambda: nn.Conv1d(17, 1, 18), of(2, 17, 20)),
+    "conv_of_a_point_channels_last": Case(
+        lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU()).to(memory_format=torch.channels_last),
+        lambda m: m(x(4, 8, 5, 5).to(memory_format=torch.channels_last)),
+    ),
     "conv3d": Case(lambda: nn.Conv3d(3, 6, 2), of(2, 3, 4, 4, 4)),
     "conv_grouped": Case(lambda: nn.Conv2d(4, 8, 3, groups=2), of(2, 4, 5, 5)),
     "conv_depthwise": Case(lambda: nn.Conv2d(6, 12, 3, groups=6), of(2, 6, 5, 5)),

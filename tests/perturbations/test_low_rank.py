@@ -59,7 +59,7 @@ def test_noise_is_the_product_of_its_factors(distribution, name, rank, basis_gen
     expected_a = standard(key, [4, 0], 7, 0, start, distribution).view(2, e, m, rank) / math.sqrt(rank)
     expected_b = standard(basis_key or key, [4, 0], 7, start, stop, distribution).view(2, e, n, rank)
     tolerances = {"rtol": 1e-12, "atol": 1e-12} if name == "float64" else {"rtol": 1e-5, "atol": 1e-5}
-    if e == 1:
+    if e == 1 and m == len(center):
         a, b = subject.factors([4, 0], 7, center)
         torch.testing.assert_close(a, expected_a[:, 0].to(noise.dtype), **tolerances)
         torch.testing.assert_close(b, expected_b[:, 0].to(noise.dtype), **tolerances)
@@ -98,6 +98,20 @@ def test_a_shard_has_the_noise_of_its_place(name):
     whole, end = subject.noise([4], 7, center).flatten(), center.numel()
     for start, stop in [(0, 0), (0, 1), (1, 8), (0, end - 1), (end // 3, end // 3 * 2 + 1), (end - 1, end), (0, end)]:
         assert torch.equal(subject.noise_of_range(4, 7, center, start, stop), whole[start:stop])
+
+
+def test_small_tensors_are_made_together_whatever_is_among_them(monkeypatch):
+    """Those with dense noise in one call, be there a stack or not; each as it is made alone."""
+    calls = []
+    original = Dense.members_of_several
+    monkeypatch.setattr(
+        Dense, "members_of_several", lambda self, *args: calls.append(len(args[2])) or original(self, *args)
+    )
+    centers = [torch.randn(5), torch.randn(3, 20, 17), torch.randn(7), torch.randn(20, 33)]
+    made = perturbation().members_of_several([2], [0.1, -0.1], [0, 1, 2, 3], centers)
+    assert calls == [2]
+    for number, (members, center) in enumerate(zip(made, centers, strict=True)):
+        assert torch.equal(members, perturbation().members([2], [0.1, -0.1], number, center))
 
 
 def test_members_are_center_plus_step_times_noise():

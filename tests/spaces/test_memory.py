@@ -38,12 +38,30 @@ def test_copies_lie_as_the_tensor_does(dtype, start, count):
 def test_copies_are_made_only_where_they_are_needed():
     center = tensor_at(0, 4, 16)
     values = torch.randn(2, 4, 16)
-    assert copies_of(center, values) is values
+    assert copies_of(center, values).data_ptr() == values.data_ptr()
     odd = torch.randn(2, 5, 3)  # the second one does not begin with a cache line
     copied = copies_of(tensor_at(0, 5, 3), odd)
     assert torch.equal(copied, odd)
     assert [copy.data_ptr() % 64 for copy in copied] == [0, 0]
     assert odd[1].data_ptr() % 64
+
+
+def test_a_point_of_channels_last_keeps_its_strides():
+    """By which convolutions choose their layout, though the tensor counts as contiguous, too."""
+    center = torch.empty_strided((16, 8, 1, 1), (8, 1, 8, 8))
+    assert center.is_contiguous()
+    copies = copies_of(center, torch.randn(2, 16, 8, 1, 1))
+    assert [copy.stride() for copy in copies] == [center.stride()] * 2
+
+
+def test_an_address_within_an_element_counts_as_the_one_below():
+    whole = torch.frombuffer(bytearray(200), dtype=torch.uint8)
+    start = -whole.data_ptr() % 64 + 6
+    center = torch.frombuffer(whole.numpy().data, dtype=torch.float32, count=5, offset=start)
+    assert center.data_ptr() % 64 == 6
+    copies = copies_of(center, torch.randn(2, 5))
+    assert [copy.data_ptr() % 64 for copy in copies] == [4, 4]
+    assert copies_of(center, copies).data_ptr() == copies.data_ptr()
 
 
 def test_copies_have_the_memory_format():
@@ -65,4 +83,9 @@ def test_scratch_is_used_again_and_lies_as_it_is_asked_to():
         addresses.add(memory.untyped_storage().data_ptr())
     assert len(addresses) == 1
     assert scratch.elements(tensor_at(1, 10), 1000).shape == (1000,)
+    for size in (10, 26, 42):  # also where only the line that it begins in makes it too long
+        assert Scratch().elements(tensor_at(0, 10), size).shape == (size,)
+        grown = Scratch()
+        grown.elements(tensor_at(0, 10), 10)
+        assert grown.elements(tensor_at(15, 10), size).shape == (size,)
     assert scratch.elements(tensor_at(1, 10, dtype=torch.float64), 10).dtype == torch.float64

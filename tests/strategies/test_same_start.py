@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_evo import EvoStrategy
 from tests.strategies.test_ddp import digest, only, quietly
 
 
@@ -87,6 +88,26 @@ def train(name, folder="", shuffle=True, workers=0, seeds="seed_everything", res
     finally:
         for variable in os.environ.keys() - before.keys():
             del os.environ[variable]
+
+
+def test_each_validation_draws_other_numbers_than_training_and_the_one_before():
+    seen = []
+
+    class Watched(Model):
+        def validation_step(self, batch, batch_idx):
+            seen.append((torch.rand(1).item(), random.random(), float(numpy.random.rand())))
+
+    strategy = EvoStrategy(population=2, sigma=0.1, evaluation="plain", seed=3)
+    trainer = L.Trainer(
+        strategy=strategy, accelerator="cpu", max_steps=3, val_check_interval=1, limit_val_batches=1, logger=False,
+        num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = Watched()
+    module.net[1].p = 0.0  # training draws nothing
+    trainer.fit(module, DataLoader(Augmented(), 4), DataLoader(Augmented(), 3))
+    after = (torch.rand(1).item(), random.random(), float(numpy.random.rand()))
+    assert len({number for numbers in [*seen, after] for number in numbers}) == 3 * (len(seen) + 1) == 12
+    assert "run" not in vars(trainer.fit_loop.epoch_loop.val_loop)  # nothing of ours is left, and it can be pickled
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ class Perturbed(TorchFunctionMode):
         if rows is None:
             return self.tensor(parameter)
         self._expose(parameter, rows)
-        return rows[0]
+        return rows[0].as_strided(center.shape, center.stride())
 
     def _expose(self, parameter: EvolvingParameter, memory: Tensor) -> None:
         """Note that a call gets a member's memory, if the call may write to it."""

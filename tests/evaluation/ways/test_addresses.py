@@ -8,7 +8,14 @@ from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.in_forward import InForward
 from tests.evaluation.models import NOISE, evaluate, population
 
-SHAPES = {"vector": (11,), "matrix": (9, 13), "again": (15, 5), "images": (5, 3, 3, 3), "table": (17, 7)}
+SHAPES = {
+    "vector": (11,),
+    "matrix": (9, 13),
+    "again": (15, 5),
+    "images": (5, 3, 3, 3),
+    "points": (6, 5, 1, 1),
+    "table": (17, 7),
+}
 
 
 class Weights(torch.nn.Module):
@@ -19,7 +26,8 @@ class Weights(torch.nn.Module):
         for name, shape in SHAPES.items():
             memory = torch.randn(torch.Size(shape).numel() + offset)
             self.register_parameter(name, torch.nn.Parameter(memory[offset:].view(shape)))
-        self.images.data = self.images.data.to(memory_format=torch.channels_last)
+        for weight in (self.images, self.points):
+            weight.data = weight.data.to(memory_format=torch.channels_last)
 
     def forward(self):
         ids = torch.tensor([3, 16, 3])
@@ -27,6 +35,7 @@ class Weights(torch.nn.Module):
             torch.nn.functional.linear(torch.ones(4, 13), self.matrix, self.vector[:9]).sum()
             + (self.again @ self.again.T + self.again.detach() @ self.again.data.T).sum()
             + torch.nn.functional.conv2d(torch.ones(1, 3, 5, 5), self.images).sum()
+            + torch.nn.functional.conv2d(torch.ones(1, 5, 2, 2), self.points).sum()
             + torch.nn.functional.embedding(ids, self.table).sum()
             + self.table.mv(torch.ones(7)).sum()
             + self.vector.sum()
