@@ -89,7 +89,8 @@ def upward(package: Path = PACKAGE) -> list[Import]:
     """Imports of rooms that stand further up."""
     height = {room: number for number, room in enumerate(FLOORS)}
     between = [one for one in imports(package) if inside(one.module, package)]
-    return [one for one in between if height.get(room_of(one.module), -1) > height.get(room_of(one.file), len(FLOORS))]
+    root = height["cli"] - 0.5  # the package itself, which shows what the rooms have
+    return [one for one in between if height.get(room_of(one.module), root) > height.get(room_of(one.file), root)]
 
 
 def circle(package: Path = PACKAGE) -> list[str]:
