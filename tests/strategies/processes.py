@@ -93,12 +93,12 @@ def processes(count: int) -> Iterator[Processes]:
         pool.close()
 
 
-def run_script(code: str, folder: Path, timeout: float = 200.0) -> str:
+def run_script(code: str, folder: Path, timeout: float = 200.0, launcher: tuple[str, ...] = ()) -> str:
     """What a script prints that starts processes by itself, as Lightning does; all of them are ended."""
     (folder / "train.py").write_text(code)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": str(free_port())}
     with subprocess.Popen(
-        [sys.executable, "train.py"],
+        [sys.executable, *launcher, "train.py"],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,9 +1,7 @@
 """`evo_ddp`: the weights are those of one process, whichever process evaluates what."""
 
 import hashlib
-import subprocess
-import sys
-import textwrap
+import os
 import time
 from collections import Counter
 from datetime import timedelta
@@ -12,13 +10,14 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evo import EvoDDPStrategy
 from lightning_evo.processes.checksums import checksum, dense_parts
 from lightning_evo.strategies import ddp
-from tests.strategies.processes import Failed
+from tests.strategies.processes import Failed, run_script
 
 GENERATIONS = 50
 
@@ -58,8 +57,6 @@ def flat(module):
 
 
 def trainer(strategy, generations=GENERATIONS, **options):
-    import os
-
     defaults = {
         "accelerator": "cpu", "devices": int(os.environ["WORLD_SIZE"]), "strategy": strategy, "logger": False,
         "max_steps": generations, "enable_checkpointing": False, "enable_progress_bar": False,
@@ -203,8 +200,6 @@ def test_processes_that_start_differently_become_equal(world):
 
 
 def train_differently():
-    import os
-
     return train({"seed": None, "checksum_every": 1}, generations=5, seed=int(os.environ["RANK"]))
 
 
@@ -491,8 +486,6 @@ def test_no_more_members_of_one_forward_are_left_out_than_may_be(world):
 
 def train_twice(strategy):
     """Without a seed, two modules one after the other."""
-    import os
-
     quietly()
     torch.manual_seed(int(os.environ["RANK"]))
     run, found = trainer(EvoDDPStrategy(population=8, evaluation="plain", **strategy), 3), []
@@ -681,45 +674,44 @@ def test_nccl_without_gpus(world):
 # --- launchers ------------------------------------------------------------------------------------------------------
 
 
-SCRIPT = """
-import lightning as L
-import torch
-from lightning.pytorch.demos.boring_classes import BoringModel
-
-class Model(BoringModel):
+class Boring(BoringModel):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
+
+def train_boring(strategy):
+    """The same training by every launcher."""
+    quietly()
+    L.seed_everything(0, verbose=False)
+    module = Boring()
+    start = digest(module)
+    run = L.Trainer(
+        strategy=strategy, accelerator="cpu", devices=2, max_steps=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    run.fit(module)
+    assert digest(module) != start
+    return digest(module), run.is_global_zero
+
+
+SCRIPT = """
+from tests.strategies.test_ddp import train_boring
+
 if __name__ == "__main__":
-    import logging, warnings
-    warnings.simplefilter("ignore")
-    L.seed_everything(0)
-    model = Model()
-    trainer = L.Trainer(
-        strategy={strategy!r}, accelerator="cpu", devices=2, max_steps=3, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, limit_val_batches=0, default_root_dir={folder!r},
-    )
-    trainer.fit(model)
-    if trainer.is_global_zero:
-        weights = model.layer.weight.sum()
-        print("RESULT", f"{{float(weights.detach()):.6f}}")
+    weights, is_first = train_boring({strategy!r})
+    if is_first:
+        print("RESULT", weights)
 """
 
 
 @pytest.mark.slow
-def test_launchers(tmp_path):
-    """Lightning's own ways of starting processes, and torchrun; all end with the same weights."""
-    found = {}
-    for strategy in ("evo_ddp", "evo_ddp_spawn", "evo_ddp_fork", "torchrun"):
-        script = tmp_path / f"{strategy}.py"
-        script.write_text(
-            textwrap.dedent(SCRIPT).format(strategy=strategy.replace("torchrun", "evo_ddp"), folder=str(tmp_path))
-        )
-        command = [sys.executable, str(script)]
-        if strategy == "torchrun":
-            command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=150)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[strategy] = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    # A spawned process hands its weights back to the script's, so all can be compared.
-    assert only(list(found.values()))
+@pytest.mark.parametrize("launcher", ["evo_ddp", "evo_ddp_spawn", "evo_ddp_fork", "torchrun"])
+def test_launchers(launcher, world, tmp_path, monkeypatch):
+    """Lightning's own ways of starting processes, and torchrun. (A spawned process hands its weights back.)"""
+    weights = only([weights for weights, _ in world(2).run(train_boring, "evo_ddp")])
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    code, torchrun = SCRIPT.format(strategy=launcher.replace("torchrun", "evo_ddp")), ()
+    if launcher == "torchrun":
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    printed = run_script(code, tmp_path, launcher=torchrun)
+    assert [line for line in printed.splitlines() if "RESULT" in line] == [f"RESULT {weights}"]
