@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo     train a small network by evolution and watch it learn"
-	@echo "make test     lint, type-check, then run every test but those of test-models: a quarter of an hour on two cores"
+	@echo "make test     lint, type-check, then run every test but those of test-models: about ten minutes on two cores"
 	@echo "make test-fast    while you work: no linters, and no test that is marked slow; about three minutes"
 	@echo "make test-models  before a release: tests with a real language model, or with the peers of the benchmarks"
 	@echo "make bench    every benchmark that runs on a CPU: about forty minutes; writes benchmarks/results"

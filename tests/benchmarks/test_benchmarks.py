@@ -40,6 +40,7 @@ def test_engine(tmp_path):
                 assert row["how"].startswith(f"evaluation: {way}")
 
 
+@pytest.mark.slow
 def test_overhead(tmp_path, monkeypatch):
     needs_transformers()
     monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")

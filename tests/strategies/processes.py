@@ -35,7 +35,7 @@ class Processes:
         self.count = count
         self._workers: list[tuple[Any, Any]] = []
 
-    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
         """What ``function(*args)`` returns in each process. If one fails all are ended, and started anew next time."""
         if not self._workers:
             self._start()
