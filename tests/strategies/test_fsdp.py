@@ -62,7 +62,7 @@ class Start(L.Callback):
         self.weights = {name: value.detach().double().numpy() for name, value in module.named_parameters()}
 
 
-def together(pool, module=None, strategy="EvoFSDPStrategy", timeout=60.0, **options):
+def together(pool, module=None, strategy="EvoFSDPStrategy", timeout=120.0, **options):
     """The same run of several processes, on the same data; what each of them has then."""
     options = {"devices": pool.count, "use_distributed_sampler": False, **options}
     arguments = {**OPTIONS, **options.pop("arguments", {})}
@@ -374,7 +374,7 @@ def journal_alone(folder, **options):
                      use_distributed_sampler=False, **options)  # fmt: skip
 
 
-def journal_together(pool, folder, strategy="EvoFSDPStrategy", arguments=None, timeout=90.0, **options):
+def journal_together(pool, folder, strategy="EvoFSDPStrategy", arguments=None, timeout=120.0, **options):
     arguments = {**OPTIONS, "update": "in_place", **(arguments or {})}
     options = {"devices": pool.count, "use_distributed_sampler": False, **options}
     return pool.run(functools.partial(journaled, strategy, arguments, folder, **options), timeout=timeout)
