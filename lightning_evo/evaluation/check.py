@@ -88,10 +88,11 @@ def judge(way: Way, job: Job) -> Verdict:
     trial, sigma = _Trial(way, job), job.population.sigma
     nothing = NothingToCompare()
     # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
-    for far in (max(sigma, 0.3 * _root_mean_square(_representatives(job.space))), 0.3, sigma):
+    far = max(sigma, 0.3 * _root_mean_square(_representatives(job.space)))
+    for distance in dict.fromkeys((far, 0.3, sigma)):
         try:
-            population = replace(job.population, sigma=far)
-            return _judge(trial, job.space, population, may_overflow=far == sigma)
+            population = replace(job.population, sigma=distance)
+            return _judge(trial, job.space, population, may_overflow=distance == sigma)
         except _CenterFails:
             raise
         except (MembersFail, _TooFar) as error:
