@@ -191,9 +191,10 @@ class _Trial:
         self, space: SearchSpace, population: Population, members: int = _MEMBERS, *, watch_memory: bool = False
     ) -> list[_Run]:
         """The first members, at most ``members``."""
-        size = population.per_direction if self._way.members_per_forward is not None else 1
-        numbers = range(min(len(population), -(-members // size) * size))
-        together = [numbers] if self._way.members_per_forward is not None else [[number] for number in numbers]
+        shares, pair = self._way.members_per_forward is not None, population.per_direction
+        numbers = range(min(len(population), -(-members // pair) * pair if shares else members))
+        # One by one, the members of a pair have their small tensors in common.
+        together = [numbers] if shares else [numbers[start : start + pair] for start in numbers[::pair]]
         job = replace(self._job, space=space, population=population)
         runs: list[_Run] = []
         for group in together:

@@ -1,7 +1,5 @@
 """The proof compares what functions give: it ends, and finds what is wrong, whatever becomes of that in the fitness."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -16,30 +14,25 @@ from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import mlp, population
 from tests.evaluation.test_choice import HIDDEN
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*nothing to learn"),
+    pytest.mark.filterwarnings("ignore:evaluation='(in_forward|batched)' does not work with this module"),
+]
 WAYS = ["in_forward", "batched"]
-
-
-class Counted:
-    """A fitness that counts its calls."""
-
-    def __init__(self, fitness):
-        self.fitness, self.calls = fitness, itertools.count()
-        self.counted = 0
-
-    def __call__(self, batch):
-        self.counted += 1
-        return self.fitness(batch)
 
 
 def generations(module, fitness, count=12, members=6, **options):
     """Calls of the fitness in each generation, and the evolution."""
-    evolution, counted, calls = Evolution(population=members, seed=0, **options), Counted(fitness), []
+    evolution, calls = Evolution(population=members, seed=0, **options), []
     evolution.setup(module)
+
+    def counted(batch):
+        calls[-1] += 1
+        return fitness(batch)
+
     for _ in range(count):
-        counted.counted = 0
-        assert evolution.evaluate(counted, torch.ones(2, 6)) or counted.fitness(None) is None
-        calls.append(counted.counted)
-        if evolution.has_fitness:
+        calls.append(0)
+        if evolution.evaluate(counted, torch.ones(2, 6)):  # if not, it was declined
             evolution.conclude()
     return calls, evolution
 
@@ -47,7 +40,6 @@ def generations(module, fitness, count=12, members=6, **options):
 # --- it ends --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize(("way", "forwards"), [("in_forward", 6), ("batched", 1), ("plain", 6)])
 @pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
 def test_a_fitness_that_always_ties_is_proven_in_the_first_generation(way, forwards, noise):
@@ -59,7 +51,6 @@ def test_a_fitness_that_always_ties_is_proven_in_the_first_generation(way, forwa
     assert "not possible" not in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize("value", [1.0, None])
 def test_a_fitness_that_reads_no_weight_is_left_to_the_plain_loop_after_ten_batches(value):
     calls, evolution = generations(mlp(), lambda batch: value, count=13)
@@ -92,7 +83,6 @@ class Writer(nn.Module):
         return text
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize("arbitrary", [False, True], ids=["likeliest", "arbitrary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
@@ -113,7 +103,6 @@ def test_a_text_is_a_fitness(noise, dtype, arbitrary):
     assert evolution.evaluation.summary == "evaluation: in_forward"
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 def test_auto_runs_a_text_one_by_one():
     torch.manual_seed(0)
     module = Writer(arbitrary=False)
@@ -200,9 +189,6 @@ def test_elements_of_noise_are_counted(forwards, times):
 # --- it finds what is wrong -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("hidden", [name for name in HIDDEN if name not in ("script", "compile", "compile_in_place")])
 def test_a_hidden_read_is_found_though_the_fitness_ties(hidden, way):
@@ -215,9 +201,6 @@ def test_a_hidden_read_is_found_though_the_fitness_ties(hidden, way):
     assert calls[1:] == [6] * 11
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 def test_a_hidden_read_behind_a_text_is_found():
     """The weights of the head are read by NumPy, too, before a letter is chosen."""
 
@@ -238,9 +221,6 @@ def test_a_hidden_read_behind_a_text_is_found():
     assert "head.weight" in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
 def test_one_wrong_member_of_several_is_found_though_the_fitness_ties(wrong, name, monkeypatch):
@@ -260,9 +240,20 @@ def test_one_wrong_member_of_several_is_found_though_the_fitness_ties(wrong, nam
     assert name in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
+def test_a_pair_that_shares_the_wrong_tensors_is_found_though_the_fitness_ties(monkeypatch):
+    """Small tensors are made for both members, when the first one runs."""
+    module = mlp()
+    make = Perturbed._make_small
+
+    def make_small(self):
+        make(self)
+        self._step_index = 0
+
+    monkeypatch.setattr(Perturbed, "_make_small", make_small)
+    _, evolution = generations(module, lambda batch: module(batch).sum() * 0, evaluation="in_forward", count=1)
+    assert "in_forward is not possible: linear gives something else" in evolution.evaluation.summary
+
+
 def test_members_that_are_mixed_up_in_a_forward_are_found_though_the_fitness_ties(monkeypatch):
     module = mlp()
     tensor = Perturbed.stack
