@@ -143,6 +143,16 @@ class Reports:
                 stacklevel=4,
             )
 
+    def moved(self, generation: int) -> None:
+        """Warn that weights are not the center that an algorithm holds."""
+        if "moved" not in self._shown:
+            self._shown.add("moved")
+            warnings.warn(
+                f"Generation {generation}: the weights were moved by something else than evolution (for example a "
+                "callback), so the search goes on from where they are now. Shown once.",
+                stacklevel=5,
+            )
+
     def learning(self, generation: int, update: Update, failed: Tensor) -> None:
         """Warn of fitness that is not finite, or from which nothing can be learnt.
 

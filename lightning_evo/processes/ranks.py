@@ -24,10 +24,6 @@ def _only_own(values: Tensor) -> list[Tensor]:
     return [values]
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
 def _unknown() -> tuple[float, bool]:
     return math.inf, False
 
@@ -41,7 +37,6 @@ class Ranks:
         data: Processes of a group.
         rank: Number of this process, below ``groups * data``.
         gather_from_all: Gives the tensors of all processes, by rank, for one of this process; all of the same shape.
-        sum_over_all: Gives the sum of the tensors of all processes; may write to the one of this process.
         chunk: Members that stay together, so that they are evaluated in the same forward with any number of ranks;
             rounded down to whole pairs where members come in pairs.
         batches: Gives how many batches this process has in an epoch, infinite if that is not known, and whether it
@@ -61,7 +56,6 @@ class Ranks:
     data: int = 1
     rank: int = 0
     gather_from_all: Callable[[Tensor], list[Tensor]] = _only_own
-    sum_over_all: Callable[[Tensor], Tensor] = _unchanged
     chunk: int = 1
     batches: Callable[[], tuple[float, bool]] = _unknown
 

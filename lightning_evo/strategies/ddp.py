@@ -2,7 +2,7 @@
 
 There is no ``DistributedDataParallel`` around the module, as there are no gradients to reduce: all processes draw the
 same noise and learn from the same fitness, so their weights stay equal. In a training step only fitness is sent
-(and parts of the update, with ``update_sync="sharded"`` and ``"all_reduce"``).
+(and parts of the update, with ``update_sync="sharded"``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from lightning_evo.algorithms import Algorithm
 from lightning_evo.evaluation.faults import Pace
 from lightning_evo.generation.sync import UpdateSync, choose, synchronized
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import AlongDirections, Update
 from lightning_evo.processes.checksums import compare_batches, compare_weights
 from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.strategies import _compat
@@ -91,8 +91,8 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             its share of the data, and the fitness is the mean. ``(groups, processes)``: a grid, in which groups divide
             the members, and the processes of a group the data.
         update_sync: Which process makes the noise of an update: ``"replicated"`` (every process all of it),
-            ``"sharded"`` (each a part of every tensor; the same bits), ``"all_reduce"`` (each some directions; rounded
-            differently), or ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
+            ``"sharded"`` (each a part of every tensor; the same bits), or ``"auto"``, by a measurement
+            (docs/scaling.md).
         checksum_every: After how many generations the processes compare checksums of their weights, and stop if they
             differ; 0 for never.
         drop_stragglers: The share of members, in [0, 1), that a generation does not wait for: once all others are
@@ -151,11 +151,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
                 f"drop_stragglers={drop_stragglers} leaves fewer members than minimum_evaluated="
                 f"{self.evolution.minimum_evaluated} asks for. Lower one of them."
             )
-        if self._update_sync == "all_reduce" and self.evolution.algorithm.momentum:
-            raise ValueError(
-                "update_sync='all_reduce' can't add up momentum, which is made of past directions. Use 'sharded', "
-                "'replicated' or 'auto'."
-            )
 
     # --- processes ---
 
@@ -210,14 +205,9 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
 
     # --- the update ---
 
-    @property
-    def summation(self) -> str:  # noqa: D102
-        processes = self.evolution.ranks.world_size
-        return f"all_reduce over {processes} processes" if self._update_sync == "all_reduce" and processes > 1 else ""
-
     def _synchronized(self, update: Update) -> Update:
         ranks = self.evolution.ranks
-        if ranks.world_size == 1 or not update:
+        if ranks.world_size == 1 or not update or not isinstance(update, AlongDirections):
             return update
         if self._chosen_update_sync == "auto":
             self._chosen_update_sync, why = choose(update, ranks)
