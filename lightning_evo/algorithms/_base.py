@@ -39,9 +39,9 @@ class State:
     center: Tensor | None = field(default=None, repr=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is not ``None``, as plain numbers and tensors: a checkpoint holds it as it is."""
+        """All that is not ``None`` or empty, as plain numbers and tensors: a checkpoint holds it as it is."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None and value != ()}
 
     @classmethod
     def from_state_dict(cls: type[AnyState], saved: Mapping[str, Any]) -> AnyState:

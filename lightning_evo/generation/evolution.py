@@ -288,8 +288,8 @@ class Evolution:
             raise ValueError(
                 f"A fitness for each of {len(self.population)} members is needed, got {list(fitness.shape)}."
             )
-        if sigma is not None and sigma != self.sigma:  # set by hand, by a callback that may not be here now
-            self.sigma, self._population = sigma, None
+        if sigma is not None:
+            self._population = replace(self.population, sigma=sigma)
         self._scores.fitness_sum, self._scores.weight = fitness.to(torch.float64), 1.0
 
     def conclude(self) -> Update:

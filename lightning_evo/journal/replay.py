@@ -126,9 +126,7 @@ def _replay(
         record, conditions = journal.read(generation), journal.conditions_at(generation)
         space = weights.space(conditions.parameters)
         state = replace(state, seed=conditions.seed)
-        if record.sigma != algorithm.current_sigma(state):  # set by hand
-            state = replace(state, sigma=record.sigma)
-        population = laid_over(algorithm.ask(state), space)
+        population = replace(laid_over(algorithm.ask(state), space), sigma=record.sigma)
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
         state, lesson = algorithm.learn(state, population, fitness, space.numel)
         update = update_from(lesson, population, space, fitness)
