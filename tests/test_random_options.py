@@ -86,7 +86,6 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "shard": ["population", "data", (2, 2), [1, 4], "date"],
     "update_sync": ["auto", "replicated", "sharded", "all_reduce", "replicate"],
     "checksum_every": [0, 1, 100],
-    "drop_stragglers": [0.0, 0.1, 0.9],
     "start_method": ["popen", "spawn", "fork", "forkserver", "thread"],
     "process_group_backend": ["gloo", "nccl", "cpu:gloo,cuda:nccl", "gloo,nccl", "cpu:gloo,cpu:gloo", "undefined"],
     "timeout": [timedelta(minutes=2), timedelta(microseconds=1), 30],

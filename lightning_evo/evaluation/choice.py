@@ -24,7 +24,7 @@ from lightning_evo.evaluation.candidates import (
 )
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
-from lightning_evo.evaluation.faults import Failure, Pace, limited, timeout_of_members
+from lightning_evo.evaluation.faults import Failure, limited, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.running import Job, Way, name_of, run
@@ -66,8 +66,6 @@ class Evaluation:
                     f"members_per_forward has no effect with evaluation={name!r}, which runs one at a time."
                 )
         self.member_timeout = None if member_timeout is None else timeout_of_members(member_timeout)
-        self.pace: Pace | None = None
-        """Lets members be left out, where processes share the population; a strategy sets it."""
         self.summary = ""
         """The choice and its reasons in one line; empty before the first generation."""
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
@@ -127,8 +125,7 @@ class Evaluation:
             return self._choose(job, self._ways, self._obstacles(module, space))
         way, *others = self._ways
         try:
-            job_at_pace = replace(job, pace=self.pace)  # no member is dropped while choosing
-            return run(way, job_at_pace, job_at_pace.in_forward)
+            return run(way, job, job.in_forward)
         except CenterMoved:
             raise
         except Exception as error:

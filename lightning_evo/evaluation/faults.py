@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_evo.utils.options import number
 
-__all__ = ["Failure", "LeftOut", "Pace", "guarded", "limited", "timeout_of_members"]
+__all__ = ["Failure", "guarded", "limited", "timeout_of_members"]
 
 _LONGEST = 1e9  # seconds that any system's interval timer takes: 30 years
 
@@ -28,69 +28,14 @@ class Failure:
     error: Exception
 
 
-class LeftOut(Exception):
-    """A member was not evaluated, because enough members have finished on all processes together."""
-
-
-class Pace:
-    """Tells a slow process when enough members have finished, so that the others need not wait for it.
-
-    Processes count what they have finished at a place that all can reach, and look there before every member.
-
-    Args:
-        add: Adds to the number under a name, for all processes, and gives the new number.
-        drop: The share of members, in (0, 1), that need not be waited for.
-
-    Example:
-        >>> from collections import Counter
-        >>> numbers = Counter()
-        >>> def add(name, amount):
-        ...     numbers[name] += amount
-        ...     return numbers[name]
-        >>> pace = Pace(add, drop=0.25)
-        >>> pace.start("generation 0", members=4)
-        >>> evaluate = pace.counted(lambda: 1.0)
-        >>> [evaluate(), evaluate(), evaluate()]
-        [1.0, 1.0, 1.0]
-        >>> evaluate()
-        Traceback (most recent call last):
-        ...
-        lightning_evo.evaluation.faults.LeftOut: 3 of 4 members were finished by all processes.
-    """
-
-    def __init__(self, add: Callable[[str, int], int], drop: float) -> None:
-        self._add, self._drop = add, drop
-        self._name, self._members, self._enough = "", 0, 0
-
-    def start(self, name: str, members: int) -> None:
-        """Begin the next evaluation of ``members`` members by all processes together, under a new name."""
-        self._name, self._members, self._enough = name, members, members - int(members * self._drop)
-
-    def counted(self, fitness: Callable[[], Any], members: int = 1) -> Callable[[], Any]:
-        """A fitness that counts as ``members`` members, and raises :class:`LeftOut` once enough have finished."""
-
-        def run() -> Any:
-            finished = self._add(self._name, 0)
-            if finished >= self._enough:
-                raise LeftOut(f"{finished} of {self._members} members were finished by all processes.")
-            value = fitness()
-            self._add(self._name, members)
-            return value
-
-        return run
-
-
-def guarded(fitness: Callable[[], Any], timeout: float | None = None, pace: Pace | None = None) -> Callable[[], Any]:
+def guarded(fitness: Callable[[], Any], timeout: float | None = None) -> Callable[[], Any]:
     """A fitness that gives a :class:`Failure` instead of raising an exception.
 
     Args:
         fitness: Evaluates a member.
         timeout: Seconds after which a member has failed; ``None`` for no limit.
-        pace: Leaves members out.
     """
     fitness = limited(fitness, timeout)
-    if pace is not None:
-        fitness = pace.counted(fitness)
 
     def run() -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Runs members in the way that was chosen; members that fail, hang or are left out don't stop the others."""
+"""Runs members in the way that was chosen; members that fail or hang don't stop the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import Writes
-from lightning_evo.evaluation.faults import Pace, guarded, limited
+from lightning_evo.evaluation.faults import guarded, limited
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways import plain
 from lightning_evo.evaluation.ways.batched import Batched
@@ -32,7 +32,6 @@ class Job:
         isolation: Entered by the caller.
         members: Numbers of the members to evaluate.
         timeout: Seconds after which a member has failed; ``None`` means no limit.
-        pace: Lets members be left out.
     """
 
     space: SearchSpace
@@ -41,12 +40,11 @@ class Job:
     isolation: Isolation
     members: Sequence[int]
     timeout: float | None = None
-    pace: Pace | None = None
 
     @property
     def guarded(self) -> Callable[[], Any]:
         """The fitness of one member; a :class:`~lightning_evo.evaluation.faults.Failure` where it raises."""
-        return guarded(self.fitness, self.timeout, self.pace)
+        return guarded(self.fitness, self.timeout)
 
     def by_plain_loop(self, members: Sequence[int]) -> list[Any]:
         """Some members by the plain loop."""
@@ -108,7 +106,6 @@ def _shared_fitness(way: Batched, job: Job) -> Callable[[], Any]:
     """The fitness of members that share a forward; their time limit is the timeout times their number."""
 
     def run_together() -> Any:
-        fitness = limited(job.fitness, None if job.timeout is None else job.timeout * way.running)
-        return (fitness if job.pace is None else job.pace.counted(fitness, way.running))()
+        return limited(job.fitness, None if job.timeout is None else job.timeout * way.running)()
 
     return run_together

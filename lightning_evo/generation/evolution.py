@@ -224,10 +224,6 @@ class Evolution:
             self.evaluation.limit_groups(self._chunk)
         ranks = self._ranks_with_groups
         members = ranks.share(population)
-        if self.evaluation.pace is not None:
-            name = f"generation {self.state.generation}, batch {self._scores.batches}"
-            self.evaluation.pace.start(name, len(population) * self.ranks.data)
-        self._scores.batches += 1
         values = self._evaluate_members(fitness, batch, members)
         failures = [value.error for value in values if isinstance(value, Failure)]
         results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)

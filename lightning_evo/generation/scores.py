@@ -29,7 +29,6 @@ class Scores:
         fitness_sum: Of the batches so far, each times its weight, float64 ``[members]``; NaN where a member has failed.
         weight: The sum of the batches' weights.
         failed: Which members have failed by an exception or the timeout, bool ``[members]``.
-        batches: How many were evaluated, declined ones included.
 
     Example:
         >>> scores = Scores(2)
@@ -48,7 +47,6 @@ class Scores:
         self.fitness_sum = torch.zeros((), dtype=torch.float64).expand(members)
         self.failed = torch.zeros((), dtype=torch.bool).expand(members)
         self.weight = 0.0
-        self.batches = 0
 
     def add(self, results: Tensor) -> bool:
         """Take one more batch into account.

@@ -37,20 +37,12 @@ __all__ = [
     "seed_workers",
     "set_data_parallel_size",
     "set_device_mesh",
-    "shared_counter",
     "synchronizes_batch_norm",
     "unwrapped",
     "without_scaler",
 ]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
-
-
-def shared_counter(prefix: str) -> Callable[[str, int], int]:
-    """Adds to a number that all processes share, by name, and gives the new one; it is in their common store."""
-    distributed: Any = torch.distributed
-    store = distributed.PrefixStore(f"lightning_evo {prefix}", distributed.distributed_c10d._get_default_store())
-    return store.add  # type: ignore[no-any-return]
 
 
 def leave_sampler_of_training(trainer: Any) -> None:

@@ -7,7 +7,6 @@ same noise and learn from the same fitness, so their weights stay equal. In a tr
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -17,7 +16,6 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_evo.algorithms import Algorithm
-from lightning_evo.evaluation.faults import Pace
 from lightning_evo.generation.sync import UpdateSync, choose, synchronized
 from lightning_evo.generation.update import AlongDirections, Update
 from lightning_evo.processes.checksums import compare_batches, compare_weights
@@ -25,7 +23,7 @@ from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._processes import ProcessesEvoMixin, connection_options, refuse
 from lightning_evo.utils.messages import shown
-from lightning_evo.utils.options import as_whole, number, one_of, whole
+from lightning_evo.utils.options import as_whole, one_of, whole
 
 __all__ = ["DDPEvoMixin", "Division"]
 
@@ -95,8 +93,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             (docs/scaling.md).
         checksum_every: After how many generations the processes compare checksums of their weights, and stop if they
             differ; 0 for never.
-        drop_stragglers: The share of members, in [0, 1), that a generation does not wait for: once all others are
-            evaluated, a slow process skips those that it has not begun. It costs reproducibility, so the default is 0.
         start_method: ``"popen"``, ``"spawn"``, ``"fork"`` or ``"forkserver"``: how processes are started that no
             cluster or torchrun has started.
         process_group_backend: ``"nccl"`` or ``"gloo"``; by default what suits the device.
@@ -119,7 +115,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         shard: Division | list[int] = "population",
         update_sync: UpdateSync = "auto",
         checksum_every: int = 100,
-        drop_stragglers: float = 0.0,
         start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
         process_group_backend: str | None = None,
         timeout: timedelta | None = None,
@@ -131,14 +126,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
         self._shard = _checked_shard(shard)
         self._update_sync = self._chosen_update_sync = one_of("update_sync", update_sync, get_args(UpdateSync))
         self._checksum_every = whole("checksum_every", checksum_every, minimum=0)
-        self._drop_stragglers = number(
-            "drop_stragglers", drop_stragglers, minimum=0, below=1, wanted="a share of the members, in [0, 1)"
-        )
-        if self._drop_stragglers and self._shard != "population":
-            raise ValueError(
-                "drop_stragglers leaves out members, and works with shard='population' only: where processes divide "
-                "the data, each has every member. Leave it out."
-            )
         self._parent_options = {
             "start_method": one_of("start_method", start_method, ("popen", "spawn", "fork", "forkserver")),
             "parallel_devices": parallel_devices,
@@ -146,11 +133,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
-        if self._drop_stragglers > 1 - self.evolution.minimum_evaluated + 1e-9:
-            raise ValueError(
-                f"drop_stragglers={drop_stragglers} leaves fewer members than minimum_evaluated="
-                f"{self.evolution.minimum_evaluated} asks for. Lower one of them."
-            )
 
     # --- processes ---
 
@@ -192,9 +174,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
     def setup(self, trainer: Any) -> None:  # noqa: D102
         super().setup(trainer)
         self._chosen_update_sync = self._update_sync  # "auto" measures in each fit
-        if trainer.state.fn == "fit" and self._drop_stragglers and self.world_size > 1:
-            name = self.broadcast(uuid.uuid4().hex)  # each fit has its own counters
-            self.evolution.evaluation.pace = Pace(_compat.shared_counter(name), self._drop_stragglers)
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
         every, ranks, generation = self._checksum_every, self.evolution.ranks, self.evolution.state.generation

@@ -5,14 +5,13 @@ import math
 import signal
 import threading
 import time
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_evo.evaluation import faults
-from lightning_evo.evaluation.faults import Pace, guarded, limited
+from lightning_evo.evaluation.faults import limited
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.generation.evolution import Evolution
 
@@ -214,40 +213,6 @@ def test_impossible_timeouts(timeout):
 def test_impossible_shares(share):
     with pytest.raises(ValueError, match=r"minimum_evaluated must be a share of the members, in \[0, 1\]"):
         subject(minimum_evaluated=share)
-
-
-def test_the_time_limit_is_the_members_own(clock):
-    """What counts members for all processes is not interrupted, nor does it make a member late."""
-
-    def add(name, amount):
-        clock.sleep(0.1)
-        return 0
-
-    pace = Pace(add, drop=0.5)
-    pace.start("generation 0", members=2)
-    assert guarded(lambda: 1.0, 0.05, pace)() == 1.0
-    assert clock.now == 0.2  # before the member and after it
-
-
-def test_what_a_forward_has_finished_is_kept():
-    """Others have done enough after the first two forwards of three members each."""
-    evolution, module = subject("batched", population=12, antithetic=False, members_per_forward=3)
-
-    def fitness(batch):
-        return -module(batch).square().sum()
-
-    batch, numbers = torch.ones(4, 3), Counter()
-    evolution.evaluate(fitness, batch)
-    evolution.conclude()
-
-    def add(name, amount):
-        numbers[name] += amount
-        return numbers[name]
-
-    evolution.evaluation.pace = Pace(add, drop=0.5)
-    with pytest.warns(UserWarning, match="6 of 12 members failed and are left out, the first with LeftOut: 6 of 12"):
-        assert evolution.evaluate(fitness, batch)
-    assert list(numbers.values()) == [6]
 
 
 @pytest.fixture
