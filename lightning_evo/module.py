@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
@@ -84,7 +84,7 @@ class EvolutionMixin:
 
         step = fitness_of_step(self.fitness_step, batch_idx)
 
-        def fitness(batch: Any) -> Tensor:
+        def fitness(batch: Any) -> Any:
             with plugin.train_step_context():
                 return step(batch)
 

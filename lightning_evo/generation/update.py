@@ -43,7 +43,7 @@ class Update:
     Attributes:
         population: The generation's members.
         space: The evolving parameters.
-        fitness: Mean fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
+        fitness: What members were compared by, float64 ``[members]``; NaN or infinite where one failed.
         weights: Weight of each noise direction; all zero if there is nothing to learn.
         weight_decay: L2 coefficient.
         learning_rate: The algorithm's own learning rate in this generation.
