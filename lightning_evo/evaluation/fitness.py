@@ -168,9 +168,9 @@ def _checked_missing(missing: Any, values: Tensor, source: str) -> Tensor:
 
 
 def number_of(record: Any) -> float:
-    """The fitness in what a member reported, to compare ways of evaluating by; NaN if it declined."""
+    """One number to compare ways of evaluating by: the fitness of a record, with its tie breaker; NaN if declined."""
     if isinstance(record, Tensor) and record.dim() == 1:
-        record = record[0]
+        record = record[:2].nansum() if record[0].isfinite() else record[0]
     return math.nan if record is None else float(as_fitness(record))
 
 

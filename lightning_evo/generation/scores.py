@@ -159,15 +159,16 @@ def _sums(results: Tensor) -> Tensor:
     """One batch's part in :attr:`Scores.sums`."""
     fitness, weight = results[..., 0], results[..., 1]  # [data, members]
     values = results[..., 3:] if results.shape[2] > 3 else results[..., :1]  # [data, members, samples]
+    samples = (values != math.inf).any(1).sum(1)  # of each process's data; those that it has less than others are inf
     reported = weight > 0
     outcome = fitness.where(reported, 0).sum(0).masked_fill((weight < 0).any(0) | ~reported.any(0), math.nan)
-    has = (reported & outcome.isfinite())[..., None] & ~values.isnan()
+    has = (reported & outcome.isfinite())[..., None] & values.isfinite()
     count = has.sum(1)  # [data, samples], as all that follows
     mean = values.where(has, 0).sum(1) / count.clamp(min=1)
     known = count > 0
     # With one more member, which has all samples that any has, and of each the mean.
     has, values = torch.cat([has, known[:, None]], 1), torch.cat([values, mean[:, None]], 1)
-    each = weight.amax(1).clamp(min=0) / known.sum(1).clamp(min=1)  # u, [data]
+    each = weight.amax(1).clamp(min=0) / samples.clamp(min=1)  # u, [data]
     share = has.sum(2) * each[:, None]
     value = (values.where(has, 0).sum(2) * each[:, None]).sum(0)
     value[:-1] = value[:-1].where(outcome.isfinite(), outcome)

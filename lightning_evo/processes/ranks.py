@@ -96,7 +96,8 @@ class Ranks:
 
         Returns:
             ``[data, members, columns]``: the results of each of a group's processes, for all members of the population,
-            with as many columns as the process that has most; NaN where one has fewer. And every process's ``size``.
+            with as many columns as the process that has most; infinite where one has fewer. And every process's
+            ``size``.
 
         Raises:
             RuntimeError: If processes have different numbers of batches; on all of them, and before one is missed.
@@ -117,7 +118,7 @@ class Ranks:
         _compare_columns(widths, self.data)
         found = [theirs[:members] for theirs in everything]
         if max(widths) > 2:
-            more = results.new_full((members, max(widths) - 2), math.nan)
+            more = results.new_full((members, max(widths) - 2), math.inf)
             more[: len(results), : results.shape[1] - 2] = results[:, 2:]
             found = [torch.cat(both, 1) for both in zip(found, self.gather_from_all(more), strict=True)]
         parts = [

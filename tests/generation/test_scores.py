@@ -41,9 +41,10 @@ def by_hand(blocks, weights):
     members = range(len(blocks[0]))
     own, own_weight, level, total = [0.0] * len(members), [0.0] * len(members), 0.0, 0.0
     for block, weight in zip(blocks, weights, strict=True):
-        samples = [sample for sample in zip(*block, strict=True) if not all(map(math.isnan, sample))]
-        for sample in samples:
-            u, has = weight / len(samples), [member for member in members if not math.isnan(sample[member])]
+        for sample in zip(*block, strict=True):
+            u, has = weight / len(block[0]), [member for member in members if not math.isnan(sample[member])]
+            if not has:
+                continue
             mean = sum(sample[member] for member in has) / len(has)
             level, total = level + u * mean, total + u
             for member in has:
@@ -90,17 +91,15 @@ def test_missing_samples_against_plain_loops(share, seed):
         results_of([as_record(fitness) for fitness in with_missing(block)], weight)
         for block, weight in zip(blocks, weights, strict=True)
     ]
-    padded = [torch.cat([rows, torch.full((6, 12 - rows.shape[1]), nan)], 1) for rows in data]
+    padded = [torch.cat([rows, torch.full((6, 12 - rows.shape[1]), inf)], 1) for rows in data]
     together = Scores(6)
     together.add(torch.stack(padded))
     same(together.fitness, expected, rtol=1e-12, atol=1e-12)
 
-    # And, since weights are numbers of samples, the same as one large batch (if no sample is missed by all).
-    if all(any(not math.isnan(value) for value in sample) for block in blocks for sample in zip(*block, strict=True)):
-        whole = [[value for block in blocks for value in block[member]] for member in range(6)]
-        once = Scores(6)
-        once.add(records(*with_missing(whole)))
-        same(once.fitness, expected, rtol=1e-12, atol=1e-12)
+    # And, since weights are numbers of samples, the same as one large batch.
+    once = Scores(6)
+    once.add(records(*with_missing([[value for block in blocks for value in block[member]] for member in range(6)])))
+    same(once.fitness, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_complete_data_gives_the_plain_mean():

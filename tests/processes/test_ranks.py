@@ -11,6 +11,7 @@ from torch.distributed import all_reduce, broadcast_object_list
 from lightning_evo.algorithms import get
 from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.processes.ranks import Ranks
+from tests.processes.together import together
 
 
 def population(members, antithetic=True):
@@ -39,34 +40,20 @@ def world(groups, data, results, everyone, batches=None):
 
     Each runs one member more at once than the one before it.
     """
-    batches = batches or [(math.inf, False)] * len(results)
-    barrier, sent, gathered = threading.Barrier(len(results)), [[], []], [None] * len(results)
+    batches, sent = batches or [(math.inf, False)] * len(results), []
 
-    def run(rank):
-        messages = iter(sent)
+    def gather(rank, gather_from_all):
+        def send(values):
+            sent.append(values.shape)
+            return gather_from_all(values)
 
-        def gather_from_all(values):
-            message = next(messages)
-            message.append((rank, values))
-            barrier.wait(10)
-            return [values for _, values in sorted(message, key=lambda sender: sender[0])]
+        ranks = Ranks(groups, data, rank, send, batches=lambda: batches[rank])
+        return ranks.gather(results[rank], everyone, size=rank + 1)
 
-        ranks = Ranks(groups, data, rank, gather_from_all, batches=lambda: batches[rank])
-        try:
-            gathered[rank] = ranks.gather(results[rank], everyone, size=rank + 1)
-        except Exception as error:
-            gathered[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(results))]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
-    if isinstance(gathered[0], Exception):
-        assert len({str(error) for error in gathered}) == 1
-        raise gathered[0]
+    gathered = together(gather, groups * data)
     largest = max(len(Ranks(groups).share(everyone, group)) for group in range(groups))
     wide = gathered[0][0].shape[2]
-    assert {values.shape for _, values in sent[0]} == {(largest + 2, 2)}
-    assert {values.shape for _, values in sent[1]} == ({(largest, wide - 2)} if wide > 2 else set())
+    assert set(sent) == {(largest + 2, 2)} | ({(largest, wide - 2)} if wide > 2 else set())
     for members, sizes in gathered:
         assert sizes == [*range(1, groups * data + 1)]
         assert torch.equal(gathered[0][0].nan_to_num(99), members.nan_to_num(99))
@@ -113,8 +100,8 @@ def test_gathering_single_samples():
         ],
         population(4),
     )
-    first = [[1.5, 1, nan, 1, 2], [3, 1, nan, nan, 3], [nan, -1, nan, nan, nan], [nan, 0, nan, nan, nan]]
-    second = [[member, 1, nan, member, nan] for member in (4, 5, 6, 7)]
+    first = [[1.5, 1, nan, 1, 2], [3, 1, nan, nan, 3], [nan, -1, *[math.inf] * 3], [nan, 0, *[math.inf] * 3]]
+    second = [[member, 1, nan, member, math.inf] for member in (4, 5, 6, 7)]
     assert same(found, [first, second])
 
 
