@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_evo.algorithms import UpdateName
 from lightning_evo.evaluation.fitness import fitness_of_step
@@ -86,7 +86,7 @@ class EvolutionMixin:
 
         step = fitness_of_step(self.fitness_step, batch_idx)
 
-        def fitness(batch: Any) -> Tensor:
+        def fitness(batch: Any) -> Any:
             with plugin.train_step_context():
                 return step(batch)
 

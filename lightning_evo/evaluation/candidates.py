@@ -11,7 +11,6 @@ Modules that are compiled or scripted hide their weights and are run by the plai
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Literal
 
@@ -20,7 +19,7 @@ from torch import nn
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.faults import limited
-from lightning_evo.evaluation.fitness import as_fitness
+from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.running import Job, Way
 from lightning_evo.evaluation.ways import plain
 from lightning_evo.evaluation.ways.batched import Batched
@@ -88,7 +87,7 @@ def is_slower(way: InForward, job: Job) -> bool:
                 (value,) = (candidate or plain.evaluate)(job.space, job.population, fitness, job.isolation, [member])
             except Exception:  # raised by the user's code: both ways are known to work
                 return False
-            values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
+            values.append(number_of(value))  # waits for a GPU
             times.append(time.perf_counter() - start)
         if repr(values[0]) != repr(values[1]):
             return False

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
-from lightning_evo.evaluation.fitness import as_fitness
+from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways import plain, vmap
 from lightning_evo.evaluation.ways.batched import Batched
@@ -151,7 +151,7 @@ class _Trial:
                 return self._watched(evaluate)()
 
         try:
-            return _number(_twice(run))
+            return number_of(_twice(run))
         except (NeedsWeights, CenterMoved):
             raise
         except Exception:
@@ -159,7 +159,7 @@ class _Trial:
             raise
 
     def by_plain_loop(self, space: SearchSpace, population: Population) -> float:
-        return _number(self._plain(space, population, self._first[:1]))
+        return number_of(self._plain(space, population, self._first[:1]))
 
     def center(self) -> float:
         def run() -> Any:
@@ -167,7 +167,7 @@ class _Trial:
             with kept(self._copied), torch.no_grad():
                 return self._watched(self._fitness)()
 
-        return _number(_own(run))
+        return number_of(_own(run))
 
     def _plain(self, space: SearchSpace, population: Population, members: list[int]) -> Any:
         perturbed = {parameter.index for parameter in space}  # which the loop itself puts back
@@ -297,7 +297,3 @@ def _names(parameters: list[EvolvingParameter]) -> str:
 def _root_mean_square(space: SearchSpace) -> float:
     norms = [float(torch.linalg.vector_norm(p.tensor.detach(), dtype=noise_dtype(p.tensor))) for p in space]
     return math.hypot(*norms) / math.sqrt(max(1, space.numel))
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(as_fitness(value, source="fitness"))

@@ -21,6 +21,7 @@ from lightning_evo.algorithms import Algorithm, Population, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
+from lightning_evo.evaluation.fitness import as_record
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
@@ -41,7 +42,7 @@ CHECKPOINT_KEY = "lightning_evo"
 FitnessFunction = Callable[[Any], Any]
 """Runs the user's code on a batch with the weights as they are.
 
-It gives what :func:`~lightning_evo.evaluation.fitness.as_fitness` takes, or ``None`` to skip the batch."""
+It gives a number, one value per sample or a :class:`~lightning_evo.Fitness`, or ``None`` to skip the batch."""
 
 
 class Evolution:
@@ -228,7 +229,8 @@ class Evolution:
         failures = [value.error for value in values if isinstance(value, Failure)]
         results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)
         self._keep_groups(sizes)
-        self._reports.failures(self.state.generation, results[:, 1] < 0, failures, self.minimum_evaluated)
+        failed = (results[..., 1] < 0).any(0)
+        self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
         return self._scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
@@ -268,7 +270,8 @@ class Evolution:
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
-        return fitness(shared.for_member())
+        value = fitness(shared.for_member())
+        return None if value is None else as_record(value)
 
     def recall(self, fitness: Tensor, sigma: float | None = None) -> None:
         """Take a recorded generation's fitness instead of evaluating it; :meth:`conclude` then gives the same update.
@@ -286,7 +289,7 @@ class Evolution:
             )
         if sigma is not None:
             self._population = replace(self.population, sigma=sigma)
-        self._scores.fitness_sum, self._scores.weight = fitness.to(torch.float64), 1.0
+        self._scores.recall(fitness)
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.
@@ -344,8 +347,7 @@ class Evolution:
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,
             "state": self.state.state_dict(),
-            "fitness_sum": self._scores.fitness_sum.clone(),
-            "fitness_weight": self._scores.weight,
+            **self._scores.state_dict(),
             "random_state": random_state.state_dict(),
         }
         return {**saved, **self.evaluation.state_dict()}
@@ -385,11 +387,8 @@ class Evolution:
                 "This checkpoint was written by an older version of lightning-evo, which this one can't continue. Load "
                 "only the weights (for example `MyModule.load_from_checkpoint(path)`) to start a new run from them."
             )
-        if saved["fitness_weight"] and len(saved["fitness_sum"]) != self.algorithm.population:
-            raise ValueError(
-                f"This checkpoint was written in the middle of a generation of {len(saved['fitness_sum'])} members; "
-                f"this run has population={self.algorithm.population}. Resume with the same population."
-            )
+        scores = Scores(self.algorithm.population)
+        scores.load_state_dict(saved)
         self.state = self.algorithm.State.from_state_dict(saved["state"])
         if self.seed is not None and self.seed & (1 << 64) - 1 != self.state.seed:
             warnings.warn(
@@ -400,8 +399,6 @@ class Evolution:
             self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
         self._forget_batches()
-        if saved["fitness_weight"]:
-            self._scores.fitness_sum = saved["fitness_sum"].cpu().clone()
-            self._scores.weight = saved["fitness_weight"]
+        self._scores = scores
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])

@@ -28,7 +28,7 @@ class Update(ABC):
     Attributes:
         population: The generation's members.
         space: The evolving parameters.
-        fitness: Fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
+        fitness: What members were compared by, float64 ``[members]``; NaN or infinite where one failed.
         lesson: What the algorithm makes of it.
     """
 

@@ -297,7 +297,7 @@ class EvoStrategyMixin(Strategy):
         fitness_step = self._fitness_step
         step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
-        def fitness(batch: Any) -> Tensor | None:
+        def fitness(batch: Any) -> Any:
             if step is None:
                 return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
             with self.precision_plugin.train_step_context():

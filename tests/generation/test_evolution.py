@@ -467,12 +467,12 @@ def test_a_state_dict_is_a_snapshot():
 
     evaluate(subject)
     saved = subject.state_dict(RandomState(CPU))
-    expected = saved["fitness_sum"].clone()
+    expected = saved["fitness_sums"].clone()
     evaluate(subject)
-    assert torch.equal(saved["fitness_sum"], expected)
+    assert torch.equal(saved["fitness_sums"], expected)
     subject.load_state_dict(saved, CPU)
     evaluate(subject)
-    assert torch.equal(saved["fitness_sum"], expected)
+    assert torch.equal(saved["fitness_sums"], expected)
 
 
 def test_a_state_dict_holds_plain_values_only():
