@@ -112,7 +112,8 @@ def draw(dice):
 
 def step_is_huge(algorithm):
     """Whether weights may move further than their type can hold: that is legal, and does what was asked for."""
-    sizes = [algorithm.learning_rate, algorithm.weight_decay]
+    names = ["sigma"] if algorithm.owns_center else ["learning_rate", "weight_decay"]
+    sizes = [getattr(algorithm, name) for name in names]
     return any(not isinstance(size, Schedule) and size > 1e3 for size in sizes)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from lightning_evo.algorithms._base import Algorithm, State, UpdateName
 from lightning_evo.algorithms._options import Scaling
 from lightning_evo.algorithms.ars import ARS
+from lightning_evo.algorithms.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
 from lightning_evo.algorithms.ea4llm import EA4LLM
 from lightning_evo.algorithms.eggroll import EGGROLL
 from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
@@ -29,8 +30,10 @@ from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 
 __all__ = [
+    "CSAEvolutionStrategy",
     "Algorithm",
     "AlgorithmFactory",
+    "CSAState",
     "Directions",
     "ESState",
     "EvolutionStrategy",
@@ -117,5 +120,5 @@ def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
     _REGISTRY[factory.name] = factory
 
 
-for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS):
+for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES):
     register(_recipe)

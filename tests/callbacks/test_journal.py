@@ -500,7 +500,7 @@ def test_members_that_fail(tmp_path):
     assert_same_weights(weights(actual), weights(expected))
 
 
-@pytest.mark.parametrize("algorithm", ["lozo", "fzoo", "eggroll", "sparse_mezo", "ars"])
+@pytest.mark.parametrize("algorithm", ["lozo", "fzoo", "eggroll", "sparse_mezo", "ars", "csa_es"])
 def test_resumed_and_replayed_with_every_kind_of_noise(tmp_path, algorithm):
     options = {"momentum": 0.9, "basis_reuse": 3} if algorithm == "lozo" else {}
 

@@ -133,10 +133,13 @@ def only(values):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("precision", "update"), [("32-true", "optimizer"), ("bf16-true", "in_place")])
+@pytest.mark.parametrize(
+    ("precision", "algorithm", "update"),
+    [("32-true", "openai_es", "optimizer"), ("bf16-true", "openai_es", "in_place"), ("bf16-true", "csa_es", None)],
+)
 @pytest.mark.parametrize("evaluation", ["plain", "in_forward", "batched"])
-def test_any_number_of_processes_gives_the_same_bits(world, precision, evaluation, update):
-    strategy = {"evaluation": evaluation, "update": update}
+def test_any_number_of_processes_gives_the_same_bits(world, precision, algorithm, evaluation, update):
+    strategy = {"algorithm": algorithm, "evaluation": evaluation, "update": update}
     if evaluation == "batched":
         strategy["members_per_forward"] = 4
     found = {}
