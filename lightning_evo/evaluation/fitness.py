@@ -132,7 +132,7 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
     values = _checked(value.values, source)
     exact = torch.float32 if values.device.type == "mps" else torch.float64
     values = values.detach().to(exact)
-    has = torch.ones_like(values, dtype=torch.bool)
+    has = None
     if value.missing is not None:
         has = ~_checked_missing(value.missing, values, source).to(values.device)
     tie_breaker = values.new_full((), math.nan)
@@ -146,11 +146,11 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
         tie_breaker = _mean(each, has) if each.dim() else each
         tie_breaker = tie_breaker.where(tie_breaker.isfinite(), -math.inf)
     record = torch.stack([_mean(values, has), tie_breaker])
-    return record if value.missing is None else torch.cat([record, values.where(has, math.nan)])
+    return record if has is None else torch.cat([record, values.where(has, math.nan)])
 
 
-def _mean(values: Tensor, has: Tensor) -> Tensor:
-    return values.where(has, 0).sum() / has.sum().clamp(min=1)
+def _mean(values: Tensor, has: Tensor | None) -> Tensor:
+    return values.mean() if has is None else values.where(has, 0).sum() / has.sum().clamp(min=1)
 
 
 def _checked_missing(missing: Any, values: Tensor, source: str) -> Tensor:

@@ -97,12 +97,12 @@ class Scores:
     @property
     def fitness(self) -> Tensor:
         """What members are compared by, float64 ``[members]``: reduced, ties broken; NaN before the first batch."""
-        values, levels, weights, _ = self.sums.unbind(1)
-        raw, level = self._raw, levels / weights
-        partial = raw.isfinite() & (weights != weights[-1])[:-1]
-        reduced = torch.where(partial, raw + (level[-1] - level[:-1]), raw)
-        tie_breaker = self._tie_breaker
-        return reduced if tie_breaker is None else break_ties(reduced, tie_breaker)
+        _, levels, weights, _ = self.sums.unbind(1)
+        fitness, partial, tie_breaker = self._raw, (weights != weights[-1])[:-1], self._tie_breaker
+        if partial.any():
+            level = levels / weights
+            fitness = torch.where(partial & fitness.isfinite(), fitness + (level[-1] - level[:-1]), fitness)
+        return fitness if tie_breaker is None else break_ties(fitness, tie_breaker)
 
     @property
     def _raw(self) -> Tensor:
@@ -156,6 +156,13 @@ class Scores:
 def _sums(results: Tensor) -> Tensor:
     """One batch's part in :attr:`Scores.sums`."""
     fitness, weight = results[..., 0], results[..., 1]  # [data, members]
+    mean, one = fitness.sum(0).mean(), weight[0, 0]
+    if results.shape[2] < 4 and mean.isfinite() and (weight == one).all():  # nothing is missing: the same, but quick
+        sums = torch.stack([mean * one, mean * one, len(results) * one, 0 * one]).repeat(fitness.shape[1] + 1, 1)
+        sums[:-1, 0] = fitness.sum(0) * one
+        if results.shape[2] == 3:
+            sums[:-1, 3], sums[-1, 3] = results[..., 2].sum(0) * one, len(results) * one
+        return sums
     values = results[..., 3:] if results.shape[2] > 3 else results[..., :1]  # [data, members, samples]
     samples = (values != math.inf).any(1).sum(1)  # of each process's data; those that it has less than others are inf
     reported = weight > 0

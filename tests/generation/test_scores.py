@@ -110,6 +110,16 @@ def test_complete_data_gives_the_plain_mean():
     same(scores.fitness, plain.fitness.tolist(), rtol=1e-15, atol=0)
 
 
+def test_the_quick_way_is_the_same():
+    """Where nothing is missing; a declined batch of another process takes the other way, and weighs nothing here."""
+    plain = results_of([as_record(Fitness(f, t)) for f, t in zip([0.1, 0.7, 0.2], [1.0, -inf, 3.0], strict=True)], 5.0)
+    quick, usual = Scores(3), Scores(3)
+    quick.add(torch.stack([plain, plain]))
+    usual.add(torch.stack([plain, plain, vector(nan, 0, nan).expand(3, 3)]))
+    torch.testing.assert_close(quick.sums, usual.sums, rtol=1e-15, atol=0)
+    assert quick.statistics() == usual.statistics()
+
+
 def test_a_batch_of_means_and_one_of_samples():
     """Batches weigh the same: the first is one sample of each member."""
     scores = Scores(3)
