@@ -40,6 +40,7 @@ from benchmarks._measure import interleaved, seconds, show, write
 from benchmarks._models import Likelihood
 from benchmarks.engine import Case, forward, how
 from lightning_evo.algorithms import get
+from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.kernels import Library
 from lightning_evo.spaces.search_space import SearchSpace
@@ -90,7 +91,7 @@ def _through_python(fitness: Callable[[torch.Tensor], torch.Tensor], batch: torc
 
     @torch.no_grad()
     def run() -> None:
-        with Perturbed(none_of_it, population, [0]):
+        with Perturbed(none_of_it, population, [0], OneMember()):
             float(fitness(batch))
 
     return run

@@ -12,26 +12,49 @@ Modules that are compiled or scripted hide their weights and are run by the plai
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import nn
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.faults import limited
 from lightning_evo.evaluation.fitness import number_of
-from lightning_evo.evaluation.running import Job, Way
-from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "is_slower"]
+__all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "is_slower", "ways_from"]
 
 EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
 
 _HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
 _LARGE = 1 << 24  # evolving elements from which copying all weights is slower, without measuring it
+
+
+_WAYS: dict[str, Callable[[int | Literal["auto"]], Way]] = {  # best first: each may be replaced by those after it
+    "batched": Batched,
+    "in_forward": lambda _: InForward(),
+    "plain": lambda _: Plain(),
+}
+
+
+def ways_from(name: str, size: int | Literal["auto"] = "auto") -> tuple[Way, ...]:
+    """The way of a name, and those that can take its place; the last one is the plain loop, which always works.
+
+    Args:
+        name: Of the first one.
+        size: Members per forward, if they run together.
+
+    Example:
+        >>> [way.name for way in ways_from("in_forward")]
+        ['in_forward', 'plain']
+    """
+    names = list(_WAYS)
+    return tuple(_WAYS[each](size) for each in names[names.index(name) :])
 
 
 def candidates(
@@ -40,7 +63,7 @@ def candidates(
     module: nn.Module,
     space: SearchSpace,
     population: Population,
-) -> list[Way]:
+) -> tuple[Way, ...]:
     """The ways to try, best first; the last one is the plain loop, which always works.
 
     Args:
@@ -51,15 +74,10 @@ def candidates(
         population: The members.
     """
     if space.is_sharded or hidden_modules(module):
-        return [None]
+        return ways_from("plain")
     if name == "auto":
         name = "batched" if size != "auto" or _profits_from_batching(module, space, population) else "in_forward"
-    ways: dict[str, list[Way]] = {
-        "plain": [None],
-        "in_forward": [InForward(), None],
-        "batched": [Batched(size), InForward(), None],
-    }
-    return ways[name]
+    return ways_from(name, size)
 
 
 def hidden_modules(module: nn.Module) -> list[str]:
@@ -67,31 +85,31 @@ def hidden_modules(module: nn.Module) -> list[str]:
     return [name or "the module" for name, part in module.named_modules() if _hides_its_weights(part)]
 
 
-def brings_nothing(way: Batched, space: SearchSpace, population: Population) -> bool:
+def brings_nothing(way: Way, space: SearchSpace, population: Population) -> bool:
     """Whether so few members fit into one forward that they may as well run one by one."""
     size = way.members_per_forward
     return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
 
 
-def is_slower(way: InForward, job: Job) -> bool:
+def is_slower(way: Way, job: Job) -> bool:
     """Whether the plain loop is faster, and gives the same bits (if not, results would depend on a measured time)."""
     if job.space.numel >= _LARGE:
         return False
-    fitness = limited(job.fitness, job.timeout)
-    seconds: dict[Way, list[float]] = {way: [], None: []}
+    seconds: dict[Way, list[float]] = {way: [], Plain(): []}
     for member in range(min(3, len(job.population))):
         values = []
         for candidate, times in seconds.items():
             start = time.perf_counter()
             try:
-                (value,) = (candidate or plain.evaluate)(job.space, job.population, fitness, job.isolation, [member])
+                (value,) = candidate.run(replace(job, members=[member], rerun=None))
             except Exception:  # raised by the user's code: both ways are known to work
                 return False
             values.append(number_of(value))  # waits for a GPU
             times.append(time.perf_counter() - start)
         if repr(values[0]) != repr(values[1]):
             return False
-    return min(seconds[way]) > min(seconds[None])
+    fast, plain = map(min, seconds.values())
+    return fast > plain
 
 
 def _hides_its_weights(module: nn.Module) -> bool:

@@ -1,8 +1,9 @@
 """The first generation's proof that a fast evaluation gives what the plain loop gives.
 
-A member is evaluated both ways, and the center too: the difference between the two ways must be small compared with
-what the perturbation changed. The member is farther from the center than real ones, so that the change stands out from
-rounding.
+Some members are evaluated both ways, and the center too, and what torch functions gave that were given evolving
+parameters is compared call by call (:mod:`~lightning_evo.evaluation.recording`): the differences must be small compared
+with what the perturbation changed. The members are farther from the center than real ones, so that the change stands
+out from rounding. The fitness is only the last of what is compared: it may tie.
 
 An exception counts against a way of evaluating only if the way raises it twice in a row and the plain loop, with
 the same members and batch, does not: if not, the user's own code may raise it, always or sometimes, and it proves
@@ -13,56 +14,56 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
 from lightning_evo.evaluation.fitness import number_of
-from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.ways import plain, vmap
-from lightning_evo.evaluation.ways.batched import Batched
-from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.recording import Call, Comparison, Recorder, compare, same
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.perturbations import noise_dtype
-from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
 
 __all__ = ["MembersFail", "NothingToCompare", "find_mismatch"]
 
+T = TypeVar("T")
 
+_MEMBERS = 3  # a pair, and one of another direction
 _NOTHING = 1e-30  # a sigma that changes no weight
 
 
 class NothingToCompare(Exception):
-    """The fitness is not a number, or the same for the center and a member: this batch can't show a difference."""
+    """The batch is declined, or no function gives anything that depends on an evolving parameter."""
+
+
+class _TooFar(NothingToCompare):
+    """Members so far away from the center show nothing, closer ones may."""
 
 
 class MembersFail(NothingToCompare):
     """The user's own code raises exceptions, by the plain loop, too; the cause is one of them."""
 
 
-def find_mismatch(
-    evaluation: InForward | Batched,
-    space: SearchSpace,
-    population: Population,
-    fitness: Callable[[], Any],
-    isolation: Isolation,
-) -> str | None:
+class _CenterFails(MembersFail):
+    """So it does for members at any distance."""
+
+
+_SAID_AT_ONCE = (NeedsWeights, CenterMoved, NothingToCompare)
+
+
+def find_mismatch(way: Way, job: Job) -> str | None:
     """Why a fast evaluation can't be trusted with this module.
 
     Args:
-        evaluation: The way to try.
-        space: The evolving parameters.
-        population: The members.
-        fitness: Runs the user's code.
-        isolation: Entered by the caller.
+        way: The way to try.
+        job: The members, of which the first of the population are tried.
 
     Returns:
         The reason, naming parameters; ``None`` if it can be trusted.
@@ -74,142 +75,217 @@ def find_mismatch(
         CenterMoved: If it writes to a parameter of which there is no copy, because the model is too large for one.
         Exception: What only this way raises, twice.
     """
-    trial = _Trial(evaluation, space, population, fitness, isolation)
-    aliases = _Aliases(space)
-    trial.by_way(space, population, aliases.watch)
-    if aliases.found:
-        return f"{_names(aliases.found)} is read through another tensor that shares its memory"
-    unseen = _representatives(space.subset(p for p in space if p.index not in evaluation.seen))
-    space = _representatives(space.subset(p for p in space if p.index in evaluation.seen) or space)
-    eps = max(torch.finfo(dtype).eps for dtype in {p.tensor.dtype for p in space} | aliases.autocast)
-    center = trial.center()
-    # Rounding to 16 bits would hide that the center itself is evaluated differently.
-    unmoved = center if eps > 1e-4 else trial.by_way(space, replace(population, sigma=_NOTHING))
-
-    def compare(population: Population) -> str | None:
-        changed = trial.by_plain_loop(space, population)
-        if not math.isfinite(changed - center) or changed == center:
-            raise NothingToCompare
-
-        def agrees(some: SearchSpace) -> bool:
-            reference = changed if some is space else trial.by_plain_loop(some, population)
-            found = trial.by_way(some, population)
-            if not math.isfinite(reference) or not math.isfinite(found):
-                return repr(reference) == repr(found)
-            size = max(abs(reference), abs(center))
-            # Losses of 16-bit models are computed in float32, so they are rounded far less than the weights are.
-            allowed = 0.01 * abs(reference - center) + 16 * eps * size
-            if eps > 1e-4:
-                allowed = 0.25 * abs(reference - center) + eps / 8 * size
-            return abs(found - reference) <= allowed
-
-        if abs(unmoved - center) > 1e-4 * abs(changed - center) + 16 * eps * abs(center):
-            return "the center's fitness differs: are its random numbers (dropout) different?"
-        if unseen and repr(trial.by_plain_loop(unseen, population)) != repr(center):
-            return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
-        if agrees(space):
-            return None
-        return f"its fitness differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
-
-    # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
+    trial, sigma = _Trial(way, job), job.population.sigma
     nothing = NothingToCompare()
-    for sigma in (max(population.sigma, 0.3 * _root_mean_square(space)), 0.3, population.sigma):
+    # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
+    for far in (max(sigma, 0.3 * _root_mean_square(_representatives(job.space))), 0.3, sigma):
         try:
-            return compare(replace(population, sigma=sigma))
-        except NothingToCompare as error:
+            population = replace(job.population, sigma=far)
+            return _find_mismatch(trial, job.space, population, may_overflow=far == sigma)
+        except _CenterFails:
+            raise
+        except (MembersFail, _TooFar) as error:
             nothing = error
     raise nothing
 
 
-class _Trial:
-    """Members, and the center, evaluated in both ways; the first of a pair counts. It leaves the center as it was."""
+def _find_mismatch(trial: _Trial, space: SearchSpace, population: Population, *, may_overflow: bool) -> str | None:
+    found = trial.by_way(space, population, watch_memory=True)
+    aliases = {p.name: p for run in found for p in run.recorder.aliases.values()}
+    if aliases:
+        return f"{_names(list(aliases.values()))} is read through another tensor that shares its memory"
+    center = trial.center()
+    seen, everything = {index for run in found for index in run.recorder.seen}, space
+    space = _representatives(space.subset(p for p in space if p.index in seen) or space)
+    if everything.numel > LARGEST_COPY:  # the plain loop perturbs these only
+        found = trial.by_way(space, population)
+    still = trial.by_way(space, replace(population, sigma=_NOTHING), members=1)
+    seen |= center.recorder.seen | still[0].recorder.seen  # it may go another way than members do
+    unseen = _representatives(everything.subset(p for p in everything if p.index not in seen))
+    if unseen and not same(trial.by_plain_loop(unseen, population, members=1)[0].calls, center.calls):
+        return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
+    expected = trial.by_plain_loop(space, population)
+    coarse = expected[0].calls[-1].eps > 1e-4  # 16 bits
+    if not coarse:  # in which rounding would hide that the center itself is evaluated differently
+        moved = expected[0]
+        if _compare(center, still[0], moved, share=1e-4, rounding=100).difference is not None:
+            return "the center's fitness differs: are its random numbers (dropout) different?"
 
-    def __init__(
-        self,
-        evaluation: InForward | Batched,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-    ) -> None:
-        self._evaluation, self._isolation = evaluation, isolation
-        self._first = list(range(population.per_direction))
-        self._copied = _representatives(space)
-        self._space, self._fitness = space, fitness
+    def verdict(expected: _Run, found: _Run) -> Comparison:
+        return _compare(expected, found, center, share=0.25 if coarse else 0.01, rounding=4 if coarse else 100)
+
+    def agrees(some: SearchSpace) -> bool:
+        reference, tried = trial.by_plain_loop(some, population, members=1), trial.by_way(some, population, members=1)
+        return verdict(reference[0], tried[0]).difference is None
+
+    verdicts = [verdict(*runs) for runs in zip(expected, found, strict=True)]
+    for different in verdicts:
+        if different.difference is not None:
+            return _reason(different, different.difference, space, agrees)
+    if not any(call.parameters for run in found for call in run.calls):
+        raise NothingToCompare
+    overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
+    if (overflow and not may_overflow) or not any(v.compared for v in verdicts):
+        raise _TooFar
+    return None
+
+
+def _reason(different: Comparison, call: Call, space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> str:
+    if different.in_output:
+        culprits = [parameter for parameter in space if parameter.index in call.parameters]
+        return f"{call.function} gives something else than in the plain loop where {_names(culprits)} is perturbed"
+    subject = "its fitness" if call.function == "fitness" else f"what {call.function} is given"
+    return f"{subject} differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One member's evaluation, or the center's.
+
+    Attributes:
+        recorder: What its forward did.
+        member: Its position among the members of the forward.
+    """
+
+    recorder: Recorder
+    member: int = 0
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The forward's."""
+        return self.recorder.calls
+
+    @property
+    def fitness(self) -> float:
+        """What the user's code gave for it."""
+        value = self.calls[-1].inputs[0].of(self.member)
+        assert value is not None
+        return float(value)
+
+
+def _compare(expected: _Run, found: _Run, other: _Run, *, share: float, rounding: float) -> Comparison:
+    positions = expected.member, found.member, other.member
+    return compare(expected.calls, found.calls, other.calls, positions, share=share, rounding=rounding)
+
+
+class _Trial:
+    """Members, and the center, evaluated in both ways and recorded. It leaves the center as it was."""
+
+    def __init__(self, way: Way, job: Job) -> None:
+        self._way, self._job = way, replace(job, rerun=None)
+        self._copied = _representatives(job.space)
+        self._center: _Run | None = None
 
     def by_way(
-        self,
-        space: SearchSpace,
-        population: Population,
-        watch: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda fitness: fitness,
-    ) -> float:
-        def evaluate() -> Any:
-            return self._evaluation(space, population, watch(self._fitness), self._isolation, self._first)[0]
+        self, space: SearchSpace, population: Population, members: int = _MEMBERS, *, watch_memory: bool = False
+    ) -> list[_Run]:
+        """The first members, at most ``members``."""
+        size = population.per_direction if self._way.members_per_forward is not None else 1
+        numbers = range(min(len(population), -(-members // size) * size))
+        together = [numbers] if self._way.members_per_forward is not None else [[number] for number in numbers]
+        job = replace(self._job, space=space, population=population)
+        runs: list[_Run] = []
+        for group in together:
 
-        def run() -> Any:
-            with kept(self._copied):
-                return self._watched(evaluate)()
+            def run(group: Sequence[int] = group) -> list[_Run]:
+                with kept(self._copied):
+                    return self._watched(lambda: self._record(self._way, job, group, watch_memory=watch_memory))
 
-        try:
-            return number_of(_twice(run))
-        except (NeedsWeights, CenterMoved):
-            raise
-        except Exception:
-            self._plain(_representatives(space), population, self._first)  # raises what the user's own code raises
-            raise
+            try:
+                runs += _twice(run)
+            except _SAID_AT_ONCE:
+                raise
+            except Exception:
+                # Raises what the user's own code raises.
+                self._plain(_representatives(space), population, group)
+                raise
+        return runs[:members]
 
-    def by_plain_loop(self, space: SearchSpace, population: Population) -> float:
-        return number_of(self._plain(space, population, self._first[:1]))
+    def by_plain_loop(self, space: SearchSpace, population: Population, members: int = _MEMBERS) -> list[_Run]:
+        """The first members, at most ``members``."""
+        return self._plain(space, population, range(min(len(population), members)))
 
-    def center(self) -> float:
-        def run() -> Any:
-            self._isolation.start_member()
-            with kept(self._copied), torch.no_grad():
-                return self._watched(self._fitness)()
-
-        return number_of(_own(run))
-
-    def _plain(self, space: SearchSpace, population: Population, members: list[int]) -> Any:
+    def _plain(self, space: SearchSpace, population: Population, members: Sequence[int]) -> list[_Run]:
         perturbed = {parameter.index for parameter in space}  # which the loop itself puts back
         rest = self._copied.subset(parameter for parameter in self._copied if parameter.index not in perturbed)
+        job = replace(self._job, space=space, population=population)
 
-        def run() -> Any:
+        def run(member: int) -> list[_Run]:
             with kept(rest):
-                return plain.evaluate(space, population, self._watched(self._fitness), self._isolation, members)[0]
+                return self._record(Plain(), job, [member], each=self._watched)
 
-        return _own(run)
+        return [_own(partial(run, member))[0] for member in members]
 
-    def _watched(self, evaluate: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> Any:
-            writes = Writes(self._space, self._copied)
+    def center(self) -> _Run:
+        """The center, which is the same in all tries."""
+
+        def run() -> _Run:
+            recorder = Recorder(self._job.space)
+            self._job.isolation.start_member()
+            with kept(self._copied), torch.no_grad():
+                value = self._watched(lambda: recorder.run(self._job.together(1)))
+            recorder.finish([_number(value)])
+            return _Run(recorder)
+
+        if self._center is None:
             try:
-                return evaluate()
-            finally:
-                writes.check()
+                self._center = _own(run)
+            except MembersFail as error:
+                raise _CenterFails from error.__cause__
+        return self._center
 
-        return run
+    def _record(
+        self,
+        way: Way,
+        job: Job,
+        members: Sequence[int],
+        *,
+        each: Callable[[Callable[[], Any]], Any] | None = None,
+        watch_memory: bool = False,
+    ) -> list[_Run]:
+        recorders: list[Recorder] = []
+
+        def recorded() -> Any:
+            recorder = Recorder(self._job.space, watch_memory=watch_memory)
+            value = recorder.run(job.fitness) if each is None else each(lambda: recorder.run(job.fitness))
+            recorders.append(recorder)
+            return value
+
+        fitness = [_number(value) for value in way.run(replace(job, fitness=recorded, members=members))]
+        runs: list[_Run] = []
+        for recorder in recorders:
+            recorder.finish(fitness[len(runs) :][: recorder.members])
+            runs += [_Run(recorder, member) for member in range(recorder.members)]
+        return runs
+
+    def _watched(self, evaluate: Callable[[], T]) -> T:
+        writes = Writes(self._job.space, self._copied)
+        try:
+            return evaluate()
+        finally:
+            writes.check()
 
 
-def _twice(run: Callable[[], Any]) -> Any:
+def _twice(run: Callable[[], T]) -> T:
     """What ``run`` gives at its first or second try; what it raises at the second one.
 
     Raises:
-        NeedsWeights: At the first try, since it would be raised again; also CenterMoved.
+        NeedsWeights: At the first try, since it would be raised again; also CenterMoved and NothingToCompare.
     """
     try:
         return run()
-    except (NeedsWeights, CenterMoved):
+    except _SAID_AT_ONCE:
         raise
     except Exception:
         pass
     return run()
 
 
-def _own(run: Callable[[], Any]) -> Any:
+def _own(run: Callable[[], T]) -> T:
     """Run the user's code as it is; what it raises twice is its own fault."""
     try:
         return _twice(run)
-    except (NeedsWeights, CenterMoved):
+    except _SAID_AT_ONCE:
         raise
     except Exception as error:
         raise MembersFail from error
@@ -224,56 +300,6 @@ def _representatives(space: SearchSpace) -> SearchSpace:
         return space
     kinds = {(re.sub(r"\d+", "#", p.name), p.tensor.shape): p for p in reversed(space)}
     return space.subset(p for p in space if kinds[re.sub(r"\d+", "#", p.name), p.tensor.shape] is p)
-
-
-class _Aliases(TorchFunctionMode):
-    """Notes which parameters are read through tensors that are not parameters: views made before the forward.
-
-    Attributes:
-        autocast: The dtypes that an autocast inside the fitness computed in.
-    """
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self._known = space.by_identity()
-        self._memory = [(parameter, *extent(parameter.tensor)) for parameter in space if parameter.tensor.numel()]
-        self._read: dict[int, EvolvingParameter] = {}
-        self._device = space[0].tensor.device.type
-        self.autocast: set[torch.dtype] = set()
-
-    @property
-    def found(self) -> list[EvolvingParameter]:
-        return list(self._read.values())
-
-    def watch(self, fitness: Callable[[], Any]) -> Callable[[], Any]:
-        def watched() -> Any:
-            with self:
-                return fitness()
-
-        return watched
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if torch.is_autocast_enabled(self._device):
-            self.autocast.add(torch.get_autocast_dtype(self._device))
-        for argument in tree_leaves((args, kwargs)):
-            if isinstance(argument, Tensor) and id(argument) not in self._known and _has_memory(argument):
-                start, stop = extent(argument)
-                for parameter, first, last in self._memory:
-                    if start < last and first < stop:
-                        self._read[parameter.index] = parameter
-        return function(*args, **kwargs)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    strided = tensor.layout == torch.strided and not tensor.is_meta and not torch.nn.parameter.is_lazy(tensor)
-    return strided and not vmap.is_wrapped(tensor) and tensor.numel() > 0
 
 
 def _culprits(space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> list[EvolvingParameter]:
@@ -297,3 +323,9 @@ def _names(parameters: list[EvolvingParameter]) -> str:
 def _root_mean_square(space: SearchSpace) -> float:
     norms = [float(torch.linalg.vector_norm(p.tensor.detach(), dtype=noise_dtype(p.tensor))) for p in space]
     return math.hypot(*norms) / math.sqrt(max(1, space.numel))
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        raise NothingToCompare
+    return number_of(value)

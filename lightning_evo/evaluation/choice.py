@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -21,22 +21,56 @@ from lightning_evo.evaluation.candidates import (
     candidates,
     hidden_modules,
     is_slower,
+    ways_from,
 )
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
-from lightning_evo.evaluation.faults import Failure, limited, timeout_of_members
+from lightning_evo.evaluation.faults import Failure, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.running import Job, Way, name_of, run
-from lightning_evo.evaluation.ways.batched import Batched
-from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.running import checked, run
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.utils.messages import first_line
 from lightning_evo.utils.options import one_of, whole_or_auto
 
 __all__ = ["Evaluation", "EvaluationName"]
 
-_TRIES = 10  # batches on which exceptions of the user's code may interrupt the check
+_TRIES = 10  # batches that may prove nothing
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which way runs the members.
+
+    Attributes:
+        ways: Those that are left, best first; the last one is the plain loop. Empty before they are listed.
+        evolving: Indices of the parameters that the proof is about.
+        proven: Whether the first way was found right.
+        fixed: Whether a way was chosen here or restored: from then on one is replaced only if it does not work.
+        tries: Batches that proved nothing.
+        reasons: Why better ways are not used.
+    """
+
+    ways: tuple[Way, ...] = ()
+    evolving: tuple[int, ...] = ()
+    proven: bool = False
+    fixed: bool = False
+    tries: int = 0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def way(self) -> Way:
+        """The best one that is left."""
+        return self.ways[0]
+
+    @property
+    def summary(self) -> str:
+        """The way and the reasons in one line."""
+        size = self.way.members_per_forward
+        together = "" if size is None else f", {size} members per forward"
+        return "; ".join([f"evaluation: {self.way.name}{together}", *self.reasons])
 
 
 class Evaluation:
@@ -69,30 +103,22 @@ class Evaluation:
         self.summary = ""
         """The choice and its reasons in one line; empty before the first generation."""
         self._size: int | Literal["auto"] = "auto" if members_per_forward is None else members_per_forward
-        self._ways: list[Way] | None = None  # best first
-        self._proven = False
-        self._is_open = True  # until a way is chosen here or restored
-        self._tries = 0
-        self._evolving: list[int] = []
-        self._failures: list[str] = []
+        self._choice = Choice()
 
     @property
     def group_size(self) -> int:
         """Members that run at once; 0 until a way is chosen; a huge number if this process has no members to run."""
-        if not self._proven or self._ways is None:
+        if not self._choice.proven:
             return 0
-        way = self._ways[0]
-        if not isinstance(way, Batched):
-            return 1
-        return 1 << 30 if way.members_per_forward == "auto" else way.members_per_forward
+        size = self._choice.way.members_per_forward
+        return 1 if size is None else 1 << 30 if size == "auto" else size
 
     def limit_groups(self, size: int) -> None:
         """Run ``size`` members at once, if members run together."""
-        way = self._ways[0] if self._ways else None
-        if isinstance(way, Batched) and size > 1:
-            way.members_per_forward = size
-            if self._proven:
-                self._announce()
+        if self._choice.ways and self._choice.way.members_per_forward is not None and size > 1:
+            self._choice.way.members_per_forward = size
+            if self._choice.proven:
+                self.summary = self._choice.summary
 
     def __call__(
         self,
@@ -118,36 +144,33 @@ class Evaluation:
             where it raised an exception.
         """
         members = range(len(population)) if members is None else members
-        self._find_ways(module, space, population)
         job = Job(space, population, fitness, isolation, members, self.member_timeout)
-        assert self._ways is not None
-        if not self._proven:
-            return self._choose(job, self._ways, self._obstacles(module, space))
-        way, *others = self._ways
+        choice = self._choice = self._current(module, space, population)
+        if not choice.proven:
+            return self._choose(job, choice.ways, self._obstacles(module, space))
         try:
-            return run(way, job, job.in_forward)
+            return run(choice.way, job)
         except CenterMoved:
             raise
         except Exception as error:
-            if way is None:
+            if choice.way.in_place:
                 raise
-            return self._choose(job, others, [], {_reason(error): [way.name]})
+            return self._choose(job, choice.ways[1:], [], {_reason(error): [choice.way.name]})
 
-    def _find_ways(self, module: nn.Module, space: SearchSpace, population: Population) -> None:
-        """List the ways to choose from, and note whether what was proven still holds."""
-        if self._ways not in (None, [None]) and space.is_sharded:  # restored from a run with whole weights
-            self._ways = None
-        if self._ways is None:
+    def _current(self, module: nn.Module, space: SearchSpace, population: Population) -> Choice:
+        """The choice as it is for these parameters, with a list of ways."""
+        choice, evolving = self._choice, tuple(parameter.index for parameter in space)
+        if not choice.ways or (space.is_sharded and not choice.way.in_place):  # the latter from a run of whole weights
             if space[0].tensor.device.type == "cpu":
                 keep_freed_memory()
-            self._ways = candidates(self.name, self._size, module, space, population)
-        evolving = [parameter.index for parameter in space]
-        if evolving != self._evolving:  # parameters were frozen or unfrozen
-            self._evolving, self._proven, self._tries = evolving, False, 0
+            choice = replace(choice, ways=candidates(self.name, self._size, module, space, population))
+        if evolving != choice.evolving:  # parameters were frozen or unfrozen
+            choice = replace(choice, evolving=evolving, proven=False, tries=0)
+        return choice
 
     def _obstacles(self, module: nn.Module, space: SearchSpace) -> list[str]:
         """Why only the plain loop can be tried; empty if other ways can."""
-        if self.name == "plain" or self._ways != [None]:
+        if self.name == "plain" or not self._choice.way.in_place:
             return []
         hidden = hidden_modules(module)[:1]
         obstacles = [f"{name} is compiled or scripted, which hides its weights" for name in hidden]
@@ -158,124 +181,101 @@ class Evaluation:
     # --- the choice ---
 
     def _choose(
-        self, job: Job, ways: list[Way], obstacles: list[str], refuted: dict[str, list[str]] | None = None
+        self, job: Job, ways: tuple[Way, ...], obstacles: list[str], refuted: dict[str, list[str]] | None = None
     ) -> list[Any]:
         """A batch's members by the first way that works, which is chosen; by the plain loop if the batch can't tell.
 
         Args:
             job: The batch's members.
-            ways: What to try.
+            ways: What to try; the last one is the plain loop.
             obstacles: Why no other ways can be tried.
             refuted: Names of the ways that don't work, by the reason; to be added to.
         """
         refuted = {} if refuted is None else refuted
-        for number, way in enumerate(ways):
-            if way is None:
-                break
+        plain = ways[-1:]
+        for number, way in enumerate(ways[:-1]):
             try:
-                mismatch = self._find_mismatch(way, job)
-                if mismatch is None and self._brings_nothing(way, job):
+                mismatch = find_mismatch(way, job)
+                if mismatch is None and not self._asked_for and brings_nothing(way, job.space, job.population):
                     continue
                 values = self._first_run(way, job) if mismatch is None else []
             except CenterMoved:
                 raise
             except NothingToCompare as nothing:
-                if not self._gives_up(nothing):
-                    return run(None, job)
-                obstacles = [*obstacles, f"the check was interrupted in {_TRIES} batches: {_reason(nothing)}"]
+                if not self._gives_up():
+                    return run(plain[0], job)
+                obstacles = [*obstacles, _nothing_proven(nothing)]
                 break
             except Exception as error:  # whatever vmap raises
                 mismatch = _reason(error)
             if mismatch is None:
-                found: list[Way] = [None] if self._is_slower(way, job) else ways[number:]
-                self._decide(found, job, _reasons(refuted, obstacles))
+                one_by_one = way.members_per_forward is None and self.name == "auto" and not self._choice.fixed
+                self._decide(
+                    plain if one_by_one and is_slower(way, job) else ways[number:], _reasons(refuted, obstacles)
+                )
                 return values
             refuted.setdefault(mismatch, []).append(way.name)
-        values = run(None, job)
+        values = run(plain[0], job)
         if not values or not all(isinstance(value, Failure) for value in values):  # if all failed, it proves nothing
-            self._decide([None], job, _reasons(refuted, obstacles))
+            self._decide(plain, _reasons(refuted, obstacles))
         return values
 
-    def _find_mismatch(self, way: InForward | Batched, job: Job) -> str | None:
-        timeout = None if job.timeout is None else 2 * job.timeout  # a pair at most runs at once
-        return find_mismatch(way, job.space, job.population, limited(job.fitness, timeout), job.isolation)
-
-    def _first_run(self, way: InForward | Batched, job: Job) -> list[Any]:
+    def _first_run(self, way: Way, job: Job) -> list[Any]:
         """All members, which may find what the check did not."""
 
         def judge(members: list[int]) -> list[Any]:
             """Run members whose forward raised once more; then by the plain loop, which shows whose fault it is."""
+            some = replace(job, members=members)
             try:
-                return run(way, replace(job, members=members))
+                return checked(way, some)
             except NeedsWeights:
                 raise
             except Exception as error:
                 if job.space.numel > LARGEST_COPY:
                     raise
-                values = job.by_plain_loop(members)
+                values = run(Plain(), some)
                 if any(isinstance(value, Failure) for value in values):
                     return values
                 raise error
 
         return run(way, job, judge)
 
-    def _gives_up(self, nothing: NothingToCompare) -> bool:
-        """Whether the user's own exceptions have interrupted enough checks."""
-        self._tries += isinstance(nothing, MembersFail)
-        return self._tries >= _TRIES
+    @property
+    def _asked_for(self) -> bool:
+        """Whether the way is the user's choice, or an earlier one of this run's."""
+        return self.name != "auto" or self._size != "auto" or self._choice.fixed
 
-    def _decide(self, ways: list[Way], job: Job, failures: list[str]) -> None:
-        self._ways, self._proven, self._is_open, self._failures = ways, True, False, failures
-        way = ways[0]
-        if isinstance(way, Batched) and way.members_per_forward != "auto":
-            way.members_per_forward = way.group_size(job.population)
-        self._announce()
-        if failures and self.name != "auto":
+    def _gives_up(self) -> bool:
+        """Whether enough batches proved nothing."""
+        self._choice = replace(self._choice, tries=self._choice.tries + 1)
+        return self._choice.tries >= _TRIES
+
+    def _decide(self, ways: tuple[Way, ...], reasons: list[str]) -> None:
+        self._choice = replace(self._choice, ways=ways, proven=True, fixed=True, reasons=tuple(reasons))
+        self.summary = self._choice.summary
+        if reasons and self.name != "auto":
             warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=5)
-
-    def _brings_nothing(self, way: InForward | Batched, job: Job) -> bool:
-        asked_for = self.name != "auto" or self._size != "auto" or not self._is_open
-        return isinstance(way, Batched) and not asked_for and brings_nothing(way, job.space, job.population)
-
-    def _is_slower(self, way: InForward | Batched, job: Job) -> bool:
-        return isinstance(way, InForward) and self.name == "auto" and self._is_open and is_slower(way, job)
 
     def forget(self) -> None:
         """Choose again: the module is another one."""
-        self._ways, self._proven, self._is_open, self._tries = None, False, True, 0
-
-    def _announce(self) -> None:
-        assert self._ways is not None
-        way = self._ways[0]
-        self.summary = f"evaluation: {name_of(way)}"
-        if isinstance(way, Batched):
-            self.summary += f", {way.members_per_forward} members per forward"
-        self.summary = "; ".join([self.summary, *self._failures])
+        self._choice = Choice()
 
     # --- checkpoints ---
 
     def state_dict(self) -> dict[str, Any]:
         """The choice, so that a resumed run rounds as the first one did; empty before there is one."""
-        if not self._proven or self._ways is None:
+        if not self._choice.proven:
             return {}
-        way = self._ways[0]
-        state: dict[str, Any] = {"evaluation": name_of(way)}
-        if isinstance(way, Batched):
-            state["members_per_forward"] = way.members_per_forward
-        return state
+        way = self._choice.way
+        size = way.members_per_forward
+        return {"evaluation": way.name} if size is None else {"evaluation": way.name, "members_per_forward": size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over another run's choice, unless one was asked for here."""
         name = state.get("evaluation")
         size = state.get("members_per_forward", "auto") if self._size == "auto" else self._size
-        if name is None or self.name not in ("auto", name):
-            return
-        ways: list[Way] = [None]
-        if name in ("in_forward", "batched"):
-            ways.insert(0, InForward())
-        if name == "batched":
-            ways.insert(0, Batched(size))
-        self._ways, self._proven, self._is_open = ways, False, False
+        if name is not None and self.name in ("auto", name):
+            self._choice = Choice(ways_from(name, size), fixed=True)
 
 
 def _reasons(refuted: dict[str, list[str]], obstacles: list[str]) -> list[str]:
@@ -285,6 +285,12 @@ def _reasons(refuted: dict[str, list[str]], obstacles: list[str]) -> list[str]:
         for reason, names in refuted.items()
     ]
     return [*impossible, *obstacles]
+
+
+def _nothing_proven(nothing: NothingToCompare) -> str:
+    if isinstance(nothing, MembersFail):
+        return f"the check was interrupted in {_TRIES} batches: {_reason(nothing)}"
+    return f"{_TRIES} batches gave the check nothing to compare"
 
 
 def _reason(error: BaseException) -> str:

@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_evo.algorithms import EvolutionStrategy, Population
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.ways.batched import Batched
-from lightning_evo.evaluation.ways.in_forward import InForward
-from lightning_evo.evaluation.ways.plain import evaluate as plain
+from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
@@ -262,7 +261,7 @@ def population(size: int = 6, **options: Any) -> Population:
 
 
 def evaluate(
-    way: InForward | Batched | None,
+    way: Way | None,
     module: nn.Module,
     members: Population,
     fitness: Callable[[], Any],
@@ -270,7 +269,8 @@ def evaluate(
 ) -> list[Any]:
     """The fitness of every member, in one way; ``None`` for the plain loop."""
     with Isolation(module, CPU) as isolation:
-        return (way or plain)(SearchSpace(module, evolve), members, fitness, isolation)
+        job = Job(SearchSpace(module, evolve), members, fitness, isolation, range(len(members)))
+        return (way or Plain()).run(job)
 
 
 def direction(module: nn.Module, members: Population, fitness: Tensor, evolve: Any = None) -> Tensor:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from lightning_evo.evaluation import faults
+from lightning_evo.evaluation.choice import Choice
 from lightning_evo.evaluation.faults import limited
 from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.evolution import Evolution
 
 WAYS = ["plain", "in_forward", "batched"]
@@ -431,7 +433,7 @@ def test_what_only_some_batches_of_members_can_not_do_is_found_in_the_first_gene
 
     def fitness(batch):
         output = module(batch)
-        if next(calls) >= 6:
+        if next(calls) >= 7:
             output = output * (1 + 0 * output.sum().item())
         return -output.square().sum()
 
@@ -443,11 +445,11 @@ def test_what_only_some_batches_of_members_can_not_do_is_found_in_the_first_gene
 
 def test_exceptions_while_the_faster_way_is_measured():
     evolution, module = subject("auto", antithetic=False)
-    evolution.evaluation._ways = [InForward(), None]
+    evolution.evaluation._choice = Choice((InForward(), Plain()))
     calls = itertools.count()
 
     def fitness(batch):
-        if next(calls) >= 6 + 8:
+        if next(calls) >= 8 + 8:
             raise ValueError("no reward today")
         return -module(batch).square().sum()
 
@@ -499,7 +501,7 @@ def test_a_forward_of_the_first_generation_that_hangs(clock):
     calls = itertools.count(1)
 
     def fitness(batch):
-        if next(calls) == 8:  # of the members: the check has made six calls
+        if next(calls) == 9:  # of the members: the check has made seven calls
             clock.sleep(30)
         return -module(batch).square().sum()
 

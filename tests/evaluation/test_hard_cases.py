@@ -8,9 +8,11 @@ from lightning_evo import Evolution, SearchSpace, algorithms, kernels
 from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation import check
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.ways.layouts import OneMember
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.update import AlongDirections
 
 CPU = torch.device("cpu")
@@ -26,7 +28,7 @@ def test_a_buffer_that_shares_a_weights_memory_is_the_members():
     model.register_buffer("view", model.weight.detach(), persistent=False)
     x, space, population = torch.randn(5, 3), SearchSpace(model), population_of()
     with Isolation(model, CPU) as isolation:
-        found = plain.evaluate(space, population, lambda: model(x).square().mean(), isolation)
+        found = Plain().run(Job(space, population, lambda: model(x).square().mean(), isolation, range(4)))
     for number, value in enumerate(found):
         direction, step = population.address(number)
         weight, bias = (
@@ -48,20 +50,18 @@ def test_a_batch_made_in_inference_mode_is_a_batch():
 def test_the_check_copies_one_expert_of_many_that_no_batch_used(monkeypatch):
     monkeypatch.setattr(check, "LARGEST_COPY", 1000)
     copied = []
-    by_loop = plain.evaluate
+    by_loop = Plain.run
 
-    def counting(space, *args):
-        copied.append(space.numel)
-        return by_loop(space, *args)
+    def counting(self, job):
+        copied.append(job.space.numel)
+        return by_loop(self, job)
 
-    monkeypatch.setattr(check.plain, "evaluate", counting)
+    monkeypatch.setattr(Plain, "run", counting)
     model = nn.ModuleList(nn.Linear(20, 20) for _ in range(30))
     x = torch.randn(4, 20)
     with Isolation(model, CPU) as isolation:
-        space = SearchSpace(model)
-        reason = check.find_mismatch(
-            InForward(), space, population_of(), lambda: model[3](x).square().mean(), isolation
-        )
+        job = Job(SearchSpace(model), population_of(), lambda: model[3](x).square().mean(), isolation, range(4))
+        reason = check.find_mismatch(InForward(), job)
     assert reason is None
     assert max(copied) <= 2 * 420
 
@@ -93,8 +93,8 @@ def test_autograd_inside_the_fitness_keeps_the_weights_that_it_saved():
 
     space, population = SearchSpace(model), population_of(sigma=0.02)
     with Isolation(model, CPU) as isolation:
-        expected = plain.evaluate(space, population, fitness, isolation)
-        assert [float(v) for v in InForward()(space, population, fitness, isolation)] == [float(v) for v in expected]
+        job = Job(space, population, fitness, isolation, range(4))
+        assert [float(v) for v in InForward().run(job)] == [float(v) for v in Plain().run(job)]
 
 
 def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
@@ -103,13 +103,13 @@ def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
     monkeypatch.setattr(perturbed, "_CACHED", 1000)
     model = nn.ParameterList(nn.Parameter(torch.randn(20, 20)) for _ in range(10))
     shared = {}
-    with perturbed.Perturbed(SearchSpace(model), population_of(), [0], shared=shared):
+    with perturbed.Perturbed(SearchSpace(model), population_of(), [0], OneMember(), shared=shared):
         _, made = shared["small"]
     assert len(made) == 2  # of 400 elements each; the third would be too much
 
 
-@pytest.mark.parametrize("evaluate", [InForward(), Batched()], ids=lambda way: way.name)
-def test_small_tensors_and_the_update_take_one_call_of_a_kernel(evaluate, monkeypatch):
+@pytest.mark.parametrize("way", [InForward(), Batched()], ids=lambda way: way.name)
+def test_small_tensors_and_the_update_take_one_call_of_a_kernel(way, monkeypatch):
     """One call for each tensor would take longer than the noise."""
     if kernels.library_for(torch.empty(1)) is None:
         pytest.skip("needs the noise kernels")
@@ -125,7 +125,7 @@ def test_small_tensors_and_the_update_take_one_call_of_a_kernel(evaluate, monkey
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10)), nn.LayerNorm(8))
     space, population = SearchSpace(model), population_of()
     with torch.no_grad(), Isolation(model, CPU) as isolation:
-        evaluate(space, population, lambda: model(torch.ones(1, 8)).sum(), isolation)
+        way.run(Job(space, population, lambda: model(torch.ones(1, 8)).sum(), isolation, range(4)))
     assert calls == ["members"] * (len(population) // 2)  # with its pair
     weights = (1.0,) * population.directions
     lesson = Directions((Term(population.perturbation, weights),), learning_rate=0.1)

@@ -9,6 +9,7 @@ import torch
 from lightning_evo.evaluation.ways import batched, perturbed, rules
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
+from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.generation.evolution import Evolution
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
@@ -334,11 +335,11 @@ def test_running_out_of_memory_halves_the_groups(antithetic, monkeypatch):
     expected = torch.stack(evaluate(None, module, members, case.fitness(module)))
     forward, sizes = Batched._forward, []
 
-    def limited(self, space, population, fitness, isolation, members):
+    def limited(self, job, members):
         sizes.append(len(members))
         if len(members) > 3:
             raise torch.OutOfMemoryError("none left")
-        return forward(self, space, population, fitness, isolation, members)
+        return forward(self, job, members)
 
     monkeypatch.setattr(Batched, "_forward", limited)
     way = Batched(12)
@@ -406,5 +407,5 @@ def test_the_size_of_groups_on_a_cpu_is_limited_by_the_largest_tensor(samples, m
 
 def test_one_member_at_a_time_without_vmap():
     module = MODELS["mlp"].module()
-    with pytest.raises(ValueError, match="one member at a time, not 2"):
-        perturbed.Perturbed(SearchSpace(module), population(), [0, 1])
+    with pytest.raises(ValueError, match="one of 1 members, not of 2"):
+        perturbed.Perturbed(SearchSpace(module), population(), [0, 1], OneMember())

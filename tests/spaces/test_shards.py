@@ -12,7 +12,8 @@ from torch import nn
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.job import Job
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.step import Clipping
 from lightning_evo.generation.update import AlongDirections
 from lightning_evo.noise.philox import NoiseKey
@@ -122,7 +123,7 @@ def test_members_of_the_plain_loop(name, processes):
 
     def run(space):
         with Isolation(module, torch.device("cpu")) as isolation:
-            return plain.evaluate(space, population, seen, isolation)
+            return Plain().run(Job(space, population, seen, isolation, range(4)))
 
     whole = run(space)
     for process in range(processes):

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways import vmap
+from lightning_evo.evaluation.ways.layouts import VmapLevel
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.evaluation.ways.rules import HUGE, SMALL
 from lightning_evo.spaces.memory import Scratch
@@ -41,66 +42,40 @@ class Batched:
 
     Attributes:
         members_per_forward: The size in use, or ``"auto"`` before it is chosen.
-        seen: Indices of the parameters that the last forward asked for.
-        running: Members of the forward that runs now.
     """
 
     name = "batched"
+    in_place = False
 
     def __init__(self, members_per_forward: int | Literal["auto"] = "auto") -> None:
-        self.members_per_forward = members_per_forward
-        self.seen: set[int] = set()
-        self.running = 0
+        self.members_per_forward: int | Literal["auto"] | None = members_per_forward
+        self.noise_made = 0.0
         self._scratch = Scratch()
 
-    def group_size(self, population: Population) -> int:
+    def _group_size(self, population: Population) -> int:
         """Members of a group: whole pairs, one at least, and no more than there are. A pair before it is chosen."""
         pair = population.per_direction
-        if self.members_per_forward == "auto":
+        if not isinstance(self.members_per_forward, int):
             return pair
         return min(len(population), max(pair, self.members_per_forward // pair * pair))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-        members: Iterable[int] | None = None,
-        one_by_one: Callable[[list[int]], list[Any]] | None = None,
-    ) -> list[Any]:
-        """The fitness of members, which run in groups; the weights are not touched.
-
-        Args:
-            space: The evolving parameters, which hold the center.
-            population: All members.
-            fitness: Runs the user's code and gives its fitness.
-            isolation: Entered by the caller.
-            members: Numbers of the members; ``None`` for all.
-            one_by_one: Evaluates members whose common forward raised an exception.
-
-        Returns:
-            What ``fitness`` gave for each member.
-
-        Raises:
-            Exception: Without ``one_by_one``, whatever a forward raises: for example what ``vmap`` raises on code that
-                it can't transform.
-        """
-        numbers = list(range(len(population)) if members is None else members)
-        pair = population.per_direction
+    def run(self, job: Job) -> list[Any]:
+        """The fitness of members, which run in groups."""
+        population, numbers, pair = job.population, list(job.members), job.population.per_direction
+        if self.members_per_forward != "auto":
+            self.members_per_forward = self._group_size(population)
         values: list[Any] = []
         while len(values) < len(numbers):
-            size = self.group_size(population)
+            size = self._group_size(population)
             group = numbers[len(values) : len(values) + size]
-            self.running = len(group)
             try:
-                found, perturbed = self._forward(space, population, fitness, isolation, group)
+                found, perturbed = self._forward(job, group)
             except Exception as error:
                 if size <= pair or not _is_out_of_memory(error):
-                    if one_by_one is None:
+                    if job.rerun is None:
                         raise
-                    values += one_by_one(group)
+                    values += job.rerun(group)
                     continue
                 self.members_per_forward = size // 2 // pair * pair
                 warnings.warn(
@@ -111,39 +86,31 @@ class Batched:
                 continue
             values += found
             if self.members_per_forward == "auto":
-                self.members_per_forward = _choose_size(space, population, perturbed)
+                self.members_per_forward = _choose_size(job.space, population, perturbed)
         return values
 
-    def _forward(
-        self,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-        members: list[int],
-    ) -> tuple[list[Any], Perturbed]:
+    def _forward(self, job: Job, members: list[int]) -> tuple[list[Any], Perturbed]:
+        fitness, declined = job.together(len(members)), False
         modes: list[Perturbed] = []
-        declined = False
 
         def run(number: Tensor) -> Tensor:
             nonlocal declined
-            level = vmap.level_of(number)
-            with Perturbed(space, population, members, level, scratch=self._scratch) as perturbed:
+            layout = VmapLevel(vmap.level_of(number), len(members))
+            with Perturbed(job.space, job.population, members, layout, scratch=self._scratch) as perturbed:
                 modes.append(perturbed)
                 value = fitness()
             declined = value is None
             return torch.zeros_like(number) if value is None else value
 
         torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
-        isolation.start_member()
-        numbers = torch.tensor(members, dtype=torch.float32, device=space[0].tensor.device)
+        job.isolation.start_member()
+        numbers = torch.tensor(members, dtype=torch.float32, device=job.space[0].tensor.device)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 fitnesses = torch.func.vmap(run, randomness="same")(numbers)
         finally:
             torch.clear_autocast_cache()
-        self.seen = modes[0].seen
         return [None] * len(members) if declined else list(fitnesses.unbind()), modes[0]
 
 

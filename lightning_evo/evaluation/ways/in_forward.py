@@ -5,67 +5,44 @@ The extra memory is that of the largest tensor's noise, or less: huge matrices a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.evaluation.job import Job
+from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.spaces.memory import Scratch
-from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["InForward"]
 
 
 class InForward:
-    """Evaluates members one by one.
-
-    Attributes:
-        seen: Indices of the parameters that the last member's forward asked for.
-    """
+    """Evaluates members one by one, in other memory than the weights'."""
 
     name = "in_forward"
+    in_place = False
 
     def __init__(self) -> None:
-        self.seen: set[int] = set()
+        self.members_per_forward: int | Literal["auto"] | None = None
+        self.noise_made = 0.0
         self._scratch = Scratch()
 
     @torch.no_grad()
-    def __call__(
-        self,
-        space: SearchSpace,
-        population: Population,
-        fitness: Callable[[], Any],
-        isolation: Isolation,
-        members: Iterable[int] | None = None,
-    ) -> list[Any]:
-        """The fitness of members, one by one; the weights are not touched.
-
-        Args:
-            space: The evolving parameters, which hold the center.
-            population: All members.
-            fitness: Runs the user's code and gives its fitness.
-            isolation: Entered by the caller.
-            members: Numbers of the members; ``None`` for all.
-
-        Returns:
-            What ``fitness`` gave for each member.
-        """
-        values = []
+    def run(self, job: Job) -> list[Any]:
+        """The fitness of members, one by one."""
+        fitness, population, values = job.alone, job.population, []
         direction = -1
         shared: dict[Any, Any] = {}  # what the members of one direction have in common
         try:
-            for number in range(len(population)) if members is None else members:
+            for number in job.members:
                 if population.address(number)[0] != direction:
                     direction, shared = population.address(number)[0], {}
                 torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
-                isolation.start_member()
-                perturbed = Perturbed(space, population, [number], shared=shared, scratch=self._scratch)
+                job.isolation.start_member()
+                perturbed = Perturbed(job.space, population, [number], OneMember(), shared, self._scratch)
                 with perturbed:
                     values.append(fitness())
-                self.seen = perturbed.seen
         finally:
             torch.clear_autocast_cache()
         return values

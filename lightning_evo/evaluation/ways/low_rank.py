@@ -45,11 +45,8 @@ def linear(
     row_factors, column_factors = _factors(mode, parameter)
     thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
     matrix = weight.detach() if transposed else weight.detach().t()  # [inputs, outputs]
-    inputs = _batch(mode, x)
-    with _outside(mode):
-        values = _member_bias(mode, bias)
-        if values is None and bias is not None:
-            values = bias[None]
+    inputs, values = _split(mode, x), None if bias is None else _split(mode, bias)
+    with mode.layout.outside():
         inputs, matrix, values = _as_autocast(inputs, matrix, values)
         with _without_autocast(x):
             flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
@@ -59,7 +56,7 @@ def linear(
             else:
                 result += flat @ matrix
         result = result.view(len(result), *inputs.shape[1:-1], result.shape[-1])
-    return _unbatch(mode, result)
+    return mode.layout.join(result)
 
 
 def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
@@ -72,8 +69,8 @@ def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingPar
         parameter: The weight.
     """
     row_factors, column_factors = _factors(mode, parameter)
-    numbers = _batch(mode, ids)
-    with _outside(mode):
+    numbers = _split(mode, ids)
+    with mode.layout.outside():
         flat = numbers.reshape(len(numbers), -1)
         shared = functional.embedding(flat, weight.detach())  # [members or 1, ids, width]
         index = flat[:, :, None].expand(len(row_factors), -1, row_factors.shape[2])
@@ -81,7 +78,7 @@ def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingPar
             hidden = row_factors.gather(1, index).to(shared.dtype)
             result = _add_product(shared, hidden, column_factors.to(shared.dtype).mT)
         result = result.view(len(result), *numbers.shape[1:], result.shape[-1])
-    return _unbatch(mode, result)
+    return mode.layout.join(result)
 
 
 def convolution(
@@ -105,24 +102,23 @@ def convolution(
         geometry: Stride, padding and dilation.
     """
     row_factors, column_factors = _factors(mode, parameter)
-    inputs = _batch(mode, x)
-    with _outside(mode):
-        values = _member_bias(mode, bias)
-        shared = function(inputs.flatten(0, 1), weight.detach(), bias if values is None else None, *geometry)
+    inputs, members = _split(mode, x), len(row_factors)
+    values = None if bias is None else _split(mode, bias)  # [members or 1, outputs]
+    shared_bias = values[0] if values is not None and len(values) == 1 and mode.find(bias) is None else None
+    with mode.layout.outside():
+        shared = function(inputs.flatten(0, 1), weight.detach(), shared_bias, *geometry)
         shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
-        dtype, members = shared.dtype, len(row_factors)
+        dtype = shared.dtype
         with _without_autocast(x):
-            filters = column_factors.mT.reshape(members, -1, *weight.shape[1:]).to(
-                dtype
-            )  # [members, rank, inputs, *kernel]
+            filters = column_factors.mT.reshape(members, -1, *weight.shape[1:]).to(dtype)  # [members, rank, inputs, …]
             inputs = inputs.to(dtype).expand(members, *inputs.shape[1:])
             hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
             hidden = hidden.flatten(3)  # [members, samples, rank, positions]
             change = row_factors.to(dtype)[:, None] @ hidden
-            if values is not None:
+            if values is not None and shared_bias is None:
                 change += values.to(dtype)[:, None, :, None]
         result = shared + change.view(*change.shape[:3], *shared.shape[3:])
-    return _unbatch(mode, result)
+    return mode.layout.join(result)
 
 
 def _factors(mode: Members, parameter: EvolvingParameter) -> tuple[Tensor, Tensor]:
@@ -131,28 +127,10 @@ def _factors(mode: Members, parameter: EvolvingParameter) -> tuple[Tensor, Tenso
     return factors
 
 
-def _outside(mode: Members) -> AbstractContextManager[object]:
-    return nullcontext() if mode.level is None else vmap.outside()
-
-
-def _member_bias(mode: Members, bias: Tensor | None) -> Tensor | None:
-    """A bias in which members differ, ``[members, *shape]``; ``None`` if there is none, or one for all."""
-    parameter = mode.find(bias)
-    if parameter is not None:
-        return mode.stack(parameter) if mode.level is not None else mode.tensor(parameter)[None]
-    return None if bias is None or mode.level is None else vmap.batch_first(bias, mode.level)
-
-
-def _batch(mode: Members, x: Tensor) -> Tensor:
+def _split(mode: Members, x: Tensor) -> Tensor:
     """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
     parameter = mode.find(x)
-    x = x if parameter is None else mode.tensor(parameter)
-    batched = None if mode.level is None else vmap.batch_first(x, mode.level)
-    return x[None] if batched is None else batched
-
-
-def _unbatch(mode: Members, result: Tensor) -> Tensor:
-    return result[0] if mode.level is None else vmap.wrap(result, mode.level)
+    return mode.layout.split(x if parameter is None else mode.tensor(parameter))
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lightning_evo.evaluation.ways.layouts import Layout
 from lightning_evo.spaces.search_space import EvolvingParameter
 
 __all__ = ["Members"]
@@ -17,12 +18,12 @@ class Members(Protocol):
 
     Attributes:
         members: Their numbers.
-        level: The ``vmap`` whose batch dimension they are; ``None`` for one member outside of one.
+        layout: How they lie in the tensors that the user's code sees.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
     """
 
     members: Sequence[int]
-    level: int | None
+    layout: Layout
     looked_up: dict[int, int]
 
     def find(self, argument: object) -> EvolvingParameter | None:
@@ -32,7 +33,7 @@ class Members(Protocol):
         """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
 
     def tensor(self, parameter: EvolvingParameter) -> Tensor:
-        """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
+        """The members' values of a parameter, as the user's code gets them."""
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
@@ -44,7 +45,7 @@ class Members(Protocol):
         """Some rows in any order, ``[members, *chosen.shape, *row]``; ``None`` if only all can be made."""
 
     def stacked(self, argument: Tensor) -> Tensor:
-        """An argument for all members, ``[members, *shape]``: a parameter, batched by ``vmap``, or neither."""
+        """An argument for all members, ``[members, *shape]``, whatever it is."""
 
     def replace(self, argument: Tensor | None) -> Tensor | None:
         """The members' values, if the argument is an evolving parameter; else the argument."""

@@ -29,8 +29,8 @@ from torch.overrides import TorchFunctionMode
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import NeedsWeights
 from lightning_evo.evaluation.isolation import version_of
-from lightning_evo.evaluation.ways import vmap
 from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
+from lightning_evo.evaluation.ways.layouts import Layout
 from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
 from lightning_evo.spaces.memory import Scratch, copies_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
@@ -47,14 +47,13 @@ class Perturbed(TorchFunctionMode):
     Args:
         space: The evolving parameters, which hold the center.
         population: All members.
-        members: Numbers of the members that run: one, or inside ``vmap`` consecutive ones that split no pair.
-        level: The innermost ``vmap``, whose batch dimension the members are; ``None`` outside of one.
+        members: Numbers of the members that run: one, or consecutive ones that split no pair.
+        layout: How they lie in the tensors that the user's code sees.
         shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
             to both members of an antithetic pair.
         scratch: Memory for weights that are gone after one call: the caller gives the same every time.
 
     Attributes:
-        seen: Indices of the parameters that were asked for.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
@@ -66,7 +65,8 @@ class Perturbed(TorchFunctionMode):
         >>> model = torch.nn.Linear(3, 2)
         >>> algorithm = get("openai_es")(population=4, sigma=0.1)
         >>> population = algorithm.ask(algorithm.init(seed=0))
-        >>> with torch.no_grad(), Perturbed(SearchSpace(model), population, [2]):
+        >>> from lightning_evo.evaluation.ways.layouts import OneMember
+        >>> with torch.no_grad(), Perturbed(SearchSpace(model), population, [2], OneMember()):
         ...     perturbed = model(torch.ones(3))
         >>> torch.equal(perturbed, model(torch.ones(3)))
         False
@@ -77,17 +77,16 @@ class Perturbed(TorchFunctionMode):
         space: SearchSpace,
         population: Population,
         members: Sequence[int],
-        level: int | None = None,
+        layout: Layout,
         shared: dict[Any, Any] | None = None,
         scratch: Scratch | None = None,
     ) -> None:
         super().__init__()
-        if level is None and len(members) != 1:
-            raise ValueError(f"Without vmap there is one member at a time, not {len(members)}.")
+        if len(members) != layout.members:
+            raise ValueError(f"This layout is one of {layout.members} members, not of {len(members)}.")
         self.population = population
         self.members = members
-        self.level = level
-        self.seen: set[int] = set()
+        self.layout = layout
         self.largest = 0
         self.looked_up: dict[int, int] = {}
         self._parameters = space
@@ -110,7 +109,7 @@ class Perturbed(TorchFunctionMode):
     # --- what a parameter is replaced with ---
 
     def __enter__(self) -> Perturbed:
-        with vmap.outside():
+        with self.layout.outside():
             self._make_small()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -122,7 +121,7 @@ class Perturbed(TorchFunctionMode):
         heap and pin it.
         """
         if "small" not in self._shared:
-            pair = self.level is None and self.population.antithetic
+            pair = not self.layout.shares_forward and self.population.antithetic
             steps = [self.steps[0], -self.steps[0]] if pair else self.steps
             budget, chosen = _CACHED, []
             for parameter in self._parameters:
@@ -133,7 +132,7 @@ class Perturbed(TorchFunctionMode):
                     chosen.append(parameter)
             indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
             made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
-            if self.level is None:
+            if not self.layout.shares_forward:
                 made = [copies_of(center, members) for center, members in zip(centers, made, strict=True)]
             for parameter, members, center in zip(chosen, made, centers, strict=True):
                 _with_padding(parameter, members, center)
@@ -143,10 +142,7 @@ class Perturbed(TorchFunctionMode):
 
     def find(self, argument: object) -> EvolvingParameter | None:
         """The evolving parameter that an argument is."""
-        parameter = self._space.get(id(argument))
-        if parameter is not None:
-            self.seen.add(parameter.index)
-        return parameter
+        return self._space.get(id(argument))
 
     def replace(self, argument: Tensor | None) -> Tensor | None:
         """The members' values, if the argument is an evolving parameter; else the argument."""
@@ -154,16 +150,15 @@ class Perturbed(TorchFunctionMode):
         return argument if parameter is None else self.tensor(parameter)
 
     def tensor(self, parameter: EvolvingParameter) -> Tensor:
-        """The members' values of a parameter: of its shape, inside ``vmap`` with the members as batch dimension."""
+        """The members' values of a parameter, as the user's code gets them."""
         if parameter.index in self._cache:
             values, memory = self._cache[parameter.index]
             self._expose(parameter, memory)
             return values
-        with vmap.outside():
-            values = memory = self._member(parameter) if self.level is None else self.stack(parameter)
+        with self.layout.outside():
+            memory = self.stack(parameter)
         self._expose(parameter, memory)
-        if self.level is not None:
-            values = vmap.wrap(values, self.level)
+        values = self.layout.join(memory)
         if parameter.index in self._small:
             return values
         size = parameter.tensor.numel() * len(self.members)
@@ -174,17 +169,14 @@ class Perturbed(TorchFunctionMode):
         return values
 
     def stacked(self, argument: Tensor) -> Tensor:
-        """An argument for all members, ``[members, *shape]``: a parameter, batched by ``vmap``, or neither."""
-        assert self.level is not None
-        replaced = self.replace(argument)
-        assert replaced is not None
-        batched = vmap.batch_first(replaced, self.level)
-        return argument.expand(len(self.members), *argument.shape) if batched is None else batched
+        """An argument for all members, ``[members, *shape]``, whatever it is."""
+        parameter = self.find(argument)
+        return self.layout.stack(argument) if parameter is None else self.layout.split(self.tensor(parameter))
 
     def _transient(self, parameter: EvolvingParameter) -> Tensor:
         """:meth:`tensor`, for a function whose result keeps nothing of it: in memory that is used again and again."""
         center = parameter.tensor.detach()
-        if self.level is not None or center.dim() < 2 or not center.is_contiguous() or torch.is_grad_enabled():
+        if self.layout.shares_forward or center.dim() < 2 or not center.is_contiguous() or torch.is_grad_enabled():
             return self.tensor(parameter)  # autograd, if it is on, keeps the weight
         if parameter.index in self._read:  # read again, as in a recurrent network: worth keeping
             return self.tensor(parameter)
@@ -233,20 +225,15 @@ class Perturbed(TorchFunctionMode):
             values = torch.where(padded, center[parameter.padding_row], values)
         return values
 
-    def _member(self, parameter: EvolvingParameter) -> Tensor:
-        if parameter.index in self._small:
-            return self._small[parameter.index][self._step_index]
-        center = parameter.tensor.detach()
-        members = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
-        return parameter.keep_padding(copies_of(center, members)[0], center)
-
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
         if parameter.index in self._small:
-            return self._small[parameter.index]
+            return self._small[parameter.index][self._step_index :][: len(self.members)]
         center = parameter.tensor.detach()
         values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
+        if not self.layout.shares_forward:
+            # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
+            values = copies_of(center, values)
         return _with_padding(parameter, values, center)
 
     def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
@@ -285,11 +272,11 @@ class Perturbed(TorchFunctionMode):
             return function(*args, **kwargs)
         if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
             result = self._perturbed(function, args, kwargs)
-        elif self.level is None:
+        elif not self.layout.shares_forward:
             return function(*args, **kwargs)
         else:
             result = self._call(function, args, kwargs)
-        if self.level is not None and isinstance(result, Tensor):
+        if self.layout.shares_forward and isinstance(result, Tensor):
             self.largest = max(self.largest, result.numel())
         return result
 
@@ -312,7 +299,7 @@ class Perturbed(TorchFunctionMode):
         finally:
             self._exposed = None
         self._check_unwritten(given)
-        if function == GET_DATA and self.level is None:  # whose writes tensors count separately
+        if function == GET_DATA and not self.layout.shares_forward:  # whose writes tensors count separately
             self._data.append((given[0][0], result, version_of(result)))
         return result
 
@@ -331,7 +318,7 @@ class Perturbed(TorchFunctionMode):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._small = {}
-        if self.level is not None:  # without vmap the other member of a pair needs them
+        if self.layout.shares_forward:  # if not, the other member of a pair needs them
             self._shared.pop("small", None)
         data, self._data = self._data, []
         if self._refusal is not None and error is not self._refusal and (error is None or isinstance(error, Exception)):
@@ -352,7 +339,7 @@ class Perturbed(TorchFunctionMode):
         return self._refusal
 
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self.level is not None and function in BATCHED:
+        if self.layout.shares_forward and function in BATCHED:
             result = BATCHED[function](self, *args, **kwargs)
             if result is not NotImplemented:
                 return result

@@ -6,55 +6,48 @@ weights: each process writes its own part, and the forward gathers the member as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import Center
-from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.evaluation.job import Job
+from lightning_evo.spaces.search_space import EvolvingParameter
 
-__all__ = ["evaluate"]
+__all__ = ["Plain"]
 
 
-@torch.no_grad()
-def evaluate(
-    space: SearchSpace,
-    population: Population,
-    fitness: Callable[[], Any],
-    isolation: Isolation,
-    members: Iterable[int] | None = None,
-) -> list[Any]:
-    """The fitness of members.
+class Plain:
+    """Evaluates members one by one, in the weights."""
 
-    Args:
-        space: The evolving parameters. They hold the center before and after, bit for bit, whatever happens.
-        population: The members.
-        fitness: Runs the user's code with the weights as they are and gives its fitness.
-        isolation: Entered by the caller.
-        members: Numbers of the members; ``None`` for all.
+    name = "plain"
+    in_place = True
 
-    Returns:
-        What ``fitness`` gave for each member.
-    """
-    center = Center(space)
-    values = []
-    try:
-        for number in range(len(population)) if members is None else members:
-            center.take_memory_back()
-            for parameter, value in zip(space, center.values, strict=True):
-                member = _member(population, number, parameter, value)
-                parameter.local.copy_(parameter.keep_padding(member, value))
-            torch.clear_autocast_cache()  # without this, an enclosing autocast would reuse weights that it cast
-            isolation.start_member()
-            values.append(fitness())
-    finally:
-        center.restore()
-        torch.clear_autocast_cache()
-    return values
+    def __init__(self) -> None:
+        self.members_per_forward: int | Literal["auto"] | None = None
+        self.noise_made = 0.0
+
+    @torch.no_grad()
+    def run(self, job: Job) -> list[Any]:
+        """The fitness of members, one by one."""
+        center, fitness = Center(job.space), job.alone
+        self.noise_made = job.space.numel
+        values = []
+        try:
+            for number in job.members:
+                center.take_memory_back()
+                for parameter, value in zip(job.space, center.values, strict=True):
+                    member = _member(job.population, number, parameter, value)
+                    parameter.local.copy_(parameter.keep_padding(member, value))
+                torch.clear_autocast_cache()  # without this, an enclosing autocast would reuse weights that it cast
+                job.isolation.start_member()
+                values.append(fitness())
+        finally:
+            center.restore()
+            torch.clear_autocast_cache()
+        return values
 
 
 def _member(population: Population, number: int, parameter: EvolvingParameter, center: Tensor) -> Tensor:

@@ -34,15 +34,16 @@ Rule: TypeAlias = "Callable[Concatenate[Members, ...], Any]"
 # --- layers: products with low-rank noise, stacks of weights, huge matrices in blocks ---
 
 
-def _linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+def _linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False) -> Any:
+    """``x W^T + bias``, with ``transposed`` ``x W + bias``."""
     parameter = mode.find(weight)
     if parameter is None:
         return NotImplemented
     if mode.factors(parameter):
-        return low_rank.linear(mode, x, weight, bias, parameter)
-    if mode.level is not None:
-        return _stacked_linear(mode, x, weight, bias)
-    if weight.numel() <= HUGE or torch.is_grad_enabled():
+        return low_rank.linear(mode, x, weight, bias, parameter, transposed=transposed)
+    if mode.layout.shares_forward:
+        return _stacked_linear(mode, x, weight, bias, parameter, transposed)
+    if weight.numel() <= HUGE or transposed or torch.is_grad_enabled():
         return NotImplemented
     inputs, bias = mode.replace_all(x), mode.replace(bias)
     output: Any = NotImplemented
@@ -54,24 +55,23 @@ def _linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None = None
     return output
 
 
-def _stacked_linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> Any:
+def _stacked_linear(
+    mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None, parameter: EvolvingParameter, transposed: bool
+) -> Any:
     """All members' layers in one product; ``vmap`` would add the biases in a pass of their own."""
-    assert mode.level is not None
     if torch.is_autocast_enabled(x.device.type) or x.dim() < 2 or mode.find(x) is not None:
         return NotImplemented
-    inputs = vmap.batch_first(x, mode.level)
-    biases = None if bias is None else mode.stacked(bias)
-    members, shape = len(mode.members), x.shape[:-1] if inputs is None else inputs.shape[1:-1]
+    inputs, biases = mode.layout.split(x), None if bias is None else mode.stacked(bias)
     large = weight.numel() > SMALL and weight.is_contiguous() and not torch.is_grad_enabled()
     weights = None if large else mode.stacked(weight)
-    with vmap.outside():
-        flat = x.flatten(0, -2).expand(members, -1, -1) if inputs is None else inputs.flatten(1, -2)
-        result = _large_product(mode, flat, weight, biases, transposed) if weights is None else None
+    with mode.layout.outside():
+        flat = inputs.flatten(1, -2).expand(mode.layout.members, -1, -1)  # [members, rows, inputs]
+        result = _large_product(mode, flat, parameter, biases, transposed) if weights is None else None
     if result is None:
         weights = mode.stacked(weight) if weights is None else weights
-        with vmap.outside():
+        with mode.layout.outside():
             result = _product(flat, weights if transposed else weights.mT, biases)
-    return vmap.wrap(result.reshape(members, *shape, result.shape[2]), mode.level)
+    return mode.layout.join(result.reshape(len(result), *inputs.shape[1:-1], result.shape[2]))
 
 
 def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
@@ -79,20 +79,20 @@ def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
     return x @ weights if biases is None else torch.baddbmm(biases[:, None], x, weights)
 
 
-def _large_product(mode: Members, x: Tensor, weight: Tensor, biases: Tensor | None, transposed: bool) -> Tensor | None:
+def _large_product(
+    mode: Members, x: Tensor, parameter: EvolvingParameter, biases: Tensor | None, transposed: bool
+) -> Tensor | None:
     """:func:`_product` with weights in scratch memory, huge ones in blocks; ``None`` if that can't be."""
-    parameter = mode.find(weight)
-    assert parameter is not None
-    if weight.numel() <= HUGE:
-        weights = mode.rows(parameter, 0, len(weight))
+    size, outputs = parameter.tensor.numel(), len(parameter.tensor)
+    if size <= HUGE:
+        weights = mode.rows(parameter, 0, outputs)
         return None if weights is None else _product(x, weights if transposed else weights.mT, biases)
     if transposed:
         return None
-    result = x.new_empty(*x.shape[:2], len(weight))
-    last = 0
+    result, last = x.new_empty(*x.shape[:2], outputs), 0
     for rows, first, last in _blocks_of_rows(mode, parameter):
         result[:, :, first:last] = _product(x, rows.mT, None if biases is None else biases[:, first:last])
-    return result if last == len(weight) else None
+    return result if last == outputs else None
 
 
 def _embedding(
@@ -109,39 +109,19 @@ def _embedding(
         return NotImplemented
     if mode.factors(parameter):
         return low_rank.embedding(mode, ids, weight, parameter)
-    if _is_worth_choosing(mode, ids, parameter):
-        output = _embedding_of_rows(mode, ids, weight, parameter)
-        if output is not NotImplemented:
-            return output
-    if mode.level is not None:
-        return _stacked_embedding(mode, ids, weight, parameter)
-    if weight.numel() <= HUGE or torch.is_grad_enabled():
+    entries = _shared(mode, ids)
+    if entries is None:
         return NotImplemented
-    _check_ids(ids, weight)
-    output = None
-    for rows, first, last in _blocks_of_rows(mode, parameter):
-        if output is None:
-            output = rows.new_empty(*ids.shape, *weight.shape[1:])
-        here = (ids >= first) & (ids < last)
-        output[here] = rows[0, ids[here] - first]
-    return NotImplemented if output is None else output
+    output = _embedding_of_rows(mode, entries, parameter)
+    return _embedding_in_blocks(mode, entries, parameter) if output is None else output
 
 
-def _same_for_all(mode: Members, ids: Tensor) -> bool:
-    """Whether all members look up the same entries."""
-    if mode.level is None:
-        return not vmap.is_wrapped(ids)
-    return mode.find(ids) is None and vmap.batch_first(ids, mode.level) is None
-
-
-def _is_worth_choosing(mode: Members, ids: Tensor, parameter: EvolvingParameter) -> bool:
-    """Whether the rows that are looked up cost less than all, those counted that this forward looked up before."""
-    weight = parameter.tensor
-    if type(ids) is not Tensor or ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
-        return False
-    if not ids.numel() or weight.numel() <= SMALL or not _same_for_all(mode, ids):
-        return False
-    return mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight) <= weight.numel()
+def _shared(mode: Members, ids: Tensor) -> Tensor | None:
+    """The entries that are looked up, if they are the same for all members and of no ``vmap`` of the user's."""
+    if mode.find(ids) is not None:
+        return None
+    entries = mode.layout.split(ids)
+    return entries[0] if len(entries) == 1 and not vmap.is_wrapped(entries) else None
 
 
 def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
@@ -149,30 +129,37 @@ def _noise_of_rows(ids: Tensor, weight: Tensor) -> int:
     return ids.numel() * (math.prod(weight.shape[1:]) + _UNUSED_PER_ROW)
 
 
-def _embedding_of_rows(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
-    """Only the rows that are looked up are made."""
+def _embedding_of_rows(mode: Members, ids: Tensor, parameter: EvolvingParameter) -> Tensor | None:
+    """Only the rows that are looked up, as long as those and the forward's earlier ones cost less than all."""
+    weight, before = parameter.tensor, mode.looked_up.get(parameter.index, 0)
+    if type(ids) is not Tensor or ids.dtype not in (torch.int64, torch.int32) or ids.device != weight.device:
+        return None
+    cost = before + _noise_of_rows(ids, weight)
+    if not ids.numel() or weight.numel() <= SMALL or cost > weight.numel():
+        return None
     if not ids.is_cuda:  # where an index is checked when it is used, without waiting
         _check_ids(ids, weight)
-    with vmap.outside():
+    with mode.layout.outside():
         output = mode.chosen_rows(parameter, ids.long())
     if output is None:
-        return NotImplemented
-    mode.looked_up[parameter.index] = mode.looked_up.get(parameter.index, 0) + _noise_of_rows(ids, weight)
-    return output[0] if mode.level is None else vmap.wrap(output, mode.level)
+        return None
+    mode.looked_up[parameter.index] = cost
+    return mode.layout.join(output)
 
 
-def _stacked_embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Any:
-    assert mode.level is not None
-    if weight.numel() <= SMALL or not weight.is_contiguous() or torch.is_grad_enabled() or not _same_for_all(mode, ids):
+def _embedding_in_blocks(mode: Members, ids: Tensor, parameter: EvolvingParameter) -> Any:
+    """The members' rows one block after the other, where the weights of all are large."""
+    weight = parameter.tensor.detach()
+    large = weight.numel() > (SMALL if mode.layout.shares_forward else HUGE) and weight.is_contiguous()
+    if not large or torch.is_grad_enabled():
         return NotImplemented
     _check_ids(ids, weight)
-    with vmap.outside():
-        output = weight.new_empty(len(mode.members), *ids.shape, *weight.shape[1:])
-        last = 0
+    with mode.layout.outside():
+        output, last = weight.new_empty(mode.layout.members, *ids.shape, *weight.shape[1:]), 0
         for rows, first, last in _blocks_of_rows(mode, parameter):
             here = (ids >= first) & (ids < last)
             output[:, here] = rows[:, ids[here] - first]
-    return vmap.wrap(output, mode.level) if last == len(weight) else NotImplemented
+    return mode.layout.join(output) if last == len(weight) else NotImplemented
 
 
 def _check_ids(ids: Tensor, weight: Tensor) -> None:
@@ -194,21 +181,11 @@ def _blocks_of_rows(mode: Members, parameter: EvolvingParameter) -> Iterator[tup
 
 
 def _addmm(mode: Members, bias: Tensor, x: Tensor, weight: Tensor) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None or bias.dim() != 1:
-        return NotImplemented
-    if mode.factors(parameter):
-        return low_rank.linear(mode, x, weight, bias, parameter, transposed=True)
-    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, bias, transposed=True)
+    return _linear(mode, x, weight, bias, transposed=True) if bias.dim() == 1 else NotImplemented
 
 
 def _matmul(mode: Members, x: Tensor, weight: Tensor) -> Any:
-    parameter = mode.find(weight)
-    if parameter is None or weight.dim() != 2 or x.dim() < 2:
-        return NotImplemented
-    if mode.factors(parameter):
-        return low_rank.linear(mode, x, weight, None, parameter, transposed=True)
-    return NotImplemented if mode.level is None else _stacked_linear(mode, x, weight, None, transposed=True)
+    return _linear(mode, x, weight, transposed=True) if weight.dim() == 2 and x.dim() >= 2 else NotImplemented
 
 
 def _convolution(function: Callable[..., Tensor]) -> Rule:
@@ -297,27 +274,26 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     """Over few classes a CPU's softmax is five times faster if they are the first dimension."""
-    assert mode.level is not None
     few = logits.dim() == 2 and logits.shape[1] <= _FEW and not logits.is_cuda
     usual = target.dtype == torch.int64 and target.shape == logits.shape[:1] and not label_smoothing
     usual = usual and size_average is None and reduce is None
     if not few or not usual or torch.is_autocast_enabled(logits.device.type) or mode.find(target) is not None:
         return NotImplemented
-    values = vmap.batch_first(logits, mode.level)
-    if values is None:
+    values = mode.layout.split(logits)
+    if len(values) < mode.layout.members:
         return NotImplemented
-    with vmap.outside():
+    with mode.layout.outside():
         log_probabilities = values.movedim(-1, 0).contiguous().log_softmax(0)  # [classes, members, samples]
     shared = weight is None and reduction == "mean" and not vmap.is_wrapped(target)
     if not shared or torch.is_grad_enabled():
-        batched = vmap.wrap(log_probabilities.movedim(0, -1), mode.level)
+        batched = mode.layout.join(log_probabilities.movedim(0, -1))
         return functional.nll_loss(batched, target, weight, ignore_index=ignore_index, reduction=reduction)
-    with vmap.outside():
+    with mode.layout.outside():
         counts = target != ignore_index
         index = target.where(counts, 0).expand(1, *log_probabilities.shape[1:])
         chosen = log_probabilities.gather(0, index)[0].where(counts, 0)
         loss = -chosen.sum(1) / counts.sum()
-    return vmap.wrap(loss, mode.level)
+    return mode.layout.join(loss)
 
 
 BATCHED: dict[Callable[..., Any], Rule] = {

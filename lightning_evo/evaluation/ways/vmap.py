@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["batch_first", "is_wrapped", "level_of", "outside", "wrap"]
+__all__ = ["batch_first", "current", "is_wrapped", "level_of", "outside", "wrap"]
 
 
 def level_of(batched: Tensor) -> int:
@@ -53,3 +53,13 @@ def outside() -> AbstractContextManager[object]:
     from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
     return temporarily_pop_interpreter_stack()
+
+
+def current() -> tuple[int | None, int]:
+    """The level of the innermost ``vmap`` that runs, and its batch size; ``None`` and 1 outside of one."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return None, 1
+    from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_current_functorch_interpreter
+
+    interpreter = retrieve_current_functorch_interpreter()
+    return interpreter.level(), interpreter.batch_size() if isinstance(interpreter, VmapInterpreter) else 1

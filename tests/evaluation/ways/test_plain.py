@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_evo.algorithms import EvolutionStrategy
 from lightning_evo.evaluation.isolation import Isolation
-from lightning_evo.evaluation.ways import plain
+from lightning_evo.evaluation.job import Job
+from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
@@ -27,7 +28,8 @@ def population(antithetic=True, noise="gaussian", **options):
 
 def evaluate(module, members, fitness, evolve=None):
     with Isolation(module, CPU) as isolation:
-        return plain.evaluate(SearchSpace(module, evolve), members, fitness, isolation)
+        job = Job(SearchSpace(module, evolve), members, fitness, isolation, range(len(members)))
+        return Plain().run(job)
 
 
 def weights(module):

@@ -1,0 +1,95 @@
+"""How the members of one forward lie in the tensors that the user's code sees."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_evo.evaluation.ways import vmap
+
+__all__ = ["Layout", "OneMember", "VmapLevel"]
+
+
+class Layout(Protocol):
+    """Takes members apart and puts them together, so that a rule holds its formula once, for ``[members, ...]``.
+
+    Another layout, for example members as rows of one batch (``[members * rows, ...]``, where :meth:`split` and
+    :meth:`join` are a ``view``), must tell from a tensor alone whether it holds all members or is the same for each. If
+    a weight has no such form there, as it has none for rows, its :meth:`join` raises NeedsWeights for weights, so that
+    every function that is given one needs a rule.
+
+    Attributes:
+        members: How many there are.
+        shares_forward: Whether the members' weights are stacks; one member's weight must lie as the center's does.
+    """
+
+    members: int
+    shares_forward: bool
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """``[members, *shape]`` of a tensor that the user's code has; ``[1, *shape]`` if it is the same for all."""
+
+    def join(self, values: Tensor) -> Tensor:
+        """What the user's code gets for ``values [members, *shape]``."""
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """:meth:`split`, with each member's part, ``[members, *shape]``."""
+
+    def outside(self) -> AbstractContextManager[object]:
+        """A context for operations on what :meth:`split` gives."""
+
+
+class OneMember:
+    """A single member: the user's code sees its tensors."""
+
+    members = 1
+    shares_forward = False
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """``[1, *shape]``."""
+        return tensor[None]
+
+    def join(self, values: Tensor) -> Tensor:
+        """The member's."""
+        return values[0]
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """``[1, *shape]``."""
+        return tensor[None]
+
+    def outside(self) -> AbstractContextManager[object]:
+        """No context is needed."""
+        return nullcontext()
+
+
+class VmapLevel:
+    """Members are the batch dimension of a ``vmap``, which the user's code does not see.
+
+    Args:
+        level: Of the innermost ``vmap``.
+        members: Its batch size.
+    """
+
+    shares_forward = True
+
+    def __init__(self, level: int, members: int) -> None:
+        self.level, self.members = level, members
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """With the batch dimension in front; ``[1, *shape]`` if this ``vmap`` does not batch the tensor."""
+        batched = vmap.batch_first(tensor, self.level)
+        return tensor[None] if batched is None else batched
+
+    def join(self, values: Tensor) -> Tensor:
+        """Dimension 0 becomes the batch dimension."""
+        return vmap.wrap(values, self.level)
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """With the batch dimension in front, expanded if this ``vmap`` does not batch the tensor."""
+        return self.split(tensor).expand(self.members, *tensor.shape)
+
+    def outside(self) -> AbstractContextManager[object]:
+        """Out of the ``vmap``."""
+        return vmap.outside()
