@@ -84,7 +84,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "member_timeout": [1, 60.0, 1e9],
     "minimum_evaluated": [0, 0.5, 1],
     "shard": ["population", "data", (2, 2), [1, 4], "date"],
-    "update_sync": ["auto", "replicated", "sharded", "all_reduce", "replicate"],
+    "update_sync": ["auto", "replicated", "sharded", "replicate"],
     "checksum_every": [0, 1, 100],
     "start_method": ["popen", "spawn", "fork", "forkserver", "thread"],
     "process_group_backend": ["gloo", "nccl", "cpu:gloo,cuda:nccl", "gloo,nccl", "cpu:gloo,cpu:gloo", "undefined"],

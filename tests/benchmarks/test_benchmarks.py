@@ -149,7 +149,6 @@ def test_scaling_in_two_processes(tmp_path):
         fitness = rows["2 ranks, replicated"]["bytes_sent"]
         assert 8 * members / 2 <= fitness <= 32 * members / 2 + 256
         assert rows["2 ranks, sharded"]["bytes_sent"] == fitness
-        assert rows["2 ranks, all_reduce"]["bytes_sent"] == fitness + 4 * 60_288
         assert rows["2 ranks, replicated"]["same_weights"]
         assert rows["2 ranks, sharded"]["same_weights"]
         for row in case["rows"]:

@@ -263,13 +263,10 @@ def test_ways_of_making_the_update(world, update, precision):
     """With a matrix that is large enough to be divided: 40,000 x 2 elements."""
     run = partial(train, width=40_000, precision=precision, dropout=0.0, gradient_clip_val=0.5)
     found = {}
-    for name in ("replicated", "sharded", "all_reduce", "auto"):
+    for name in ("replicated", "sharded", "auto"):
         results = world(2).run(run, {"update": update, "update_sync": name, "evaluation": "plain"}, 3)
-        found[name] = {**results[0], "digest": only([result["digest"] for result in results])}
-    assert found["sharded"]["digest"] == found["replicated"]["digest"] == found["auto"]["digest"]
-    moved, expected = (torch.tensor(found[name]["moved"]) for name in ("all_reduce", "replicated"))
-    tolerance = 1e-4 if precision == "32-true" else 1e-2  # of the way that the weights have gone
-    assert (moved - expected).norm() < tolerance * expected.norm()
+        found[name] = only([result["digest"] for result in results])
+    assert only(list(found.values()))
 
 
 def choices():
@@ -576,10 +573,6 @@ def test_a_grid_that_does_not_fit(world):
         ({"process_group_backend": "cpu:gloo,cuda:ncl"}, "Did you mean 'nccl'? Use 'nccl' for GPUs"),
         ({"process_group_backend": 3}, "Unknown process_group_backend 3. Use 'nccl' for GPUs, 'gloo' for CPUs"),
         ({"start_method": "thread"}, "Unknown start_method 'thread'. Choose one of popen, spawn"),
-        (
-            {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
-            "update_sync='all_reduce' can't add up momentum",
-        ),
     ],
     ids=str,
 )
