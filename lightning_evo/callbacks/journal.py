@@ -45,6 +45,25 @@ class SeedJournal(Callback):
         """The file; ``None`` before the first batch."""
         self._recorder: Recorder | None = None
 
+    @classmethod
+    def of(cls, trainer: Any, wanted: bool | None = None) -> SeedJournal | None:
+        """The Trainer's journal; where one is wanted, or by default checkpoints are written, one is added.
+
+        Raises:
+            ValueError: If there is one, and none is wanted.
+        """
+        journal = next((callback for callback in trainer.callbacks if isinstance(callback, SeedJournal)), None)
+        if journal is not None and wanted is False:
+            raise ValueError("journal=False and the callback SeedJournal contradict each other; leave one of them out.")
+        if wanted is None:
+            folders = [str(getattr(callback, "dirpath", None)) for callback in trainer.checkpoint_callbacks]
+            wanted = bool(folders) and not trainer.fast_dev_run and "://" not in folders[0]
+        if journal is None and wanted:
+            journal = cls()
+            journal.setup(trainer, trainer.lightning_module, "fit")
+            trainer.callbacks.insert(0, journal)
+        return journal
+
     # --- Lightning's hooks ---
 
     @override

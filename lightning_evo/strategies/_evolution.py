@@ -216,7 +216,9 @@ class EvoStrategyMixin(Strategy):
         self._choose_parameters()
         if isinstance(self._moves, InPlace):
             vars(self.precision_plugin)["clip_gradients"] = self._moves.clip  # there will be no `.grad` to clip
-            self._journal = self._find_journal(trainer)
+            from lightning_evo.callbacks.journal import SeedJournal  # which imports one of Lightning's two packages
+
+            self._journal = SeedJournal.of(trainer, self._journal_wanted)
             if self._optimized_parameters:
                 used = (
                     "nothing is used"
@@ -254,23 +256,6 @@ class EvoStrategyMixin(Strategy):
     def _optimized_parameters(self) -> list[nn.Parameter]:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         return [parameter for group in groups for parameter in group["params"]]
-
-    def _find_journal(self, trainer: Any) -> SeedJournal | None:
-        """The Trainer's journal; where checkpoints are written, one is added."""
-        from lightning_evo.callbacks.journal import SeedJournal  # of a room above, so not at the top
-
-        journal = next((callback for callback in trainer.callbacks if isinstance(callback, SeedJournal)), None)
-        if journal is not None and self._journal_wanted is False:
-            raise ValueError("journal=False and the callback SeedJournal contradict each other; leave one of them out.")
-        wanted = self._journal_wanted
-        if wanted is None:
-            folders = [str(getattr(callback, "dirpath", None)) for callback in trainer.checkpoint_callbacks]
-            wanted = bool(folders) and not trainer.fast_dev_run and "://" not in folders[0]
-        if journal is None and wanted:
-            journal = SeedJournal()
-            journal.setup(trainer, self._user_module, "fit")
-            trainer.callbacks.insert(0, journal)
-        return journal
 
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
