@@ -74,7 +74,7 @@ class EvolutionMixin:
 
         Returns:
             ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/failed_members``, ``evo/sigma`` and
-            ``evo/update_norm``, for ``self.log_dict``.
+            ``evo/update_norm``, and with a tie breaker ``evo/tie_breaker_mean``, for ``self.log_dict``.
 
         Raises:
             RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear
@@ -118,7 +118,7 @@ class EvolutionMixin:
                 parameter.grad = None
 
     def fitness_step(self, batch: Any, batch_idx: int) -> Any:
-        """The fitness of the module with its weights as they are: a scalar or one value per sample, higher is better.
+        """How good the module is with its weights as they are: a scalar, one value per sample or a ``Fitness``.
 
         Raises:
             RuntimeError: If you have not written it.

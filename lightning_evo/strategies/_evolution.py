@@ -47,8 +47,9 @@ class EvoStrategyMixin(Strategy):
     """Train any LightningModule by evolution instead of backpropagation.
 
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
-    is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar or one value per
-    sample, higher is better, nothing need be differentiable), if not, minus the loss of ``training_step``.
+    is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar, one value per
+    sample or a :class:`~lightning_evo.Fitness`; higher is better, nothing need be differentiable), if not, minus the
+    loss of ``training_step``.
 
     Args:
         algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.

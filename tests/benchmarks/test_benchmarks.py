@@ -240,6 +240,13 @@ def test_a_race_is_given_up_at_the_limit(data):
     assert result["accuracy"] < 0.99
 
 
+def test_kinds_of_fitness(data):
+    found = digits.compare_fitness(1, 32, data, target=0.5, generations=40)
+    assert list(found) == list(digits.FITNESS)
+    assert all(0.2 < accuracy < 1 for (accuracy,) in found.values())
+    assert found == digits.compare_fitness(1, 32, data, target=0.5, generations=40)
+
+
 def test_peers_that_are_missing_are_named(monkeypatch):
     for module in ("evotorch", "evox.algorithms", "evox.algorithms.so.es_variants.virtual_lora_es"):
         monkeypatch.setitem(sys.modules, module, None)
