@@ -22,16 +22,25 @@ from torch import nn
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
-from lightning_evo.evaluation.ways.batched import Batched
+from lightning_evo.evaluation.ways.batched import Batched, free_memory
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["EvaluationName", "brings_nothing", "candidates", "hidden_modules", "is_slower", "ways_from"]
+__all__ = [
+    "EvaluationName",
+    "brings_nothing",
+    "candidates",
+    "hidden_modules",
+    "is_slower",
+    "repeats_noise",
+    "ways_from",
+]
 
 EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
 
 _HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
+_REPEATS = 2.0  # times that a member's noise may be made
 _LARGE = 1 << 24  # evolving elements from which copying all weights is slower, without measuring it
 
 
@@ -91,8 +100,24 @@ def brings_nothing(way: Way, space: SearchSpace, population: Population) -> bool
     return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
 
 
+def repeats_noise(way: Way, job: Job) -> str | None:
+    """Why the plain loop is better: it makes a member's noise once, however often the weights are read. Else ``None``.
+
+    Args:
+        way: Has run members.
+        job: The members.
+    """
+    times, needed = way.noise_made / max(1, job.space.numel), sum(p.local.nbytes for p in job.space)
+    if times <= _REPEATS or 2 * needed > free_memory(job.space[0].tensor.device):  # for the plain loop's copy
+        return None
+    return f"{way.name} would make each member's noise {times:.0f} times, as its weights are read again and again"
+
+
 def is_slower(way: Way, job: Job) -> bool:
-    """Whether the plain loop is faster, and gives the same bits (if not, results would depend on a measured time)."""
+    """Whether the plain loop is faster, and gives the same bits (if not, results would depend on a measured time).
+
+    The check says whether calls do; the fitness may differ all the same, by a kernel that is not there for members.
+    """
     if job.space.numel >= _LARGE:
         return False
     seconds: dict[Way, list[float]] = {way: [], Plain(): []}

@@ -31,7 +31,7 @@ from lightning_evo.perturbations import noise_dtype
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
 
-__all__ = ["MembersFail", "NothingToCompare", "find_mismatch"]
+__all__ = ["MembersFail", "NothingToCompare", "Verdict", "judge"]
 
 T = TypeVar("T")
 
@@ -58,15 +58,25 @@ class _CenterFails(MembersFail):
 _SAID_AT_ONCE = (NeedsWeights, CenterMoved, NothingToCompare)
 
 
-def find_mismatch(way: Way, job: Job) -> str | None:
-    """Why a fast evaluation can't be trusted with this module.
+@dataclass(frozen=True)
+class Verdict:
+    """What the check has found.
+
+    Attributes:
+        mismatch: Why the way can't be trusted, naming parameters; ``None`` if it can be.
+        exact: Whether it gave the plain loop's bits.
+    """
+
+    mismatch: str | None = None
+    exact: bool = False
+
+
+def judge(way: Way, job: Job) -> Verdict:
+    """Whether a fast evaluation can be trusted with this module.
 
     Args:
         way: The way to try.
         job: The members, of which the first of the population are tried.
-
-    Returns:
-        The reason, naming parameters; ``None`` if it can be trusted.
 
     Raises:
         NothingToCompare: If the batch can't show a difference.
@@ -81,7 +91,7 @@ def find_mismatch(way: Way, job: Job) -> str | None:
     for far in (max(sigma, 0.3 * _root_mean_square(_representatives(job.space))), 0.3, sigma):
         try:
             population = replace(job.population, sigma=far)
-            return _find_mismatch(trial, job.space, population, may_overflow=far == sigma)
+            return _judge(trial, job.space, population, may_overflow=far == sigma)
         except _CenterFails:
             raise
         except (MembersFail, _TooFar) as error:
@@ -89,11 +99,11 @@ def find_mismatch(way: Way, job: Job) -> str | None:
     raise nothing
 
 
-def _find_mismatch(trial: _Trial, space: SearchSpace, population: Population, *, may_overflow: bool) -> str | None:
+def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_overflow: bool) -> Verdict:
     found = trial.by_way(space, population, watch_memory=True)
     aliases = {p.name: p for run in found for p in run.recorder.aliases.values()}
     if aliases:
-        return f"{_names(list(aliases.values()))} is read through another tensor that shares its memory"
+        return Verdict(f"{_names(list(aliases.values()))} is read through another tensor that shares its memory")
     center = trial.center()
     seen, everything = {index for run in found for index in run.recorder.seen}, space
     space = _representatives(space.subset(p for p in space if p.index in seen) or space)
@@ -103,31 +113,31 @@ def _find_mismatch(trial: _Trial, space: SearchSpace, population: Population, *,
     seen |= center.recorder.seen | still[0].recorder.seen  # it may go another way than members do
     unseen = _representatives(everything.subset(p for p in everything if p.index not in seen))
     if unseen and not same(trial.by_plain_loop(unseen, population, members=1)[0].calls, center.calls):
-        return f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it"
+        return Verdict(f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it")
     expected = trial.by_plain_loop(space, population)
     coarse = expected[0].calls[-1].eps > 1e-4  # 16 bits
     if not coarse:  # in which rounding would hide that the center itself is evaluated differently
         moved = expected[0]
         if _compare(center, still[0], moved, share=1e-4, rounding=100).difference is not None:
-            return "the center's fitness differs: are its random numbers (dropout) different?"
+            return Verdict("the center's fitness differs: are its random numbers (dropout) different?")
 
-    def verdict(expected: _Run, found: _Run) -> Comparison:
+    def compared(expected: _Run, found: _Run) -> Comparison:
         return _compare(expected, found, center, share=0.25 if coarse else 0.01, rounding=4 if coarse else 100)
 
     def agrees(some: SearchSpace) -> bool:
         reference, tried = trial.by_plain_loop(some, population, members=1), trial.by_way(some, population, members=1)
-        return verdict(reference[0], tried[0]).difference is None
+        return compared(reference[0], tried[0]).difference is None
 
-    verdicts = [verdict(*runs) for runs in zip(expected, found, strict=True)]
-    for different in verdicts:
+    comparisons = [compared(*runs) for runs in zip(expected, found, strict=True)]
+    for different in comparisons:
         if different.difference is not None:
-            return _reason(different, different.difference, space, agrees)
+            return Verdict(_reason(different, different.difference, space, agrees))
     if not any(call.parameters for run in found for call in run.calls):
         raise NothingToCompare
     overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
-    if (overflow and not may_overflow) or not any(v.compared for v in verdicts):
+    if (overflow and not may_overflow) or not any(one.compared for one in comparisons):
         raise _TooFar
-    return None
+    return Verdict(exact=all(same(a.calls, b.calls) for a, b in zip(expected, found, strict=True)))
 
 
 def _reason(different: Comparison, call: Call, space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> str:

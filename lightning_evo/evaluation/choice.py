@@ -21,10 +21,11 @@ from lightning_evo.evaluation.candidates import (
     candidates,
     hidden_modules,
     is_slower,
+    repeats_noise,
     ways_from,
 )
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
-from lightning_evo.evaluation.check import MembersFail, NothingToCompare, find_mismatch
+from lightning_evo.evaluation.check import MembersFail, NothingToCompare, Verdict, judge
 from lightning_evo.evaluation.faults import Failure, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.isolation import Isolation
@@ -64,6 +65,10 @@ class Choice:
     def way(self) -> Way:
         """The best one that is left."""
         return self.ways[0]
+
+    def with_ways(self, ways: tuple[Way, ...], reasons: list[str], **changes: Any) -> Choice:
+        """Fewer ways, and why others are not used, in addition to what is known."""
+        return replace(self, ways=ways, reasons=tuple(dict.fromkeys([*self.reasons, *reasons])), **changes)
 
     @property
     def summary(self) -> str:
@@ -195,26 +200,29 @@ class Evaluation:
         plain = ways[-1:]
         for number, way in enumerate(ways[:-1]):
             try:
-                mismatch = find_mismatch(way, job)
-                if mismatch is None and not self._asked_for and brings_nothing(way, job.space, job.population):
-                    continue
-                values = self._first_run(way, job) if mismatch is None else []
+                verdict = judge(way, job)
+                if verdict.mismatch is None and not self._asked_for:
+                    repeats = repeats_noise(way, job)
+                    if repeats:
+                        obstacles = [*obstacles, repeats]
+                        break
+                    if brings_nothing(way, job.space, job.population):
+                        continue
+                values = self._first_run(way, job) if verdict.mismatch is None else []
             except CenterMoved:
                 raise
             except NothingToCompare as nothing:
-                if not self._gives_up():
+                if not self._gives_up(ways[number:], _reasons(refuted, obstacles)):
                     return run(plain[0], job)
                 obstacles = [*obstacles, _nothing_proven(nothing)]
                 break
             except Exception as error:  # whatever vmap raises
-                mismatch = _reason(error)
-            if mismatch is None:
-                one_by_one = way.members_per_forward is None and self.name == "auto" and not self._choice.fixed
-                self._decide(
-                    plain if one_by_one and is_slower(way, job) else ways[number:], _reasons(refuted, obstacles)
-                )
+                verdict = Verdict(_reason(error))
+            if verdict.mismatch is None:
+                measured = verdict.exact and way.members_per_forward is None and not self._asked_for
+                self._decide(plain if measured and is_slower(way, job) else ways[number:], _reasons(refuted, obstacles))
                 return values
-            refuted.setdefault(mismatch, []).append(way.name)
+            refuted.setdefault(verdict.mismatch, []).append(way.name)
         values = run(plain[0], job)
         if not values or not all(isinstance(value, Failure) for value in values):  # if all failed, it proves nothing
             self._decide(plain, _reasons(refuted, obstacles))
@@ -223,7 +231,7 @@ class Evaluation:
     def _first_run(self, way: Way, job: Job) -> list[Any]:
         """All members, which may find what the check did not."""
 
-        def judge(members: list[int]) -> list[Any]:
+        def again(members: list[int]) -> list[Any]:
             """Run members whose forward raised once more; then by the plain loop, which shows whose fault it is."""
             some = replace(job, members=members)
             try:
@@ -238,22 +246,24 @@ class Evaluation:
                     return values
                 raise error
 
-        return run(way, job, judge)
+        return run(way, job, again)
 
     @property
     def _asked_for(self) -> bool:
         """Whether the way is the user's choice, or an earlier one of this run's."""
         return self.name != "auto" or self._size != "auto" or self._choice.fixed
 
-    def _gives_up(self) -> bool:
-        """Whether enough batches proved nothing."""
-        self._choice = replace(self._choice, tries=self._choice.tries + 1)
-        return self._choice.tries >= _TRIES
+    def _gives_up(self, ways: tuple[Way, ...], reasons: list[str]) -> bool:
+        """Whether enough batches proved nothing; if not, the next one goes on with these ways."""
+        tries = self._choice.tries + 1
+        if tries < _TRIES:
+            self._choice = self._choice.with_ways(ways, reasons, tries=tries)
+        return tries >= _TRIES
 
     def _decide(self, ways: tuple[Way, ...], reasons: list[str]) -> None:
-        self._choice = replace(self._choice, ways=ways, proven=True, fixed=True, reasons=tuple(reasons))
-        self.summary = self._choice.summary
-        if reasons and self.name != "auto":
+        self._choice = choice = self._choice.with_ways(ways, reasons, proven=True, fixed=True)
+        self.summary = choice.summary
+        if choice.reasons and self.name != "auto":
             warnings.warn(f"evaluation={self.name!r} does not work with this module. {self.summary}.", stacklevel=5)
 
     def forget(self) -> None:

@@ -326,7 +326,7 @@ def test_a_choice_that_waited_is_the_one_that_would_have_been_made(noise, monkey
         choose(evaluation, module, members, lambda: module(x).square().mean())
         chosen.append(evaluation.state_dict())
     assert chosen[0] == chosen[1]
-    assert chosen[0]["evaluation"] == ("batched" if noise == "gaussian" else "plain")
+    assert chosen[0]["evaluation"] == ("batched" if noise == "gaussian" else "in_forward")
 
 
 @pytest.mark.parametrize("factor", [0.0, torch.nan])

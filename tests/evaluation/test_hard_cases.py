@@ -61,8 +61,8 @@ def test_the_check_copies_one_expert_of_many_that_no_batch_used(monkeypatch):
     x = torch.randn(4, 20)
     with Isolation(model, CPU) as isolation:
         job = Job(SearchSpace(model), population_of(), lambda: model[3](x).square().mean(), isolation, range(4))
-        reason = check.find_mismatch(InForward(), job)
-    assert reason is None
+        verdict = check.judge(InForward(), job)
+    assert verdict.mismatch is None
     assert max(copied) <= 2 * 420
 
 

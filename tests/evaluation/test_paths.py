@@ -387,7 +387,7 @@ def test_the_size_of_groups_follows_memory(monkeypatch):
     module = case.module()
     sizes = []
     for memory in (0, 6_000, 12_000, 1 << 30):
-        monkeypatch.setattr(batched, "_free_memory", lambda device, memory=memory: memory)
+        monkeypatch.setattr(batched, "free_memory", lambda device, memory=memory: memory)
         way = Batched()
         evaluate(way, module, population(10), case.fitness(module))
         sizes.append(way.members_per_forward)

@@ -25,7 +25,7 @@ from lightning_evo.evaluation.ways.rules import HUGE, SMALL
 from lightning_evo.spaces.memory import Scratch
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["Batched"]
+__all__ = ["Batched", "free_memory"]
 
 _LARGEST = 1 << 26  # bytes of the largest tensor of one forward on a CPU: larger ones come from the system page by page
 _ENOUGH = 128  # members in one forward on a CPU: more would save nothing, and exceed its cache
@@ -51,6 +51,7 @@ class Batched:
         self.members_per_forward: int | Literal["auto"] | None = members_per_forward
         self.noise_made = 0.0
         self._scratch = Scratch()
+        self._repeated: set[int] = set()
 
     def _group_size(self, population: Population) -> int:
         """Members of a group: whole pairs, one at least, and no more than there are. A pair before it is chosen."""
@@ -96,7 +97,9 @@ class Batched:
         def run(number: Tensor) -> Tensor:
             nonlocal declined
             layout = VmapLevel(vmap.level_of(number), len(members))
-            with Perturbed(job.space, job.population, members, layout, scratch=self._scratch) as perturbed:
+            with Perturbed(
+                job.space, job.population, members, layout, scratch=self._scratch, repeated=self._repeated
+            ) as perturbed:
                 modes.append(perturbed)
                 value = fitness()
             declined = value is None
@@ -111,6 +114,7 @@ class Batched:
                 fitnesses = torch.func.vmap(run, randomness="same")(numbers)
         finally:
             torch.clear_autocast_cache()
+        self.noise_made = modes[0].noise_made / len(members)
         return [None] * len(members) if declined else list(fitnesses.unbind()), modes[0]
 
 
@@ -119,7 +123,7 @@ def _choose_size(space: SearchSpace, population: Population, first: Perturbed) -
     center = space[0].tensor
     wide = max(4, center.element_size())
     needed = (first.largest * _LIVE + sum(_noise_size(space, first))) * wide
-    fitting = _free_memory(center.device) // 2 // max(1, needed)
+    fitting = free_memory(center.device) // 2 // max(1, needed)
     if center.device.type == "cpu":
         dense = [parameter.tensor for parameter in space if first.factors(parameter) is None]
         stacked = max((min(tensor.numel(), HUGE) * tensor.element_size() for tensor in dense), default=1)
@@ -148,7 +152,7 @@ def _noise_size(space: SearchSpace, first: Perturbed) -> Iterable[int]:
     yield large
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """In bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

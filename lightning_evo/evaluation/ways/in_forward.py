@@ -27,6 +27,7 @@ class InForward:
         self.members_per_forward: int | Literal["auto"] | None = None
         self.noise_made = 0.0
         self._scratch = Scratch()
+        self._repeated: set[int] = set()
 
     @torch.no_grad()
     def run(self, job: Job) -> list[Any]:
@@ -40,9 +41,10 @@ class InForward:
                     direction, shared = population.address(number)[0], {}
                 torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
                 job.isolation.start_member()
-                perturbed = Perturbed(job.space, population, [number], OneMember(), shared, self._scratch)
-                with perturbed:
+                member = Perturbed(job.space, population, [number], OneMember(), shared, self._scratch, self._repeated)
+                with member:
                     values.append(fitness())
+                self.noise_made = member.noise_made
         finally:
             torch.clear_autocast_cache()
         return values

@@ -44,6 +44,9 @@ class Members(Protocol):
     def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
         """Some rows in any order, ``[members, *chosen.shape, *row]``; ``None`` if only all can be made."""
 
+    def keeps(self, parameter: EvolvingParameter) -> bool:
+        """Whether the members' values are kept, once they are made, so that making them in parts is no gain."""
+
     def stacked(self, argument: Tensor) -> Tensor:
         """An argument for all members, ``[members, *shape]``, whatever it is."""
 

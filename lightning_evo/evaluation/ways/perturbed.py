@@ -52,8 +52,11 @@ class Perturbed(TorchFunctionMode):
         shared: What the members of one direction have in common: the caller gives the same dictionary, empty at first,
             to both members of an antithetic pair.
         scratch: Memory for weights that are gone after one call: the caller gives the same every time.
+        repeated: Indices of parameters that forwards read more than once, to be added to: the caller gives the
+            same every time. As many of them as fit are kept from the first read on.
 
     Attributes:
+        noise_made: Elements of noise that were made, in all directions; low-rank noise costs none.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
@@ -80,6 +83,7 @@ class Perturbed(TorchFunctionMode):
         layout: Layout,
         shared: dict[Any, Any] | None = None,
         scratch: Scratch | None = None,
+        repeated: set[int] | None = None,
     ) -> None:
         super().__init__()
         if len(members) != layout.members:
@@ -87,6 +91,7 @@ class Perturbed(TorchFunctionMode):
         self.population = population
         self.members = members
         self.layout = layout
+        self.noise_made = 0
         self.largest = 0
         self.looked_up: dict[int, int] = {}
         self._parameters = space
@@ -101,6 +106,7 @@ class Perturbed(TorchFunctionMode):
         self._small: dict[int, Tensor] = {}
         self._step_index = 0  # of this member's step among those that the small tensors were made for
         self._read: set[int] = set()
+        self._repeated = set() if repeated is None else repeated
         self._cache_budget = _CACHED
         directions, steps = zip(*map(population.address, members), strict=True)
         self.directions: list[int] = list(dict.fromkeys(directions))
@@ -130,6 +136,7 @@ class Perturbed(TorchFunctionMode):
                 if fits and self.factors(parameter) is None:
                     budget -= size
                     chosen.append(parameter)
+            self.noise_made += len(self.directions) * sum(p.tensor.numel() for p in chosen)
             indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
             made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
             if not self.layout.shares_forward:
@@ -155,18 +162,27 @@ class Perturbed(TorchFunctionMode):
             values, memory = self._cache[parameter.index]
             self._expose(parameter, memory)
             return values
+        keeps = self.keeps(parameter)
         with self.layout.outside():
             memory = self.stack(parameter)
         self._expose(parameter, memory)
         values = self.layout.join(memory)
-        if parameter.index in self._small:
-            return values
-        size = parameter.tensor.numel() * len(self.members)
-        if parameter.index in self._read and size <= self._cache_budget:
-            self._cache_budget -= size
+        if keeps:
+            self._cache_budget -= memory.numel()
             self._cache[parameter.index] = values, memory
-        self._read.add(parameter.index)
         return values
+
+    def keeps(self, parameter: EvolvingParameter) -> bool:
+        """Whether the members' values are kept: a forward reads them more than once, and there is room."""
+        index, size = parameter.index, parameter.tensor.numel() * len(self.members)
+        read = index not in self._small and (index in self._read or index in self._repeated)
+        return index in self._cache or (read and size <= self._cache_budget)
+
+    def _note(self, parameter: EvolvingParameter) -> None:
+        """Note that a parameter is read, as far as its noise is made for that."""
+        if parameter.index in self._read:
+            self._repeated.add(parameter.index)
+        self._read.add(parameter.index)
 
     def stacked(self, argument: Tensor) -> Tensor:
         """An argument for all members, ``[members, *shape]``, whatever it is."""
@@ -178,9 +194,8 @@ class Perturbed(TorchFunctionMode):
         center = parameter.tensor.detach()
         if self.layout.shares_forward or center.dim() < 2 or not center.is_contiguous() or torch.is_grad_enabled():
             return self.tensor(parameter)  # autograd, if it is on, keeps the weight
-        if parameter.index in self._read:  # read again, as in a recurrent network: worth keeping
+        if self.keeps(parameter):  # read again, as in a recurrent network
             return self.tensor(parameter)
-        self._read.add(parameter.index)
         rows = self.rows(parameter, 0, len(center))
         if rows is None:
             return self.tensor(parameter)
@@ -206,6 +221,9 @@ class Perturbed(TorchFunctionMode):
         )
         if values is None:
             return None
+        self.noise_made += len(self.directions) * size
+        if first == 0:
+            self._note(parameter)
         padding = parameter.padding_row
         if padding is not None and first <= padding < last:
             values[:, padding - first] = center[padding]
@@ -220,6 +238,8 @@ class Perturbed(TorchFunctionMode):
         center = parameter.tensor.detach()
         perturbation = self.population.perturbation
         values = perturbation.members_of_chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
+        if values is not None:
+            self.noise_made += len(self.directions) * values[0].numel()
         if values is not None and parameter.padding_row is not None:
             padded = (chosen == parameter.padding_row).view(*chosen.shape, *[1] * (center.dim() - 1))
             values = torch.where(padded, center[parameter.padding_row], values)
@@ -230,6 +250,8 @@ class Perturbed(TorchFunctionMode):
         if parameter.index in self._small:
             return self._small[parameter.index][self._step_index :][: len(self.members)]
         center = parameter.tensor.detach()
+        self.noise_made += len(self.directions) * center.numel()
+        self._note(parameter)
         values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
         if not self.layout.shares_forward:
             # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.

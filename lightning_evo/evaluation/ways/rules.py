@@ -63,6 +63,7 @@ def _stacked_linear(
         return NotImplemented
     inputs, biases = mode.layout.split(x), None if bias is None else mode.stacked(bias)
     large = weight.numel() > SMALL and weight.is_contiguous() and not torch.is_grad_enabled()
+    large = large and not mode.keeps(parameter)
     weights = None if large else mode.stacked(weight)
     with mode.layout.outside():
         flat = inputs.flatten(1, -2).expand(mode.layout.members, -1, -1)  # [members, rows, inputs]
