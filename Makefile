@@ -66,6 +66,7 @@ bench: $(INSTALLED)
 	@for name in engine overhead noise digits memory rounding evolution_vs_backprop scaling; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
+	@$(BIN)/python -m benchmarks.digits --ties --output benchmarks/results/digits_ties.json
 
 bench-quick: $(INSTALLED)
 	@for name in engine overhead noise digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done

@@ -47,7 +47,7 @@ from lightning_evo.processes.ranks import Ranks
 
 ONE = "1 rank"
 CASES: dict[str, dict[str, Any]] = {"openai_es": {}, "eggroll": {"rank": 1}}
-WAYS = ("replicated", "sharded", "all_reduce")
+WAYS = ("replicated", "sharded")
 QUIET = 0.03  # share of the cores that others may take
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
 
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
+    from lightning_evo.evaluation.fitness import Fitness
     from lightning_evo.generation.evolution import Evolution
     from lightning_evo.module import EvolutionMixin
     from lightning_evo.spaces.search_space import SearchSpace
@@ -51,6 +52,7 @@ __all__ = [
     "Evolution",
     "EvolutionMixin",
     "EvolutionStrategy",
+    "Fitness",
     "Schedule",
     "SearchSpace",
     "algorithms",
@@ -61,6 +63,7 @@ _HOME = {
     "Evolution": "generation.evolution",
     "EvolutionMixin": "module",
     "EvolutionStrategy": "algorithms",
+    "Fitness": "evaluation.fitness",
     "Schedule": "algorithms",
     "SearchSpace": "spaces",
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from contextlib import nullcontext
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from lightning_evo.algorithms import UpdateName
 from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
-from lightning_evo.generation.update import group_learning_rates
+from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.strategies import _compat
-from lightning_evo.utils.options import one_of
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvolutionMixin"]
@@ -28,7 +29,8 @@ class EvolutionMixin:
     Attributes:
         evolution: The :class:`~lightning_evo.Evolution` to use, made in ``__init__``.
         evolution_update: ``"optimizer"`` (the estimate goes to ``.grad`` and the optimizer steps) or ``"in_place"``
-            (the weights are moved directly, with the optimizer's learning rate and without optimizer state).
+            (the weights are moved directly, with the optimizer's learning rate and without optimizer state). ``None``
+            takes the algorithm's own.
 
     Example:
         >>> import torch, lightning as L
@@ -52,7 +54,7 @@ class EvolutionMixin:
     """
 
     evolution: Evolution
-    evolution_update: Literal["optimizer", "in_place"] = "optimizer"
+    evolution_update: UpdateName | None = None
 
     # What LightningModule provides.
     trainer: Any
@@ -72,7 +74,7 @@ class EvolutionMixin:
 
         Returns:
             ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/failed_members``, ``evo/sigma`` and
-            ``evo/update_norm``, for ``self.log_dict``.
+            ``evo/update_norm``, and with a tie breaker ``evo/tie_breaker_mean``, for ``self.log_dict``.
 
         Raises:
             RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear
@@ -84,32 +86,30 @@ class EvolutionMixin:
 
         step = fitness_of_step(self.fitness_step, batch_idx)
 
-        def fitness(batch: Any) -> Tensor:
+        def fitness(batch: Any) -> Any:
             with plugin.train_step_context():
                 return step(batch)
 
         evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
+        moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
         self._clear_gradients(optimizer)
-        scaler = getattr(plugin, "scaler", None)
-        if update and self.evolution_update == "optimizer":
-            values["update_norm"] = update.add_to_gradients(
-                _compat.gradient_scale(plugin, self.trainer.strategy.root_device)
-            )
-            optimizer.step()
-        else:
-            if scaler:  # it refuses to step where there are no gradients
-                plugin.scaler = None
-            try:
-                optimizer.step()  # moves nothing; counts the step
-            finally:
-                if scaler:
-                    plugin.scaler = scaler
-            if update:
-                values["update_norm"] = update.apply(group_learning_rates(optimizer))
+        if moves.before_optimizer:
+            values["update_norm"] = moves.learn(update)
+        has_gradients = moves.before_optimizer and update
+        with nullcontext() if has_gradients else _compat.without_scaler(plugin):  # which refuses a step without them
+            optimizer.step()  # without gradients it moves nothing, and counts the step
+        if not moves.before_optimizer:
+            values["update_norm"] = moves.learn(update)
         self._clear_gradients(optimizer)
         return {f"evo/{name}": value for name, value in values.items()}
+
+    def _moves(self, evolution: Evolution, optimizer: Any) -> IntoGradients | InPlace:
+        if evolution.algorithm.checked_update(self.evolution_update, "evolution_update") == "in_place":
+            return InPlace(lambda: [optimizer])
+        plugin, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
+        return IntoGradients(lambda: _compat.gradient_scale(plugin, device))
 
     def _clear_gradients(self, optimizer: Any) -> None:
         """Clear all gradients of the optimizer: parameters that do not evolve must not step on an old one."""
@@ -118,7 +118,7 @@ class EvolutionMixin:
                 parameter.grad = None
 
     def fitness_step(self, batch: Any, batch_idx: int) -> Any:
-        """The fitness of the module with its weights as they are: a scalar or one value per sample, higher is better.
+        """How good the module is with its weights as they are: a scalar, one value per sample or a ``Fitness``.
 
         Raises:
             RuntimeError: If you have not written it.
@@ -152,11 +152,11 @@ class EvolutionMixin:
         evolution = getattr(self, "evolution", None)
         if not isinstance(evolution, Evolution):
             raise RuntimeError("Set `self.evolution = Evolution('openai_es', …)` in `__init__`.")
-        one_of("evolution_update", self.evolution_update, ("optimizer", "in_place"))
+        update = evolution.algorithm.checked_update(self.evolution_update, "evolution_update")
         if not isinstance(self, nn.Module):
             raise TypeError("EvolutionMixin goes with a LightningModule: class Model(EvolutionMixin, LightningModule).")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if not parameters and self.evolution_update == "optimizer":
+        if not parameters and update == "optimizer":
             raise ValueError(
                 "evolution_update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return "
                 "one, or set evolution_update = 'in_place'."

@@ -25,6 +25,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 OPT_OUT = re.compile(r"<!-- not run: \S[^>]* -->\n$")
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.:UserWarning"),  # Lightning's, for any
     pytest.mark.filterwarnings("ignore:No seed found, seed set to"),  # LightningCLI says which one it took
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # as when resuming it is
 ]

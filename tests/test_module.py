@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_evo import Evolution, EvolutionMixin, EvoStrategy
+from lightning_evo import Evolution, EvolutionMixin, EvoStrategy, Fitness
 from tests.strategies.models import assert_same_weights, images, trainer, weights
 from tests.strategies.test_resume import draws_the_order_twice
 
@@ -89,6 +89,25 @@ def test_equals_the_strategy(update):
     actual.net[2].p = 0.0
     trainer("auto", max_steps=5).fit(actual, data)
     assert_same_weights(weights(actual), weights(expected))
+
+
+def test_a_tie_breaker_alone_decides_where_fitness_is_equal():
+    """The same steps as by the tie breaker as fitness."""
+
+    class Tied(Model):
+        def fitness_step(self, batch, batch_idx):
+            return Fitness(1.0, tie_breaker=super().fitness_step(batch, batch_idx))
+
+    modules, logged = [], []
+    for kind in (Model, Tied):
+        seed_everything(0, verbose=False)
+        modules.append(kind())
+        t = trainer("auto", max_steps=5)
+        t.fit(modules[-1])
+        logged.append({name: float(value) for name, value in t.callback_metrics.items()})
+    assert_same_weights(*map(weights, modules))
+    assert logged[1]["evo/tie_breaker_mean"] == logged[0]["evo/fitness_mean"]
+    assert (logged[1]["evo/fitness_mean"], logged[1]["evo/fitness_std"]) == (1, 0)
 
 
 @draws_the_order_twice

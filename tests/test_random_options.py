@@ -84,7 +84,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "member_timeout": [1, 60.0, 1e9],
     "minimum_evaluated": [0, 0.5, 1],
     "shard": ["population", "data", (2, 2), [1, 4], "date"],
-    "update_sync": ["auto", "replicated", "sharded", "all_reduce", "replicate"],
+    "update_sync": ["auto", "replicated", "sharded", "replicate"],
     "checksum_every": [0, 1, 100],
     "start_method": ["popen", "spawn", "fork", "forkserver", "thread"],
     "process_group_backend": ["gloo", "nccl", "cpu:gloo,cuda:nccl", "gloo,nccl", "cpu:gloo,cpu:gloo", "undefined"],
@@ -112,7 +112,8 @@ def draw(dice):
 
 def step_is_huge(algorithm):
     """Whether weights may move further than their type can hold: that is legal, and does what was asked for."""
-    sizes = [algorithm.learning_rate, algorithm.weight_decay]
+    names = ["sigma"] if algorithm.owns_center else ["learning_rate", "weight_decay"]
+    sizes = [getattr(algorithm, name) for name in names]
     return any(not isinstance(size, Schedule) and size > 1e3 for size in sizes)
 
 

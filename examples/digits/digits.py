@@ -1,10 +1,15 @@
-"""A classifier of handwritten digits whose fitness is accuracy itself: no loss, no gradient, no backward pass."""
+"""A classifier of handwritten digits whose fitness is accuracy itself: no gradient, no backward pass.
+
+Many members get the same number of images right; among these the cross-entropy decides. It never outweighs one image.
+"""
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_evo import Fitness
 
 Batch = tuple[Tensor, Tensor]
 
@@ -27,10 +32,11 @@ class DigitsClassifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)
 
-    def fitness_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What evolution maximises: right or wrong, for each image."""
+    def fitness_step(self, batch: Batch, batch_idx: int) -> Fitness:
+        """What evolution maximises: right or wrong, for each image; among equals, the smaller loss is better."""
         images, digits = batch
-        return self(images).argmax(dim=1) == digits
+        scores = self(images)
+        return Fitness(scores.argmax(dim=1) == digits, tie_breaker=-nn.functional.cross_entropy(scores, digits))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run once per generation, for the logs. Evolution does not look at this loss."""

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from lightning_evo.algorithms._base import Algorithm
+from lightning_evo.algorithms._base import Algorithm, State, UpdateName
 from lightning_evo.algorithms._options import Scaling
 from lightning_evo.algorithms.ars import ARS
+from lightning_evo.algorithms.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
 from lightning_evo.algorithms.ea4llm import EA4LLM
 from lightning_evo.algorithms.eggroll import EGGROLL
 from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
 from lightning_evo.algorithms.evolution_strategy import ESState, EvolutionStrategy
 from lightning_evo.algorithms.fzoo import FZOO
+from lightning_evo.algorithms.lesson import Directions, Lesson, NewCenter, Term
 from lightning_evo.algorithms.lozo import LOZO
 from lightning_evo.algorithms.mezo import MEZO
 from lightning_evo.algorithms.openai_es import OPENAI_ES
@@ -28,14 +30,22 @@ from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 
 __all__ = [
+    "CSAEvolutionStrategy",
     "Algorithm",
     "AlgorithmFactory",
+    "CSAState",
+    "Directions",
     "ESState",
     "EvolutionStrategy",
+    "Lesson",
+    "NewCenter",
     "Population",
     "Recipe",
     "Scaling",
     "Schedule",
+    "State",
+    "Term",
+    "UpdateName",
     "available",
     "get",
     "register",
@@ -110,5 +120,5 @@ def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
     _REGISTRY[factory.name] = factory
 
 
-for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS):
+for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES):
     register(_recipe)

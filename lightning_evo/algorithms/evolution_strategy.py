@@ -31,42 +31,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import ClassVar
 
 from torch import Tensor
 
-from lightning_evo.algorithms._base import Algorithm
+from lightning_evo.algorithms._base import Algorithm, State, UpdateName, check_fitness
 from lightning_evo.algorithms._options import Scaling, checked
+from lightning_evo.algorithms.lesson import Directions, Term
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.shaping import Shaping, evaluated, raw, resolve, shape
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import Perturbation, SigmaScale, compose
-from lightning_evo.utils.messages import shown
-from lightning_evo.utils.options import as_whole, number
 
 __all__ = ["ESState", "EvolutionStrategy"]
 
 
 @dataclass(frozen=True)
-class ESState:
+class ESState(State):
     """All that an evolution strategy remembers from one generation to the next.
 
     Attributes:
-        seed: The run's seed.
-        generation: Generations finished.
-        sigma: A sigma set by hand, for example by a callback: it overrides the algorithm's sigma from then on.
-        center: ``[d]``, outside a module.
         momentum: The momentum, as the weights that past directions have in it: for some generations of noise their
             number and one weight for each direction. Numbers only, so a checkpoint can hold it as it is.
     """
 
-    seed: int = 0
-    generation: int = 0
-    sigma: float | None = None
-    center: Tensor | None = field(default=None, repr=False)
     momentum: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
 
@@ -128,30 +120,16 @@ class EvolutionStrategy(Algorithm[ESState]):
             object.__setattr__(self, name, value)  # the dataclass is frozen
         self._perturbation(ESState())  # which checks those of the noise together
 
-    # --- ask and tell ---
+    State: ClassVar[type[State]] = ESState
+    updates: ClassVar[tuple[UpdateName, ...]] = ("optimizer", "in_place")
+    owns_center: ClassVar[bool] = False
 
-    def init(self, center: Tensor | None = None, *, sigma: float | None = None, seed: int = 0) -> ESState:
-        """The state before the first generation.
+    @property
+    def needs_whole_tensors(self) -> str:
+        """``"sparsity"`` or ``"sigma_scale='rms'"``, which take a statistic of each tensor; empty without them."""
+        return "sparsity" if self.sparsity is not None else "sigma_scale='rms'" if self.sigma_scale != "none" else ""
 
-        Args:
-            center: Where to start, floating ``[d]``; ``None`` inside a module.
-            sigma: Overrides the option for this run.
-            seed: Seed of the noise: any whole number, taken modulo 2^64.
-
-        Raises:
-            ValueError: If ``center`` is not a floating vector or ``sigma`` is not positive.
-            TypeError: If ``seed`` is not a whole number.
-        """
-        if center is not None and (center.dim() != 1 or not center.is_floating_point()):
-            raise ValueError(f"center must be a floating vector [d], got {center.dtype} {list(center.shape)}.")
-        whole_seed = as_whole(seed)
-        if whole_seed is None:
-            raise TypeError(f"seed must be a whole number, got {shown(seed)}.")
-        return ESState(
-            seed=whole_seed,
-            sigma=None if sigma is None else number("sigma", sigma, above=0),
-            center=None if center is None else center.detach().clone(),
-        )
+    # --- ask and learn ---
 
     def current_sigma(self, state: ESState) -> float:
         """Sigma of the coming generation."""
@@ -172,16 +150,17 @@ class EvolutionStrategy(Algorithm[ESState]):
             directions=self.population // (2 if self.antithetic else 1),
             antithetic=self.antithetic,
             center=state.center,
+            seed=state.seed,
             generation=state.generation,
         )
 
-    def _perturbation(self, state: ESState) -> Perturbation:
+    def _perturbation(self, state: ESState, noise: int | None = None) -> Perturbation:
+        """The coming generation's noise, or that of number ``noise`` over the same basis."""
         return compose(
-            NoiseKey(state.seed, state.generation // self.noise_reuse),
+            NoiseKey(state.seed, state.generation // self.noise_reuse if noise is None else noise),
             self.noise,
             rank=self.rank,
             basis_key=NoiseKey(state.seed, self._window(state)) if self.basis_reuse > 1 else None,
-            past=[(NoiseKey(state.seed, noise), weights) for noise, weights in self._momentum(state)],
             sparsity=self.sparsity,
             sigma_scale=self.sigma_scale,
         )
@@ -202,8 +181,7 @@ class EvolutionStrategy(Algorithm[ESState]):
     def direction_weights(self, population: Population, fitness: Tensor, dimension: int) -> Tensor:
         """The estimate as weights of the noise directions: ``g = sum_d weight_d eps_d`` (without weight decay).
 
-        With momentum it is the estimate's part in the step, ``(1 - beta) g``; the population's perturbation adds the
-        past.
+        With momentum it is the estimate's part in the step, ``(1 - beta) g``.
 
         Args:
             population: From :meth:`ask`.
@@ -216,10 +194,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         Raises:
             ValueError: If ``fitness`` has another shape.
         """
-        if fitness.shape != (len(population),):
-            raise ValueError(f"fitness must hold one value per member, [{len(population)}]; got {list(fitness.shape)}.")
-
-        fitness = fitness.detach().cpu()
+        fitness = check_fitness(population, fitness)
         members = max(1, int(evaluated(fitness, population.per_direction).sum()))
 
         def weights(shaping: Shaping) -> Tensor:
@@ -256,22 +231,18 @@ class EvolutionStrategy(Algorithm[ESState]):
             momentum = tuple(past.items())
         return replace(state, generation=state.generation + 1, momentum=momentum)
 
-    def tell(self, state: ESState, population: Population, fitness: Tensor) -> ESState:
-        """``theta <- theta + learning_rate (g - weight_decay theta)``, and the next generation's number.
+    def learn(self, state: ESState, population: Population, fitness: Tensor, numel: int) -> tuple[ESState, Directions]:
+        """The next generation's state, and ``g`` as weights of noise; with momentum ``m``.
 
-        With momentum m takes the place of g. A vector has no factors, so its noise is dense and none of it outlasts the
-        generation; its momentum lasts for ``basis_reuse`` generations all the same.
-
-        A generation with nothing to learn leaves the center as it is.
+        A vector has no factors, so its noise is dense and none of it outlasts the generation; its momentum lasts for
+        ``basis_reuse`` generations all the same.
 
         Raises:
-            ValueError: If the state was made without a center, or ``fitness`` has the wrong shape.
+            ValueError: If there is not one fitness for each member.
         """
-        center = state.center
-        if center is None:
-            raise ValueError("`tell` moves a center, and this state has none. Give `init` a vector.")
-        weights = self.direction_weights(population, fitness, center.numel()).tolist()
+        weights = tuple(self.direction_weights(population, fitness, numel).tolist())
+        terms = [Term(population.perturbation, weights)]
         if any(weights):
-            gradient = population.perturbation.weighted_sum(weights, 0, center) - self.weight_decay * center
-            center = (center + self.current_learning_rate(state) * gradient).to(center.dtype)
-        return replace(self.advance(state, weights), center=center)
+            terms += [Term(self._perturbation(state, noise), past) for noise, past in self._momentum(state)]
+        lesson = Directions(tuple(terms), self.weight_decay, self.current_learning_rate(state))
+        return self.advance(state, weights), lesson

@@ -23,6 +23,7 @@ class Population:
             and minus direction ``k``; without, member ``k`` is center plus direction ``k``.
         antithetic: Whether members come in such pairs.
         center: ``[d]``, outside a module; inside one the weights themselves are the center.
+        seed: The run's.
         generation: Its number. (The noise has another number where it is used for several generations.)
     """
 
@@ -31,6 +32,7 @@ class Population:
     directions: int
     antithetic: bool
     center: Tensor | None = field(default=None, repr=False)
+    seed: int = 0
     generation: int = 0
 
     def __len__(self) -> int:

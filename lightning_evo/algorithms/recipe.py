@@ -1,4 +1,4 @@
-"""A published method as data: the options of the family that make it, and where it comes from."""
+"""A published method as data: the algorithm and its options that make it, and where it comes from."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["Recipe"]
 class Recipe:
     """A published method as data: the options that make it, and where it comes from.
 
-    Calling it gives an :class:`EvolutionStrategy` with these options, changed as you like.
+    Calling it gives the algorithm with these options, changed as you like.
 
     Attributes:
         name: Name in the registry.
         summary: One line.
         paper: Authors, year and link.
         defaults: The published options.
+        algorithm: The class that takes them, a dataclass.
 
     Example:
         >>> from lightning_evo.algorithms import get
@@ -34,28 +35,29 @@ class Recipe:
     summary: str
     paper: str
     defaults: Mapping[str, Any]
+    algorithm: type[Any] = EvolutionStrategy
 
     @property
     def options(self) -> list[str]:
         """Names of the options it takes."""
-        return [field.name for field in fields(EvolutionStrategy) if field.name != "name"]
+        return [field.name for field in fields(self.algorithm) if field.name != "name"]
 
-    def __call__(self, **options: Any) -> EvolutionStrategy:
+    def __call__(self, **options: Any) -> Any:
         """The method with its published options where none is given (``None`` counts as not given).
 
         Raises:
             TypeError: If it has no such option; the message names the nearest.
             ValueError: If an option is out of range.
         """
-        for name in options:
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
             if name not in self.options:
                 raise TypeError(
                     f"{self.name!r} has no option {name!r}.{did_you_mean(name, self.options)} "
                     f"Its options: {', '.join(self.options)}."
                 )
-        given = {name: value for name, value in options.items() if value is not None}
         merged = {**self.defaults, **given}
         shaping = given.get("shaping", "top_k")
         if "top_k" not in given and not (isinstance(shaping, str) and shaping == "top_k"):
             merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
-        return EvolutionStrategy(name=self.name, **merged)
+        return self.algorithm(name=self.name, **merged)

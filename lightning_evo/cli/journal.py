@@ -67,11 +67,11 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
     run.add_column(overflow="fold")
     rows: dict[str, object] = {"run": f"{header.run:016x} (format {VERSION})"}
     rows["algorithm"] = header.algorithm["name"]
-    rows["members"] = f"{header.population:,}"
     rows["generations"] = f"{len(journal):,}"
     if fitness:
         first, last = journal.read(header.generation), journal.read(journal.end - 1)
         rows["generations"] = f"{header.generation:,} to {journal.end - 1:,} ({len(journal):,})"
+        rows["members"] = _first_and_last((len(first.fitness),), (len(last.fitness),))
         rows["sigma"] = _first_and_last((first.sigma,), (last.sigma,))
         rows["learning rate"] = _first_and_last(first.learning_rates, last.learning_rates)
     rows["clipping"] = "none" if conditions.clipping is None else "by {1}, {0:g}".format(*conditions.clipping)
@@ -89,7 +89,7 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
 
 
 def _first_and_last(first: tuple[float, ...], last: tuple[float, ...]) -> str:
-    there, here = (", ".join(f"{value:g}" for value in values) for values in (first, last))
+    there, here = (", ".join(f"{value:,.6g}" for value in values) for values in (first, last))
     return here if there == here else f"{there} to {here}"
 
 

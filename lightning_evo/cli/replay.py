@@ -75,12 +75,13 @@ def run(options: argparse.Namespace) -> None:
             )
         torch.save(replayed, new)
         compared = _compared(journal, replayed["lightning_evo"])
-    print(f"{options.output}: the weights after generation {replayed['lightning_evo']['generation']:,}. {compared}")
+    generation = replayed["lightning_evo"]["state"]["generation"]
+    print(f"{options.output}: the weights after generation {generation:,}. {compared}")
 
 
 def _compared(journal: Journal, replayed: dict[str, Any]) -> str:
     """How far it is certain that a replay has the run's weights."""
-    generation, agreed = replayed["generation"], replayed["compared"]
+    generation, agreed = replayed["state"]["generation"], replayed["compared"]
     if agreed == generation:
         return "The run's had the same checksum."
     later = min((checksum for checksum in journal.weights if checksum > generation), default=None)

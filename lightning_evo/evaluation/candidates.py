@@ -11,7 +11,6 @@ Modules that are compiled or scripted hide their weights and are run by the plai
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.fitness import as_fitness
+from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.ways.batched import Batched, free_memory
 from lightning_evo.evaluation.ways.in_forward import InForward
@@ -130,7 +129,7 @@ def is_slower(way: Way, job: Job) -> bool:
                 (value,) = candidate.run(replace(job, members=[member], rerun=None))
             except Exception:  # raised by the user's code: both ways are known to work
                 return False
-            values.append(math.nan if value is None else float(as_fitness(value)))  # waits for a GPU
+            values.append(number_of(value))  # waits for a GPU
             times.append(time.perf_counter() - start)
         if repr(values[0]) != repr(values[1]):
             return False

@@ -23,7 +23,7 @@ import torch
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
-from lightning_evo.evaluation.fitness import as_fitness
+from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.recording import Call, Comparison, Recorder, compare, same
 from lightning_evo.evaluation.ways.plain import Plain
@@ -340,4 +340,4 @@ def _root_mean_square(space: SearchSpace) -> float:
 def _number(value: Any) -> float:
     if value is None:
         raise NothingToCompare
-    return float(as_fitness(value, source="fitness"))
+    return number_of(value)

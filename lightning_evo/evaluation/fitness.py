@@ -1,12 +1,15 @@
-"""What a fitness is: one number per member, higher is better.
+"""What a fitness is: a number, one value per sample, or a :class:`Fitness`; higher is better.
 
-This is the only place where a loss turns into a fitness, by its sign.
+A member reports no more than was asked for: the mean of its values, a tie breaker, or each sample's value where some
+are missing. This is the only place where a loss turns into a fitness, by its sign.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -14,7 +17,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["as_fitness", "as_fitnesses", "fitness_of_loss", "fitness_of_step", "token_log_probability"]
+__all__ = [
+    "Fitness",
+    "as_fitness",
+    "as_record",
+    "fitness_of_loss",
+    "fitness_of_step",
+    "number_of",
+    "token_log_probability",
+]
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """What ``fitness_step`` returns if a number or one value per sample is not enough.
+
+    Attributes:
+        values: A number, or one value per sample ``[samples]``; higher is better. A NaN fails the member.
+        tie_breaker: A number, or one per sample, that orders members of equal fitness; higher is better. It never
+            outweighs a difference in fitness. Its mean counts; a mean that is NaN or infinite ranks worst.
+        missing: Bool ``[samples]``, true where a sample has no value, for example because a reward function timed
+            out. Then members are compared on the samples that each of them has: from every value that sample's mean
+            over the members is taken off, so that a member that misses hard samples gains nothing. If one member
+            gives it, all must, and each its value for the same samples.
+
+    Example:
+        >>> correct = torch.tensor([True, False, True, True])
+        >>> log_probability = torch.tensor([-0.1, -2.3, -0.2, -0.4])
+        >>> fitness = Fitness(correct, tie_breaker=log_probability)
+    """
+
+    values: Any
+    tie_breaker: Any = None
+    missing: Any = None
 
 
 def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
@@ -38,6 +73,14 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
     """
     if _is_scalar(value):
         return value.detach().clone()  # the quick way for a scalar; a copy, as a mean would be
+    value = _checked(value, source)
+    # float32 holds the half floats exactly, but not all whole numbers; the MPS device has nothing longer.
+    exact = value.dtype == torch.float64 or (not value.is_floating_point() and value.device.type != "mps")
+    return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
+
+
+def _checked(value: Any, source: str, what: str = "fitness") -> Tensor:
+    """A number as a tensor; a tensor as it is, if it holds real numbers and has at most one dimension."""
     if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
         value = torch.tensor(float(value), dtype=torch.float64)
     if not isinstance(value, Tensor):
@@ -46,7 +89,7 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
             "one number, or one per sample; higher is better."
         )
     if value.is_complex():
-        raise TypeError(f"`{source}` returned a complex tensor ({value.dtype}); fitness must be real numbers.")
+        raise TypeError(f"`{source}` returned a complex tensor ({value.dtype}); {what} must be real numbers.")
     if value.dim() > 1:
         raise ValueError(
             f"`{source}` returned a tensor of shape {list(value.shape)}. Return one number, or one per sample "
@@ -54,30 +97,95 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
         )
     if value.numel() == 0:
         raise ValueError(f"`{source}` returned an empty tensor; there is nothing to compare.")
-    # float32 holds the half floats exactly, but not all whole numbers; the MPS device has nothing longer.
-    exact = value.dtype == torch.float64 or (not value.is_floating_point() and value.device.type != "mps")
-    return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
+    return value
 
 
 def _is_scalar(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.dim() == 0 and value.dtype in (torch.float32, torch.float64)
 
 
-def as_fitnesses(values: Sequence[Any], *, source: str = "fitness_step") -> Tensor:
-    """:func:`as_fitness` of several members, ``[members]``."""
-    if not all(map(_is_scalar, values)):
-        values = [as_fitness(value, source=source) for value in values]
-    return torch.stack(list(values)).detach()
+def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
+    """What a member reports, from what ``fitness_step`` returned: one tensor, so that members can share a forward.
+
+    Args:
+        value: A :class:`Fitness`, or what :func:`as_fitness` takes.
+        source: Name of the method, for error messages.
+
+    Returns:
+        Without tie breaker and missing samples the fitness, 0-dimensional, as :func:`as_fitness` gives it. With a tie
+        breaker ``[fitness, tie breaker]``; with ``missing`` ``[fitness, tie breaker, values…]``: the means over the
+        samples that the member has (0 if it has none) and each sample's value, NaN where it is missing. The tie breaker
+        is NaN if there is none, and minus infinity in place of one that is not finite. float64 (float32 on MPS).
+
+    Raises:
+        TypeError: If a value is not a real number or tensor, or ``missing`` is not a bool tensor.
+        ValueError: If a value has more than one dimension or no element, or shapes differ.
+
+    Example:
+        >>> as_record(Fitness(torch.tensor([1.0, 5.0, 3.0]), missing=torch.tensor([False, True, False])))
+        tensor([2., nan, 1., nan, 3.], dtype=torch.float64)
+    """
+    if not isinstance(value, Fitness):
+        return as_fitness(value, source=source)
+    if value.tie_breaker is None and value.missing is None:
+        return as_fitness(value.values, source=source)
+    values = _checked(value.values, source)
+    exact = torch.float32 if values.device.type == "mps" else torch.float64
+    values = values.detach().to(exact)
+    has = None
+    if value.missing is not None:
+        has = ~_checked_missing(value.missing, values, source).to(values.device)
+    tie_breaker = values.new_full((), math.nan)
+    if value.tie_breaker is not None:
+        each = _checked(value.tie_breaker, source, "tie breaker").detach().to(values)
+        if each.dim() and each.shape != values.shape:
+            raise ValueError(
+                f"`{source}` returned a tie breaker of shape {list(each.shape)} for values of shape "
+                f"{list(values.shape)}. Return one number, or one per sample."
+            )
+        tie_breaker = _mean(each, has) if each.dim() else each
+        tie_breaker = tie_breaker.where(tie_breaker.isfinite(), -math.inf)
+    record = torch.stack([_mean(values, has), tie_breaker])
+    return record if has is None else torch.cat([record, values.where(has, math.nan)])
 
 
-def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callable[[Any], Tensor]:
-    """A function from a batch to the fitness that ``fitness_step(batch, batch_idx)`` or ``fitness_step(batch)`` gives.
+def _mean(values: Tensor, has: Tensor | None) -> Tensor:
+    return values.mean() if has is None else values.where(has, 0).sum() / has.sum().clamp(min=1)
 
-    It raises TypeError where the step returns anything but a real number or tensor, ``None`` included, and ValueError
-    where it returns more than one dimension or no element.
+
+def _checked_missing(missing: Any, values: Tensor, source: str) -> Tensor:
+    if not isinstance(missing, Tensor) or missing.dtype != torch.bool:
+        given = missing.dtype if isinstance(missing, Tensor) else type(missing).__name__
+        raise TypeError(
+            f"`{source}` returned `missing` as {given}. Return a bool tensor, true where a sample has no value."
+        )
+    if missing.shape != values.shape or not values.dim():
+        raise ValueError(
+            f"`{source}` returned `missing` of shape {list(missing.shape)} for values of shape {list(values.shape)}. "
+            "Return both as [samples]."
+        )
+    return missing
+
+
+def number_of(record: Any) -> float:
+    """One number to compare ways of evaluating by: the fitness of a record, with its tie breaker; NaN if declined."""
+    if isinstance(record, Tensor) and record.dim() == 1:
+        record = record[:2].nansum() if record[0].isfinite() else record[0]
+    return math.nan if record is None else float(as_fitness(record))
+
+
+def fitness_of_step(fitness_step: Callable[..., Any], batch_idx: int) -> Callable[[Any], Any]:
+    """A function from a batch to what ``fitness_step(batch, batch_idx)`` or ``fitness_step(batch)`` returns.
+
+    It raises TypeError where the step returns ``None``: only a ``training_step`` declines a batch.
     """
     index = (batch_idx,) if _wants_index(fitness_step) else ()
-    return lambda batch: as_fitness(fitness_step(batch, *index))
+
+    def fitness(batch: Any) -> Any:
+        value = fitness_step(batch, *index)
+        return as_fitness(value) if value is None else value  # which says what is wrong
+
+    return fitness
 
 
 def _wants_index(fitness_step: Callable[..., Any]) -> bool:

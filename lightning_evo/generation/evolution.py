@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Algorithm, ESState, EvolutionStrategy, Population
+from lightning_evo.algorithms import Algorithm, Population, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
+from lightning_evo.evaluation.fitness import as_record
 from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import Update, update_from
 from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.values import draw
 from lightning_evo.processes.ranks import Ranks
@@ -40,14 +42,14 @@ CHECKPOINT_KEY = "lightning_evo"
 FitnessFunction = Callable[[Any], Any]
 """Runs the user's code on a batch with the weights as they are.
 
-It gives what :func:`~lightning_evo.evaluation.fitness.as_fitness` takes, or ``None`` to skip the batch."""
+It gives a number, one value per sample or a :class:`~lightning_evo.Fitness`, or ``None`` to skip the batch."""
 
 
 class Evolution:
     """An algorithm applied to a module's parameters. Does not depend on Lightning.
 
     Args:
-        algorithm: A registered name, or an :class:`~lightning_evo.algorithms.EvolutionStrategy`.
+        algorithm: A registered name, or an :class:`~lightning_evo.algorithms.Algorithm`.
         evolve: Which parameters evolve: regular expressions over names, a function of name and parameter, or ``None``
             for all.
         seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
@@ -89,22 +91,22 @@ class Evolution:
     ) -> None:
         if isinstance(algorithm, str):
             algorithm = algorithms.get(algorithm)(**options)
-        elif isinstance(algorithm, EvolutionStrategy) and any(value is not None for value in options.values()):
+        elif any(value is not None for value in options.values()):
             given = ", ".join(name for name, value in options.items() if value is not None)
             raise ValueError(
                 f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
             )
-        if not isinstance(algorithm, EvolutionStrategy):
+        if not isinstance(algorithm, Algorithm):
             raise TypeError(
-                f"algorithm must be a name ({', '.join(algorithms.available())}) or an EvolutionStrategy, got "
+                f"algorithm must be a name ({', '.join(algorithms.available())}) or an Algorithm, got "
                 f"{type(algorithm).__name__}."
             )
         if seed is not None and as_whole(seed) is None:
             raise TypeError(f"seed must be a whole number or None, got {shown(seed)}.")
-        self.algorithm = algorithm
+        self.algorithm: Algorithm[Any] = algorithm
         self.learning_rate_was_given = options.get("learning_rate") is not None
         self.seed = as_whole(seed)
-        self.state = algorithm.init(seed=self.seed or 0)
+        self.state: State = algorithm.init(seed=self.seed or 0)
         self.minimum_evaluated = number(
             "minimum_evaluated", minimum_evaluated, minimum=0, maximum=1, wanted="a share of the members, in [0, 1]"
         )
@@ -142,8 +144,25 @@ class Evolution:
                 self._chunk = self._members_per_forward
                 seed = self.seed if self.seed is not None else torch.initial_seed()
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
-                self.state = ESState(seed=seed & (1 << 64) - 1, sigma=sigma)
+                self.state = self.algorithm.init(seed=seed, sigma=sigma)
         self._module, self._resumed = module, False
+        if self.algorithm.owns_center:
+            self._follow_weights()
+
+    def _follow_weights(self) -> None:
+        """Begin where the weights are, and go on from there if they were moved by others."""
+        center, space = self.state.center, self.space
+        if center is not None and center.numel() != space.numel:
+            raise ValueError(
+                f"{self.algorithm.name} searches in {center.numel():,} dimensions, and {space.numel:,} elements evolve "
+                "now. Freeze and unfreeze parameters before the fit, not during it."
+            )
+        if center is not None:
+            parts = [(p.local, p.keep_padding(space.part_of(center, p).to(p.local), p.local)) for p in space]
+            if all(torch.equal(weights, rounded) for weights, rounded in parts):
+                return
+            self._reports.moved(self.state.generation)
+        self.state = replace(self.state, center=space.vector())
 
     @property
     def is_set_up(self) -> bool:
@@ -179,7 +198,7 @@ class Evolution:
     def population(self) -> Population:
         """The current generation's members."""
         if self._population is None:
-            self._population = self.algorithm.ask(self.state)
+            self._population = laid_over(self.algorithm.ask(self.state), self.space)
         return self._population
 
     # --- a generation ---
@@ -210,7 +229,8 @@ class Evolution:
         failures = [value.error for value in values if isinstance(value, Failure)]
         results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)
         self._keep_groups(sizes)
-        self._reports.failures(self.state.generation, results[:, 1] < 0, failures, self.minimum_evaluated)
+        failed = (results[..., 1] < 0).any(0)
+        self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
         return self._scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
@@ -250,7 +270,8 @@ class Evolution:
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
-        return fitness(shared.for_member())
+        value = fitness(shared.for_member())
+        return None if value is None else as_record(value)
 
     def recall(self, fitness: Tensor, sigma: float | None = None) -> None:
         """Take a recorded generation's fitness instead of evaluating it; :meth:`conclude` then gives the same update.
@@ -268,7 +289,7 @@ class Evolution:
             )
         if sigma is not None:
             self._population = replace(self.population, sigma=sigma)
-        self._scores.fitness_sum, self._scores.weight = fitness.to(torch.float64), 1.0
+        self._scores.recall(fitness)
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.
@@ -278,18 +299,10 @@ class Evolution:
         """
         if not self.has_fitness:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
-        population, fitness = self.population, self._scores.fitness
-        weights = self.algorithm.direction_weights(population, fitness, self.space.numel)
-        update = Update(
-            population=population,
-            space=self.space,
-            fitness=fitness,
-            weights=tuple(weights.tolist()),
-            weight_decay=self.algorithm.weight_decay,
-            learning_rate=self.algorithm.current_learning_rate(self.state),
-        )
-        self._reports.learning(self.state.generation, update, self._scores.failed)
-        self.state = self.algorithm.advance(self.state, update.weights)
+        population, fitness, generation = self.population, self._scores.fitness, self.state.generation
+        self.state, lesson = self.algorithm.learn(self.state, population, fitness, self.space.numel)
+        update = update_from(lesson, population, self.space, fitness)
+        self._reports.learning(generation, update, self._scores.failed)
         self._forget_batches()
         return update
 
@@ -333,18 +346,11 @@ class Evolution:
         """
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,
-            "seed": self.state.seed,
-            "generation": self.state.generation,
-            "fitness_sum": self._scores.fitness_sum.clone(),
-            "fitness_weight": self._scores.weight,
+            "state": self.state.state_dict(),
+            **self._scores.state_dict(),
             "random_state": random_state.state_dict(),
         }
-        saved.update(self.evaluation.state_dict())
-        if self.state.momentum:
-            saved["momentum"] = self.state.momentum
-        if self.state.sigma is not None:
-            saved["sigma"] = self.state.sigma
-        return saved
+        return {**saved, **self.evaluation.state_dict()}
 
     def load_evaluation(self, saved: Mapping[str, Any]) -> None:
         """Run members as another run did, unless a way was asked for here.
@@ -367,7 +373,8 @@ class Evolution:
             device: Its random number generator is restored, too.
 
         Raises:
-            ValueError: If another algorithm wrote it, or its population in the middle of a generation was another.
+            ValueError: If another algorithm or version wrote it, or its population in the middle of a generation was
+                another.
         """
         if saved["algorithm"] != self.algorithm.name:
             raise ValueError(
@@ -375,27 +382,23 @@ class Evolution:
                 f"{self.algorithm.name!r}. Use the same algorithm to resume, or load only the weights (for example "
                 "`MyModule.load_from_checkpoint(path)`) to start a new run from them."
             )
-        if saved["fitness_weight"] and len(saved["fitness_sum"]) != self.algorithm.population:
+        if "state" not in saved:
             raise ValueError(
-                f"This checkpoint was written in the middle of a generation of {len(saved['fitness_sum'])} members; "
-                f"this run has population={self.algorithm.population}. Resume with the same population."
+                "This checkpoint was written by an older version of lightning-evo, which this one can't continue. Load "
+                "only the weights (for example `MyModule.load_from_checkpoint(path)`) to start a new run from them."
             )
-        seed = saved["seed"]
-        if self.seed is not None and self.seed & (1 << 64) - 1 != seed:
+        scores = Scores(self.algorithm.population)
+        scores.load_state_dict(saved)
+        self.state = self.algorithm.State.from_state_dict(saved["state"])
+        if self.seed is not None and self.seed & (1 << 64) - 1 != self.state.seed:
             warnings.warn(
-                f"Resuming with seed={self.seed}; the checkpoint's run used {seed}. The noise will be different from "
-                "an uninterrupted run's.",
+                f"Resuming with seed={self.seed}; the checkpoint's run used {self.state.seed}. The noise will be "
+                "different from an uninterrupted run's.",
                 stacklevel=2,
             )
-            seed = self.seed & (1 << 64) - 1
-        momentum = tuple((int(generation), tuple(weights)) for generation, weights in saved.get("momentum", ()))
-        self.state = replace(
-            self.state, seed=seed, generation=saved["generation"], sigma=saved.get("sigma"), momentum=momentum
-        )
+            self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
         self._forget_batches()
-        if saved["fitness_weight"]:
-            self._scores.fitness_sum = saved["fitness_sum"].cpu().clone()
-            self._scores.weight = saved["fitness_weight"]
+        self._scores = scores
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])

@@ -1,6 +1,6 @@
 """Which process makes the noise of an update, where several hold the same weights.
 
-An update is a sum over D directions, of d elements each. Three ways of making it with R processes, each of which makes
+An update is a sum over D directions, of d elements each. Two ways of making it with R processes, each of which makes
 r elements of noise a second, connected at b bytes a second:
 
 =================  =====================================  ==========================  ===========================
@@ -9,13 +9,11 @@ r elements of noise a second, connected at b bytes a second:
 ``"replicated"``   all directions of all elements         D d / r                     0
 ``"sharded"``      all directions of its share of the     D d / (R r) + 4 d / b       4 d (R - 1) / R
                    elements; then all gather the sums
-``"all_reduce"``   its share of the directions, of all    D d / (R r) + 8 d / b       8 d (R - 1) / R
-                   elements; then all add up the sums
 =================  =====================================  ==========================  ===========================
 
-The first two give the same bits. The third adds in another order, so ``"auto"`` never takes it. The second and
-third differ only in how they sum noise, so they are perturbations that wrap the one that makes it; what uses the sum
-(clipping, rounding, gradients) is the same for all.
+Both give the same bits. They differ only in how noise is summed, so the second is a perturbation that wraps the one
+that makes it; what uses the sum (clipping, rounding, gradients) is the same for both. (To divide the directions
+instead, and add the sums up, would take twice the bytes, and round differently.)
 """
 
 from __future__ import annotations
@@ -28,13 +26,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_evo.generation.update import Update
+from lightning_evo.algorithms import Term
+from lightning_evo.generation.update import AlongDirections
 from lightning_evo.perturbations import Perturbation
 from lightning_evo.processes.ranks import Ranks
 
 __all__ = ["CostModel", "UpdateSync", "choose", "measure", "synchronized"]
 
-UpdateSync = Literal["auto", "replicated", "sharded", "all_reduce"]
+UpdateSync = Literal["auto", "replicated", "sharded"]
 
 _WORTHWHILE = 1 << 16  # elements below which a message takes longer than the noise
 _MARGIN = 1.5  # of messages: many small ones cost more than the formula knows
@@ -63,20 +62,18 @@ class CostModel:
     def seconds(self, name: UpdateSync, directions: int, elements: int, ranks: int) -> float:
         """The time of one update."""
         work = directions * elements / self.noise
-        if name == "replicated":
-            return work
-        bytes_per_element = {"sharded": 4, "all_reduce": 8}[name]
-        return work / ranks + bytes_per_element * elements * (ranks - 1) / ranks / self.bandwidth
+        return work if name == "replicated" else work / ranks + 4 * elements * (ranks - 1) / ranks / self.bandwidth
 
     def choose(self, directions: int, elements: int, ranks: int) -> Literal["replicated", "sharded"]:
-        """The faster of the two that give the same bits; ``"sharded"`` only if it is clearly faster."""
+        """The faster of the two; ``"sharded"`` only if it is clearly faster."""
         replicated, sharded = (self.seconds(name, directions, elements, ranks) for name in ("replicated", "sharded"))
         return "sharded" if sharded * _MARGIN < replicated else "replicated"
 
 
-def choose(update: Update, ranks: Ranks) -> tuple[Literal["replicated", "sharded"], str]:
+def choose(update: AlongDirections, ranks: Ranks) -> tuple[Literal["replicated", "sharded"], str]:
     """What ``"auto"`` takes, and why, in one line. All processes must call it."""
-    elements, directions = sum(parameter.tensor.numel() for parameter in update.space), update.population.directions
+    elements = sum(parameter.tensor.numel() for parameter in update.space)
+    directions = sum(len(weights) for _, weights in update.lesson.terms)
     if max(parameter.tensor.numel() for parameter in update.space) < _WORTHWHILE:
         return "replicated", f"update_sync: replicated, as no tensor has {_WORTHWHILE:,} elements."
     model = measure(update, ranks)
@@ -87,9 +84,9 @@ def choose(update: Update, ranks: Ranks) -> tuple[Literal["replicated", "sharded
     )
 
 
-def measure(update: Update, ranks: Ranks) -> CostModel:
+def measure(update: AlongDirections, ranks: Ranks) -> CostModel:
     """The constants of this run: the mean over the processes of a short measurement. All of them must call it."""
-    perturbation, largest = update.population.perturbation, max(update.space, key=lambda p: p.tensor.numel())
+    perturbation, largest = update.lesson.terms[0].perturbation, max(update.space, key=lambda p: p.tensor.numel())
     center, elements = largest.tensor.detach(), min(_PROBE, largest.tensor.numel())
     directions = min(4, update.population.directions)
     device = center.device
@@ -117,23 +114,22 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def synchronized(update: Update, name: UpdateSync, ranks: Ranks) -> Update:
+def synchronized(update: AlongDirections, name: UpdateSync, ranks: Ranks) -> AlongDirections:
     """The same update, with its noise made by all processes together. All of them must then apply it in the same way.
 
     Args:
         update: The update of one generation.
-        name: ``"replicated"``, ``"sharded"`` or ``"all_reduce"``.
+        name: ``"replicated"`` or ``"sharded"``.
         ranks: The processes, which hold the same weights.
     """
     if name == "replicated" or ranks.world_size == 1:
         return update
-    inner = update.population.perturbation
-    outer = _Sharded(inner, ranks) if name == "sharded" else _Summed(inner, ranks)
-    return replace(update, population=replace(update.population, perturbation=outer))
+    terms = tuple(Term(_Sharded(perturbation, ranks), weights) for perturbation, weights in update.lesson.terms)
+    return replace(update, lesson=replace(update.lesson, terms=terms))
 
 
-class _Together(Perturbation):
-    """A perturbation whose sums are made by all processes; the noise itself is made by each."""
+class _Sharded(Perturbation):
+    """A perturbation whose sums are made by all processes: each sums its share of the elements, and all gather."""
 
     def __init__(self, inner: Perturbation, ranks: Ranks) -> None:
         super().__init__(inner.key)
@@ -141,10 +137,6 @@ class _Together(Perturbation):
 
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
         return self._inner.noise(directions, parameter, center)
-
-
-class _Sharded(_Together):
-    """Sums each process's share of the elements there, and gathers."""
 
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
@@ -158,18 +150,3 @@ class _Sharded(_Together):
         padded = own.new_zeros(each)
         padded[: len(own)] = own
         return torch.cat(self._ranks.gather_from_all(padded))[: stop - start]
-
-
-class _Summed(_Together):
-    """Sums each process's share of the directions there, and adds the sums up."""
-
-    def weighted_sum(
-        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
-    ) -> Tensor:
-        rank, size = self._ranks.rank, self._ranks.world_size
-        # Of those that count, each process takes every R-th.
-        chosen = [direction for direction, weight in enumerate(weights) if weight][rank::size]
-        own = [0.0] * len(weights)
-        for direction in chosen:
-            own[direction] = weights[direction]
-        return self._ranks.sum_over_all(self._inner.weighted_sum(own, parameter, center, start, stop))

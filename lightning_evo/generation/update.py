@@ -1,67 +1,101 @@
-"""The update from one generation, and two ways of applying it: to ``.grad``, or to the weights themselves."""
+"""The update from one generation: along directions of noise, or to a new center."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_evo.algorithms import Population
+from lightning_evo.algorithms import Directions, Lesson, NewCenter, Population
+from lightning_evo.generation.norms import Norms
+from lightning_evo.generation.step import Clipping, Step
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
-from lightning_evo.spaces.shards import global_sum
 
-__all__ = ["Clipping", "Update", "group_learning_rates"]
+__all__ = ["AlongDirections", "ToCenter", "Update", "update_from"]
 
 _PIECE = 1 << 20  # elements of a tensor that move at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
-class Clipping:
-    """Gradient clipping for in-place updates, which have no gradient that torch could clip.
-
-    Attributes:
-        limit: Largest norm of the whole estimate, or largest absolute value of an element.
-        by: ``"norm"`` or ``"value"``.
-        coefficient: What clipping by norm multiplies the estimate by, if that is known; else it is measured.
-    """
-
-    limit: float
-    by: Literal["norm", "value"] = "norm"
-    coefficient: float | None = None
-
-
-@dataclass(frozen=True)
-class Update:
-    """The update from one generation: an estimate of the ascent direction, made tensor by tensor when it is needed.
+class Update(ABC):
+    """What a generation has taught, and the weights that it moves. It is false if there is nothing to learn.
 
     Attributes:
         population: The generation's members.
         space: The evolving parameters.
-        fitness: Mean fitness of each member, float64 ``[members]``; NaN or infinite where it failed.
-        weights: Weight of each noise direction; all zero if there is nothing to learn.
-        weight_decay: L2 coefficient.
-        learning_rate: The algorithm's own learning rate in this generation.
+        fitness: What members were compared by, float64 ``[members]``; NaN or infinite where one failed.
+        lesson: What the algorithm makes of it.
     """
 
     population: Population
     space: SearchSpace
     fitness: Tensor
-    weights: tuple[float, ...]
-    weight_decay: float
-    learning_rate: float
+    lesson: Lesson
 
     def __bool__(self) -> bool:
-        """Whether there is anything to learn."""
-        return any(self.weights)
+        return bool(self.lesson)
+
+    @property
+    @abstractmethod
+    def numbers(self) -> Tensor:
+        """What follows from the fitness, float64 ``[numbers]``: two updates with the same numbers move alike."""
+
+    @abstractmethod
+    def step(self, optimizers: Iterable[torch.optim.Optimizer] = (), clipping: Clipping | None = None) -> Step:
+        """How it moves the weights. Where processes hold shards, all of them must call it.
+
+        Args:
+            optimizers: Their learning rates count; the algorithm's own without them.
+            clipping: Limits the estimate; it gets the coefficient that it multiplies by.
+        """
+
+    @abstractmethod
+    def apply(self, step: Step | None = None) -> float:
+        """Move the weights.
+
+        Args:
+            step: From :meth:`step`; ``None`` for the algorithm's own learning rate without clipping.
+
+        Returns:
+            The norm of the estimate before clipping, or the length of the way to the center.
+        """
+
+
+def update_from(lesson: Lesson, population: Population, space: SearchSpace, fitness: Tensor) -> Update:
+    """The update that carries a lesson out."""
+    if isinstance(lesson, Directions):
+        return AlongDirections(population, space, fitness, lesson)
+    return ToCenter(population, space, fitness, lesson)
+
+
+@dataclass(frozen=True)
+class AlongDirections(Update):
+    """``theta <- theta + learning_rate g`` with ``g = sum_t sum_d w_td eps_td - weight_decay theta``.
+
+    An estimate g of the ascent direction, made tensor by tensor when it is needed.
+    """
+
+    lesson: Directions
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each of this generation's directions."""
+        return self.lesson.weights
+
+    @property
+    def numbers(self) -> Tensor:
+        """The weights in the precision in which they are used, float64 ``[directions]``."""
+        double = any(parameter.tensor.dtype == torch.float64 for parameter in self.space)
+        weights = torch.tensor(self.weights, dtype=torch.float64)
+        return weights if double else weights.float().double()
 
     def estimate(self, parameter: EvolvingParameter) -> Tensor:
-        """``g = sum_d weight_d eps_d - weight_decay theta`` for one parameter, in float32 (float64 for float64).
+        """``g`` for one parameter, in float32 (float64 for float64).
 
         Of a sharded one it is the part that this process holds, flat.
         """
@@ -72,18 +106,22 @@ class Update:
         """The elements ``start <= offset < stop`` of :meth:`estimate`, as a vector; of a shard, counted within it."""
         shard = parameter.shard
         whole, offset = (center, 0) if shard is None else (shard.whole, shard.start)
-        total = self.population.perturbation.weighted_sum(
-            self.weights, parameter.index, whole, offset + start, offset + stop
-        )
+        sums = [
+            perturbation.weighted_sum(weights, parameter.index, whole, offset + start, offset + stop)
+            for perturbation, weights in self.lesson.terms
+        ]
+        total = sums[0]
+        for past in sums[1:]:
+            total += past
         parameter.without_padding(total, offset + start)
-        if self.weight_decay:
-            total -= center.reshape(-1)[start:stop].to(total.dtype) * self.weight_decay
+        if self.lesson.weight_decay:
+            total -= center.reshape(-1)[start:stop].to(total.dtype) * self.lesson.weight_decay
         return total
 
     @torch.no_grad()
     def add_to_gradients(self, scale: float = 1.0) -> float:
         """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``."""
-        norms = _Norms(self.space)
+        norms = Norms(self.space)
         for parameter in self.space:
             estimate = self.estimate(parameter)
             norms.add(parameter, torch.linalg.vector_norm(estimate))
@@ -94,29 +132,32 @@ class Update:
                 parameter.tensor.grad += gradient
         return norms.total()
 
+    def step(  # noqa: D102
+        self, optimizers: Iterable[torch.optim.Optimizer] = (), clipping: Clipping | None = None
+    ) -> Step:
+        if clipping is not None and clipping.by == "norm" and self:
+            clipping = replace(clipping, coefficient=self._clip_coefficient(clipping))
+        return Step.of(optimizers, self.space, self.lesson.learning_rate, clipping)
+
     @torch.no_grad()
-    def apply(
-        self, learning_rates: Callable[[nn.Parameter], float] | None = None, clipping: Clipping | None = None
-    ) -> float:
+    def apply(self, step: Step | None = None) -> float:
         """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
         (Of a tensor that is not contiguous a contiguous copy is made.) bfloat16 and float16 weights are rounded
         stochastically, so that no update is lost.
 
         Args:
-            learning_rates: The learning rate of each parameter; ``None`` takes the algorithm's own for all.
-            clipping: Limits ``g``.
+            step: Learning rates and clipping, from :meth:`step`; ``None`` for the algorithm's own learning rate.
 
         Returns:
             The norm of ``g`` before clipping.
         """
-        if learning_rates is None:
-            learning_rates = lambda parameter: self.learning_rate  # noqa: E731
-        coefficient = self.clip_coefficient(clipping)
-        norms = _Norms(self.space)
-        by = clipping and clipping.by
-        key = replace(self.population.perturbation.key, generation=self.population.generation)
-        rates = {parameter.index: learning_rates(parameter.tensor) * coefficient for parameter in self.space}
+        step = self.step() if step is None else step
+        by = step.clipping and step.clipping.by
+        coefficient = self._clip_coefficient(step.clipping) if step.clipping and by == "norm" else 1.0
+        norms = Norms(self.space)
+        key = NoiseKey(self.population.seed, self.population.generation)
+        rates = {parameter.index: step.rate(parameter) * coefficient for parameter in self.space}
         moved = {} if by == "value" else self._move_in_one_pass(rates, key)
         for parameter in self.space:
             if parameter.index in moved:
@@ -127,33 +168,29 @@ class Update:
             offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
             for start, piece in self._pieces(parameter, center):
                 norms.add(parameter, torch.linalg.vector_norm(piece))
-                if clipping and by == "value":
-                    piece = piece.clamp(-clipping.limit, clipping.limit)
+                if step.clipping and by == "value":
+                    piece = piece.clamp(-step.clipping.limit, step.clipping.limit)
                 move(flat[start : start + len(piece)], piece.mul_(rate), key, parameter.index, offset + start)
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
         return norms.total()
 
     def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
-        """Move the tensors that only noise moves and that have such a pass; gives their norms."""
-        if self.weight_decay:
+        """Move the tensors that one generation's noise alone moves and that have such a pass; gives their norms."""
+        (perturbation, weights), *past = self.lesson.terms
+        if past or self.lesson.weight_decay:
             return {}
         plain = [p for p in self.space if p.shard is None and p.padding_row is None and p.tensor.is_contiguous()]
         indices, centers = [parameter.index for parameter in plain], [parameter.tensor.detach() for parameter in plain]
-        norms = self.population.perturbation.move(self.weights, indices, centers, [rates[i] for i in indices], key)
+        norms = perturbation.move(weights, indices, centers, [rates[i] for i in indices], key)
         return {index: norm for index, norm in zip(indices, norms, strict=True) if norm is not None}
 
     @torch.no_grad()
-    def clip_coefficient(self, clipping: Clipping | None) -> float:
-        """What clipping multiplies ``g`` by: less than 1 if clipping by norm finds it too long.
-
-        Where processes hold shards, all of them must call it.
-        """
-        if clipping is None or clipping.by != "norm":
-            return 1.0
+    def _clip_coefficient(self, clipping: Clipping) -> float:
+        """What clipping by norm multiplies ``g`` by: less than 1 if it finds it too long."""
         if clipping.coefficient is not None:
             return clipping.coefficient
-        norms = _Norms(self.space)
+        norms = Norms(self.space)
         for parameter in self.space:
             for _, piece in self._pieces(parameter, parameter.local.contiguous()):
                 norms.add(parameter, torch.linalg.vector_norm(piece))
@@ -165,39 +202,34 @@ class Update:
             yield start, self._estimate(parameter, center, start, min(start + _PIECE, center.numel()))
 
 
-class _Norms:
-    """The norm of all tensors together, from the norm of each piece."""
+@dataclass(frozen=True)
+class ToCenter(Update):
+    """``theta <- m``: each weight is the nearest value to the center's that its dtype has.
 
-    def __init__(self, space: SearchSpace) -> None:
-        self._norms: list[Tensor] = []
-        self._squares = 0.0
-        # All groups from the start: each of a group's processes must join in its sum, also one that holds no elements.
-        self._shards: dict[Any, tuple[list[Tensor], torch.device]] = {
-            parameter.shard.group: ([], parameter.tensor.device) for parameter in space if parameter.shard is not None
-        }
+    The algorithm keeps the center in float64; the weights are its rounding.
+    """
 
-    def add(self, parameter: EvolvingParameter, norm: Tensor | float) -> None:
-        if not isinstance(norm, Tensor):
-            self._squares += norm * norm
-        elif parameter.shard is None:
-            self._norms.append(norm)
-        else:
-            self._shards[parameter.shard.group][0].append(norm)
+    lesson: NewCenter
 
-    def total(self) -> float:
-        """The norm. Only here an update waits for the device, and for the processes that hold other shards."""
-        squares = _squares(self._norms) + self._squares
-        for group, (norms, device) in self._shards.items():
-            squares += global_sum(_squares(norms).to(device), group).cpu()
-        return math.sqrt(float(squares))
+    @property
+    def numbers(self) -> Tensor:
+        """The center, float64 ``[d]``; empty if there is nothing to learn."""
+        center = self.lesson.center
+        return torch.zeros(0, dtype=torch.float64) if center is None else center.detach().double().cpu()
 
+    def step(self, optimizers: Iterable[torch.optim.Optimizer] = (), clipping: Clipping | None = None) -> Step:
+        """A step without learning rates and clipping: the center is where it is."""
+        return Step(())
 
-def _squares(norms: list[Tensor]) -> Tensor:
-    return torch.stack(norms).cpu().double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
-
-
-def group_learning_rates(*optimizers: torch.optim.Optimizer) -> Callable[[nn.Parameter], float] | None:
-    """The learning rate that each parameter has in its optimizer's group; ``None`` if there are no groups."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = {id(parameter): float(group["lr"]) for group in groups for parameter in group["params"]}
-    return (lambda parameter: rates[id(parameter)]) if groups else None
+    @torch.no_grad()
+    def apply(self, step: Step | None = None) -> float:
+        """``theta <- m``; returns the length of the way. A step has nothing to say here."""
+        center = self.lesson.center
+        norms = Norms(self.space)
+        for parameter in self.space if center is not None else ():
+            assert center is not None
+            before = parameter.local.clone()
+            after = self.space.part_of(center, parameter).to(before)
+            parameter.local.copy_(parameter.keep_padding(after, before))
+            norms.add(parameter, torch.linalg.vector_norm(parameter.local - before, dtype=torch.float64))
+        return norms.total()

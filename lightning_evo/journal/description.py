@@ -7,14 +7,14 @@ import ctypes
 import hashlib
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lightning_evo.algorithms import EvolutionStrategy, Schedule
+from lightning_evo import algorithms
+from lightning_evo.algorithms import Algorithm, Schedule
+from lightning_evo.generation.update import Update
 from lightning_evo.journal.records import JournalError, RecordedParameter
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.spaces.shards import gathered
@@ -22,18 +22,21 @@ from lightning_evo.spaces.shards import gathered
 __all__ = ["check_of", "describe_algorithm", "describe_parameters", "rebuild_algorithm", "weights_checksum"]
 
 
-def describe_algorithm(algorithm: EvolutionStrategy) -> dict[str, Any]:
-    """All options of an algorithm as plain data; a function becomes ``{"not_plain": its name}``.
+def describe_algorithm(algorithm: Algorithm[Any]) -> dict[str, Any]:
+    """All options of an algorithm, which is a dataclass, and its class as plain data.
+
+    A function, or a class from another package, becomes ``{"not_plain": its name}``.
 
     Example:
         >>> from lightning_evo.algorithms import get
         >>> describe_algorithm(get("mezo")())["shaping"]
         'raw'
     """
-    described = {f.name: _plain(getattr(algorithm, f.name)) for f in fields(algorithm)}
-    if type(algorithm) is not EvolutionStrategy:
-        described["class"] = {"not_plain": _qualified_name(type(algorithm))}
-    return described
+    dataclass: Any = algorithm
+    described = {f.name: _plain(getattr(algorithm, f.name)) for f in fields(dataclass)}
+    name = type(algorithm).__name__
+    known = getattr(algorithms, name, None) is type(algorithm)
+    return {"class": name if known else {"not_plain": _qualified_name(type(algorithm))}, **described}
 
 
 def _plain(value: Any) -> Any:
@@ -49,31 +52,34 @@ def _qualified_name(value: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def rebuild_algorithm(described: dict[str, Any]) -> EvolutionStrategy:
+def rebuild_algorithm(described: dict[str, Any]) -> Algorithm[Any]:
     """The algorithm that :func:`describe_algorithm` described.
 
     Raises:
-        JournalError: If an option is not plain data, or unknown to this version.
+        JournalError: If its class or an option is not plain data, or unknown to this version.
     """
     missing = {name: value["not_plain"] for name, value in described.items() if _is(value, "not_plain")}
     if missing:
         given = ", ".join(f"{name}={value}" for name, value in missing.items())
         raise JournalError(
             f"The algorithm can't be rebuilt from the journal alone: {given} is code, not data. Pass the algorithm: "
-            "lightning_evo.journal.replay.replay(…, algorithm=EvolutionStrategy(…))."
+            "lightning_evo.journal.replay.replay(…, algorithm=…)."
         )
     options: dict[str, Any] = {
         name: Schedule(**value["schedule"]) if _is(value, "schedule") else value for name, value in described.items()
     }
-    unknown = sorted(options.keys() - {f.name for f in fields(EvolutionStrategy)})
+    name = options.pop("class")
+    kind: Any = getattr(algorithms, name) if name in algorithms.__all__ else None
+    unknown = sorted(options.keys() - {f.name for f in fields(kind)}) if kind else [f"the class {name}"]
     if unknown:
         raise JournalError(
-            f"The journal's algorithm has options that this version does not know: {', '.join(unknown)}. Use the "
-            "version of lightning-evo that wrote it, or a newer one."
+            f"The journal's algorithm has what this version does not know: {', '.join(unknown)}. Use the version of "
+            "lightning-evo that wrote it, or a newer one."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice that was given when the run began
-        return EvolutionStrategy(**options)
+        algorithm: Algorithm[Any] = kind(**options)
+    return algorithm
 
 
 def _is(value: object, tag: str) -> bool:
@@ -81,13 +87,13 @@ def _is(value: object, tag: str) -> bool:
 
 
 def describe_parameters(
-    space: SearchSpace, group: Callable[[torch.nn.Parameter], int] = lambda parameter: 0
+    space: SearchSpace, groups: Mapping[int, int] = MappingProxyType({})
 ) -> tuple[RecordedParameter, ...]:
     """How a journal describes the evolving parameters.
 
     Args:
         space: The parameters.
-        group: The number of each one's parameter group.
+        groups: The number of each one's parameter group by its index; without an entry 0.
     """
     return tuple(
         RecordedParameter(
@@ -96,7 +102,7 @@ def describe_parameters(
             shape=tuple(parameter.shape),
             dtype=str(parameter.tensor.dtype).removeprefix("torch."),
             padding_row=parameter.padding_row,
-            group=group(parameter.tensor),
+            group=groups.get(parameter.index, 0),
         )
         for parameter in space
     )
@@ -108,6 +114,7 @@ def weights_checksum(space: SearchSpace) -> str:
     Where processes hold parts of them, all must call this: each tensor is gathered in turn.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(2, 1)
         >>> before = weights_checksum(SearchSpace(layer))
         >>> with torch.no_grad():
@@ -126,12 +133,7 @@ def weights_checksum(space: SearchSpace) -> str:
     return digest.hexdigest()
 
 
-def check_of(weights: Sequence[float], dtype: torch.dtype = torch.float32) -> int:
-    """A checksum of 16 bits of an update's weights, in the precision in which they are used.
-
-    Args:
-        weights: One for each noise direction.
-        dtype: float64 if a parameter is, else float32.
-    """
-    values: Tensor = torch.tensor(weights, dtype=torch.float64).to(dtype)
-    return binascii.crc_hqx(struct.pack(f"<{len(weights)}d", *values.tolist()), 0)
+def check_of(update: Update) -> int:
+    """A checksum of 16 bits of what an update makes of its fitness."""
+    numbers = update.numbers.tolist()
+    return binascii.crc_hqx(struct.pack(f"<{len(numbers)}d", *numbers), 0)

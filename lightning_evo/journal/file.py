@@ -13,7 +13,6 @@ from lightning_evo.journal import disk
 from lightning_evo.journal.format import (
     Contents,
     Entry,
-    change_frame,
     damage,
     generation_frame,
     head,
@@ -42,7 +41,6 @@ class Journal:
         >>> header = Header(
         ...     run=1,
         ...     generation=0,
-        ...     population=2,
         ...     algorithm=describe_algorithm(get("mezo")()),
         ...     start=weights_checksum(space),
         ...     conditions=Conditions(seed=0, parameters=describe_parameters(space)),
@@ -75,7 +73,6 @@ class Journal:
         Raises:
             FileExistsError: If there is such a file; it is not touched.
             OSError: If it can't be written.
-            ValueError: If a generation would not fit into a frame: more than about two million members.
         """
         path = Path(path)
         content = head(header)
@@ -99,7 +96,7 @@ class Journal:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            JournalError: If it is not a journal, empty, of a newer format, damaged, or (to append) in use.
+            JournalError: If it is not a journal, empty, of another format, damaged, or (to append) in use.
         """
         path = Path(path)
         file: io.FileIO = open(path, "r+b" if append else "rb", buffering=0)  # noqa: SIM115
@@ -128,7 +125,7 @@ class Journal:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            JournalError: If it is not a journal, empty, of a newer format, or its header is damaged.
+            JournalError: If it is not a journal, empty, of another format, or its header is damaged.
         """
         with open(path, "rb") as file:
             return read_header(file, Path(path))[0]
@@ -194,7 +191,7 @@ class Journal:
         """
         entry = self._entry(generation)
         self._file.seek(entry.offset)
-        fitness = read_fitness(self._file, self.header.population, self._crc)
+        fitness = read_fitness(self._file, self._crc)
         if fitness is None:
             raise damage(self.path, generation, entry.offset)
         return replace(entry.record, fitness=fitness)
@@ -218,16 +215,11 @@ class Journal:
             conditions: In force from it on; ``None`` for those of the generation before.
 
         Raises:
-            ValueError: If the generation is there with another content, would leave a gap, or does not have one
-                fitness for each member.
+            ValueError: If the generation is there with another content, would leave a gap, or has more than about two
+                million members.
             OSError: If it can't be written, for example because the disk is full. The journal is as it was before.
         """
         conditions = conditions or self._conditions
-        if len(record.fitness) != self.header.population:
-            raise ValueError(
-                f"Generation {record.generation} has {len(record.fitness)} members, the journal {self.path} is of "
-                f"{self.header.population}."
-            )
         if record.generation in self:
             same = self.read(record.generation).same_as(record)
             if same and self.conditions_at(record.generation) == conditions:
@@ -241,12 +233,8 @@ class Journal:
                 f"{self.path} ends with generation {self.end - 1}, so {self.end} comes next, not {record.generation}. "
                 "A journal has no gaps: begin a new file."
             )
-        data = b""
-        if conditions != self._conditions:
-            data = change_frame(self._conditions, conditions, self._crc)
-        offset = self._end + len(data)
-        last = self._entries[-1].record if self._entries else None
-        data += generation_frame(record, last, self._crc)
+        offset, last = self._end, self._entries[-1].record if self._entries else None
+        data = generation_frame(record, conditions, last, self._conditions, self._crc)
         self._append(data, f"Generation {record.generation}")
         self._entries.append(Entry(offset, replace(record, fitness=()), conditions))
         self._conditions = conditions

@@ -5,10 +5,10 @@
 * **Frames**, each with a CRC-32, its kind and its length in 8 bytes:
 
   ==============  ====================================================================================================
-  *generation*    its number, a check of the update, the fitness of each member as float64, and what changed since the
-                  generation before: sigma, learning rates, how much was clipped
-  *change*        as JSON, the :class:`~lightning_evo.journal.Conditions` that are in force from the generation on that
-                  follows
+  *generation*    its number, the number of members, a check of the update, the fitness of each member as float64, and,
+                  as JSON, what changed since the generation before: of the :class:`~lightning_evo.journal.Record`
+                  sigma, learning rates, batches and how much was clipped, and of the
+                  :class:`~lightning_evo.journal.Conditions` anything
   *weights*       the checksum of the weights with which a generation begins, and its number: written before that
                   generation is, or at the end of a fit. If there are several, the last one counts
   ==============  ====================================================================================================
@@ -16,8 +16,8 @@
 The CRC of a frame begins with that of the head, so frames of another journal are not accepted.
 
 A crash in the middle of an append leaves a torn tail, which is found by length and CRC. Damage anywhere else is an
-error, and so is a frame of a kind that is not known: a reader never skips what it doesn't understand, so a new kind
-needs no new version of the format.
+error, and so is a frame of a kind, or a change of something, that is not known: a reader never skips what it doesn't
+understand, so a new one needs no new version of the format.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ __all__ = [
     "VERSION",
     "Contents",
     "Entry",
-    "change_frame",
     "damage",
     "generation_frame",
     "head",
@@ -49,17 +48,16 @@ __all__ = [
     "weights_frame",
 ]
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"\x89EVOJ\r\n\x1a"
 _HEAD = struct.Struct("<8sHxxII")  # magic, version, length of the JSON, CRC-32 of everything else
 _FRAME = struct.Struct("<II")  # CRC-32 of everything after it; kind in the upper 8 bits, length of the rest in 24
 _LONGEST = 1 << 24
-_GENERATION_HEAD = struct.Struct("<IHH")  # generation, number of learning rates, check of the update
+_GENERATION_HEAD = struct.Struct("<IIHxx")  # generation, members, check of the update
 _WEIGHTS_PAYLOAD = struct.Struct("<I16s")  # generation, checksum
 
-_CHANGE, _WEIGHTS = 0x01, 0x02
-_GENERATION = 0x10  # together with flags that say what is there:
-_BATCHES, _COEFFICIENT, _SIGMA, _RATES = 0x1, 0x2, 0x4, 0x8
+_GENERATION, _WEIGHTS = 0x01, 0x02
+_CHANGING = ("sigma", "learning_rates", "coefficient", "batches")  # of a record; its frame has those that did
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,7 @@ class Contents:
 
 
 def head(header: Header) -> bytes:
-    """A journal without generations.
-
-    Raises:
-        ValueError: If a generation would not fit into a frame: more than about two million members.
-    """
-    if 8 * header.population + 64 >= _LONGEST:
-        raise ValueError(f"A journal takes at most about two million members; there are {header.population:,}.")
+    """A journal without generations."""
     body = json.dumps(asdict(header), separators=(",", ":")).encode()
     crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(MAGIC, VERSION, len(body), 0)))
     return _HEAD.pack(MAGIC, VERSION, len(body), crc) + body
@@ -101,7 +93,7 @@ def read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
     """The header, and the CRC with which those of the frames begin. Leaves the file at the first frame.
 
     Raises:
-        JournalError: If it is not that of a journal, damaged, or of a newer format.
+        JournalError: If it is not that of a journal, damaged, or of another format.
     """
     head = file.read(_HEAD.size)
     if not head:
@@ -121,10 +113,11 @@ def read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
             f"The header of {path} is damaged: its checksum is {crc:08x}, and {expected:08x} was written. Restore the "
             "file from a copy; or move it away and resume from a checkpoint, with which a new journal begins."
         )
-    if version > VERSION:
+    if version != VERSION:
+        needed = "a newer version" if version > VERSION else "the older version that wrote it"
         raise JournalError(
-            f"{path} has format {version}; this version of lightning-evo reads formats up to {VERSION}. Use a newer "
-            "version."
+            f"{path} has format {version}; this version of lightning-evo reads format {VERSION}. It was not changed. "
+            f"Read it with {needed}; or, to go on from a checkpoint, move it away."
         )
     values = json.loads(body)
     values["conditions"] = _load_conditions(values["conditions"])
@@ -134,34 +127,35 @@ def read_header(file: BinaryIO, path: Path) -> tuple[Header, int]:
 # --- frames ---
 
 
-def generation_frame(record: Record, last: Record | None, crc: int) -> bytes:
-    """A generation, of which ``last`` is the one before."""
-    kind, parts = _GENERATION, []
-    rates: tuple[float, ...] = ()
-    if record.batches != 1:
-        kind |= _BATCHES
-        parts.append(struct.pack("<I", record.batches))
-    if record.coefficient != 1.0:
-        kind |= _COEFFICIENT
-        parts.append(struct.pack("<d", record.coefficient))
-    if last is None or record.sigma != last.sigma:
-        kind |= _SIGMA
-        parts.append(struct.pack("<d", record.sigma))
-    if last is None or record.learning_rates != last.learning_rates:
-        kind |= _RATES
-        rates = record.learning_rates
-        parts.append(struct.pack(f"<{len(rates)}d", *rates))
+def generation_frame(
+    record: Record, conditions: Conditions, last: Record | None, before: Conditions, crc: int
+) -> bytes:
+    """A generation.
+
+    Args:
+        record: What it is.
+        conditions: In force from it on.
+        last: The one before; ``None`` for the first.
+        before: The conditions before it.
+        crc: That of the head.
+
+    Raises:
+        ValueError: If it does not fit into a frame: more than about two million members.
+    """
+    changed = {name: getattr(record, name) for name in _CHANGING if last is None or _differs(name, record, last)}
+    if conditions != before:
+        old, new = asdict(before), asdict(conditions)
+        changed.update({name: new[name] for name in new if new[name] != old[name]})
     fitness = [math.nan if math.isnan(value) else value for value in record.fitness]  # one NaN, of one sign
-    parts.append(struct.pack(f"<{len(fitness)}d", *fitness))
-    payload = _GENERATION_HEAD.pack(record.generation, len(rates), record.check) + b"".join(parts)
-    return _frame(kind, payload, crc)
+    payload = _GENERATION_HEAD.pack(record.generation, len(fitness), record.check)
+    payload += struct.pack(f"<{len(fitness)}d", *fitness)
+    if changed:
+        payload += json.dumps(changed, separators=(",", ":")).encode()
+    return _frame(_GENERATION, payload, crc)
 
 
-def change_frame(before: Conditions, after: Conditions, crc: int) -> bytes:
-    """What is in force from the next generation on."""
-    old, new = asdict(before), asdict(after)
-    changed = {name: new[name] for name in new if new[name] != old[name]}
-    return _frame(_CHANGE, json.dumps(changed, separators=(",", ":")).encode(), crc)
+def _differs(name: str, record: Record, last: Record) -> bool:
+    return bool(getattr(record, name) != getattr(last, name))
 
 
 def weights_frame(generation: int, checksum: str, crc: int) -> bytes:
@@ -181,15 +175,21 @@ def weights_frame(generation: int, checksum: str, crc: int) -> bytes:
 
 def _frame(kind: int, payload: bytes, crc: int) -> bytes:
     if len(payload) >= _LONGEST:
-        raise ValueError(f"A frame of a journal holds at most 16 MiB, not {len(payload):,} bytes.")
+        raise ValueError(
+            f"A generation of a journal takes at most 16 MiB (about two million members), not {len(payload):,} bytes. "
+            "Use a smaller population, or no journal (EvoStrategy(journal=False))."
+        )
     rest = struct.pack("<I", kind << 24 | len(payload)) + payload
     return struct.pack("<I", zlib.crc32(rest, crc)) + rest
 
 
-def read_fitness(file: BinaryIO | io.FileIO, population: int, crc: int) -> tuple[float, ...] | None:
+def read_fitness(file: BinaryIO | io.FileIO, crc: int) -> tuple[float, ...] | None:
     """The fitness in the generation's frame that begins here; ``None`` if it is damaged."""
     frame = _read_frame(file, crc)
-    return None if frame is None else struct.unpack(f"<{population}d", frame[1][-8 * population :])
+    if frame is None:
+        return None
+    _, members, _ = _GENERATION_HEAD.unpack_from(frame[1])
+    return struct.unpack_from(f"<{members}d", frame[1], _GENERATION_HEAD.size)
 
 
 def _read_frame(file: BinaryIO | io.FileIO, seed: int) -> tuple[int, bytes] | None:
@@ -205,28 +205,22 @@ def _read_frame(file: BinaryIO | io.FileIO, seed: int) -> tuple[int, bytes] | No
     return word >> 24, payload
 
 
-def _load_generation(kind: int, payload: bytes, last: Record | None, population: int) -> Record | None:
-    """A generation without its fitness; ``None`` if the lengths don't fit."""
+def _load_generation(payload: bytes, last: Record | None, before: Conditions) -> tuple[Record, Conditions] | None:
+    """A generation without its fitness, and the conditions from it on; ``None`` if that is impossible."""
     if len(payload) < _GENERATION_HEAD.size:
         return None
-    generation, count, check = _GENERATION_HEAD.unpack_from(payload)
-    batches, coefficient, position = 1, 1.0, _GENERATION_HEAD.size
-    layout = "<" + "".join(code for flag, code in ((_BATCHES, "I"), (_COEFFICIENT, "d"), (_SIGMA, "d")) if kind & flag)
-    layout += f"{count}d"
-    if len(payload) != position + struct.calcsize(layout) + 8 * population:
+    generation, members, check = _GENERATION_HEAD.unpack_from(payload)
+    start = _GENERATION_HEAD.size + 8 * members
+    if len(payload) < start:
         return None
-    values = list(struct.unpack_from(layout, payload, position))
-    if kind & _BATCHES:
-        batches = values.pop(0)
-    if kind & _COEFFICIENT:
-        coefficient = values.pop(0)
-    if last is None:
-        if not (kind & _SIGMA and kind & _RATES):
-            return None
-        last = Record(generation, (), math.nan, ())
-    sigma = values.pop(0) if kind & _SIGMA else last.sigma
-    rates = tuple(values) if kind & _RATES else last.learning_rates
-    return Record(generation, (), sigma, rates, coefficient, batches, check)
+    changed = json.loads(payload[start:] or b"{}")
+    if "learning_rates" in changed:
+        changed["learning_rates"] = tuple(changed["learning_rates"])
+    of_record = {name: changed.pop(name) for name in _CHANGING if name in changed}
+    if last is None and len(of_record) < len(_CHANGING):
+        return None
+    record = replace(last or Record(0, (), math.nan, ()), generation=generation, check=check, **of_record)
+    return record, _load_conditions(changed, before) if changed else before
 
 
 def _load_conditions(values: Mapping[str, Any], before: Conditions | None = None) -> Conditions:
@@ -271,27 +265,30 @@ def scan(file: BinaryIO, path: Path, header: Header, crc: int) -> Contents:
                 raise damage(path, generation, start)
             break
         kind, payload = frame
-        if kind == _CHANGE:
-            conditions = _load_conditions(json.loads(payload), conditions)
-        elif kind == _WEIGHTS:
+        if kind == _WEIGHTS:
             checksum = _load_weights(payload, generation)
-            if checksum is None or start != contents.end:  # it does not come between a change and its generation
+            if checksum is None:
                 raise damage(path, generation, start)
             contents.weights[generation] = checksum
-            contents.end = file.tell()
-        elif kind & 0xF0 == _GENERATION:
+        elif kind == _GENERATION:
             last = contents.entries[-1].record if contents.entries else None
-            record = _load_generation(kind, payload, last, header.population)
-            if record is None or record.generation != generation:
+            try:
+                found = _load_generation(payload, last, conditions)
+            except TypeError as error:  # a name that Conditions don't have
+                raise JournalError(
+                    f"{path} says of generation {generation}, at byte {start}, what this version of lightning-evo does "
+                    f"not know ({error}). Use the version that wrote it, or a newer one."
+                ) from error
+            if found is None or found[0].generation != generation:
                 raise damage(path, generation, start)
+            record, conditions = found
             contents.entries.append(Entry(start, record, conditions))
-            contents.end = file.tell()  # not after a change, which belongs to the generation that follows it
         else:
             raise JournalError(
                 f"{path} holds something of kind {kind:#x} at byte {start}, which this version of lightning-evo "
                 "does not know. Use the version that wrote it, or a newer one."
             )
-        start = file.tell()
+        start = contents.end = file.tell()
     contents.torn = size - contents.end
     return contents
 
@@ -301,8 +298,11 @@ def _another_frame(rest: bytes, crc: int) -> bool:
     for start in range(1, len(rest) - _FRAME.size + 1):
         expected, word = _FRAME.unpack_from(rest, start)
         kind, stop = word >> 24, start + _FRAME.size + (word & 0xFFFFFF)
-        possible = (kind in (_CHANGE, _WEIGHTS) or kind & 0xF0 == _GENERATION) and stop <= len(rest)
-        if possible and zlib.crc32(rest[start + 4 : stop], crc) == expected:
+        if (
+            kind in (_GENERATION, _WEIGHTS)
+            and stop <= len(rest)
+            and zlib.crc32(rest[start + 4 : stop], crc) == expected
+        ):
             return True
     return False
 

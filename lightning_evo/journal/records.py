@@ -7,9 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from lightning_evo.generation.step import Clipping, Step
 from lightning_evo.utils.messages import preview
 
-__all__ = ["Conditions", "Header", "JournalError", "Record", "RecordedParameter", "parameter_names", "same_parameters"]
+__all__ = [
+    "Conditions",
+    "Header",
+    "JournalError",
+    "Record",
+    "RecordedParameter",
+    "parameter_names",
+    "recorded_step",
+    "same_parameters",
+]
 
 
 class JournalError(RuntimeError):
@@ -63,21 +73,16 @@ class Header:
     Attributes:
         run: A random number of 64 bits that identifies this journal; checkpoints store it.
         generation: The first generation.
-        population: Members.
         algorithm: From :func:`~lightning_evo.journal.describe_algorithm`.
         start: From :func:`~lightning_evo.journal.weights_checksum`: the weights before the first generation.
         conditions: In force from the first generation on.
-        summation: How processes added up the updates, where the last bits depend on that: a replay by one process
-            then differs in them.
     """
 
     run: int
     generation: int
-    population: int
     algorithm: dict[str, Any]
     start: str
     conditions: Conditions
-    summation: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Record:
         generation: Its number.
         fitness: Of each member, float64; NaN or infinite where it failed.
         sigma: The distance of members from the center.
-        learning_rates: One for all parameters, or one for each parameter group.
+        learning_rates: One for all parameters, or one for each parameter group; none for an update to a center.
         coefficient: What clipping by norm multiplied the estimate by.
         batches: Training steps that the generation took: more than one if batches accumulate or were declined.
         check: 16 bits from :func:`~lightning_evo.journal.check_of`, by which a replay sees that it makes the same
@@ -111,6 +116,15 @@ class Record:
 def _comparable(record: Record) -> tuple[Any, ...]:
     values = tuple(None if math.isnan(value) else value for value in record.fitness)
     return (values, *(getattr(record, f.name) for f in fields(record) if f.name != "fitness"))
+
+
+def recorded_step(record: Record, conditions: Conditions) -> Step:
+    """How the update of a recorded generation moved the weights."""
+    clipping = None
+    if conditions.clipping is not None:
+        limit, by = conditions.clipping
+        clipping = Clipping(limit, by, record.coefficient)
+    return Step(record.learning_rates, {p.index: p.group for p in conditions.parameters}, clipping)
 
 
 def same_parameters(some: Sequence[RecordedParameter], others: Sequence[RecordedParameter]) -> bool:

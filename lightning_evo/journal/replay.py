@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_evo.algorithms import ESState, EvolutionStrategy
-from lightning_evo.generation.update import Clipping, Update
+from lightning_evo.algorithms import Algorithm, State
+from lightning_evo.generation.laying import laid_over
+from lightning_evo.generation.update import update_from
 from lightning_evo.journal import (
     Journal,
     JournalError,
@@ -23,6 +24,7 @@ from lightning_evo.journal import (
     rebuild_algorithm,
     weights_checksum,
 )
+from lightning_evo.journal.records import recorded_step
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import first_line
 
@@ -36,7 +38,7 @@ def replay(
     journal: str | Path | Journal,
     *,
     to: int | None = None,
-    algorithm: EvolutionStrategy | None = None,
+    algorithm: Algorithm[Any] | None = None,
     device: str | torch.device = "cpu",
     exact: bool = True,
     progress: Callable[[int, int], object] | None = None,
@@ -97,19 +99,19 @@ def _replay(
     base: Mapping[str, Any],
     journal: Journal,
     to: int | None,
-    algorithm: EvolutionStrategy | None,
+    algorithm: Algorithm[Any] | None,
     device: torch.device,
     exact: bool,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]:
     algorithm = _algorithm(journal, algorithm)
-    if exact and journal.header.summation:
-        raise JournalError(
-            f"The updates of {journal.path} were added up by {journal.header.summation}, whose last bits one process "
-            "can't repeat. Resume the run itself; or accept weights that differ in them: exact=False (`--inexact`)."
-        )
     saved = base.get(_KEY, {})
-    first = int(saved.get("generation", journal.header.generation))
+    if saved and "state" not in saved:
+        raise JournalError(
+            "The checkpoint was written by an older version of lightning-evo, which this one can't continue. Replay it "
+            "with that version."
+        )
+    first = int(saved["state"]["generation"]) if saved else journal.header.generation
     last = journal.end if to is None else to
     _check_range(journal, first, last)
     # Lightning's WeightAveraging saves the average as `state_dict`, and the evolving weights under another key.
@@ -119,32 +121,23 @@ def _replay(
         comparison.agreed = first
     if first - 1 in journal:
         comparison.at(first, weights.space(journal.conditions_at(first - 1).parameters))
-    momentum = tuple((int(generation), tuple(values)) for generation, values in saved.get("momentum", ()))
-    state = ESState(seed=journal.header.conditions.seed, generation=first, momentum=momentum)
+    state = _state(algorithm, saved, journal, first, weights)
     for generation in range(first, last):
         record, conditions = journal.read(generation), journal.conditions_at(generation)
         space = weights.space(conditions.parameters)
         state = replace(state, seed=conditions.seed)
-        population = replace(algorithm.ask(state), sigma=record.sigma)
+        population = replace(laid_over(algorithm.ask(state), space), sigma=record.sigma)
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
-        directions = algorithm.direction_weights(population, fitness, space.numel).tolist()
-        double = any(parameter.tensor.dtype == torch.float64 for parameter in space)
-        if exact and check_of(directions, torch.float64 if double else torch.float32) != record.check:
+        state, lesson = algorithm.learn(state, population, fitness, space.numel)
+        update = update_from(lesson, population, space, fitness)
+        if exact and check_of(update) != record.check:
             raise JournalError(
                 f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
                 "written, by another version of lightning-evo or torch, or on another processor. Replay it there; or "
                 "accept weights that differ in their last bits: exact=False (`--inexact`)."
             )
-        rates = record.learning_rates
-        update = Update(population, space, fitness, tuple(directions), algorithm.weight_decay, rates[0])
         if update:
-            clipping = None
-            if conditions.clipping is not None:
-                limit, by = conditions.clipping
-                clipping = Clipping(limit, by, record.coefficient)
-            groups = {id(p.tensor): entry.group for p, entry in zip(space, conditions.parameters, strict=True)}
-            update.apply(_learning_rates(rates, groups), clipping)
-        state = algorithm.advance(state, update.weights)
+            update.apply(recorded_step(record, conditions))
         comparison.at(generation + 1, space)
         if progress is not None:
             progress(generation + 1 - first, last - first)
@@ -195,8 +188,20 @@ class _Comparison:
             warnings.warn(f"{message}The replay goes on without that. Shown once.", stacklevel=4)
 
 
-def _learning_rates(rates: tuple[float, ...], groups: Mapping[int, int]) -> Callable[[nn.Parameter], float]:
-    return lambda parameter: rates[0] if len(rates) == 1 else rates[groups[id(parameter)]]
+def _state(
+    algorithm: Algorithm[Any], saved: Mapping[str, Any], journal: Journal, first: int, weights: _Weights
+) -> State:
+    """The algorithm's state before the first generation that is replayed."""
+    if saved:
+        try:
+            state: State = algorithm.State.from_state_dict(saved["state"])
+            return state
+        except ValueError as error:
+            raise JournalError(str(error)) from error
+    header = journal.header
+    center = weights.space(header.conditions.parameters).vector() if algorithm.owns_center else None
+    state = algorithm.init(center, seed=header.conditions.seed)
+    return replace(state, generation=first)
 
 
 class _Weights:
@@ -281,7 +286,7 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _algorithm(journal: Journal, given: EvolutionStrategy | None) -> EvolutionStrategy:
+def _algorithm(journal: Journal, given: Algorithm[Any] | None) -> Algorithm[Any]:
     described = journal.header.algorithm
     if given is None:
         return rebuild_algorithm(described)
@@ -347,7 +352,7 @@ def _check_run(journal: Journal, saved: Mapping[str, Any], first: int, weights: 
 
 
 def _checkpoint(
-    base: Mapping[str, Any], weights: _Weights, journal: Journal, state: ESState, compared: int | None
+    base: Mapping[str, Any], weights: _Weights, journal: Journal, state: State, compared: int | None
 ) -> dict[str, Any]:
     # States of the checkpoint's own generation, from which no run must be resumed by mistake.
     dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY]
@@ -355,13 +360,10 @@ def _checkpoint(
     others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
     saved: dict[str, Any] = {
         "algorithm": journal.header.algorithm["name"],
-        "seed": state.seed,
-        "generation": state.generation,
+        "state": state.state_dict(),
         "journal": {"run": journal.header.run, "path": str(journal.path.resolve()), "batches": 0},
         "compared": compared,
     }
-    if state.momentum:
-        saved["momentum"] = state.momentum
     if "global_step" in others:
         others["global_step"] = state.generation
     return {**others, "state_dict": weights.state_dict(), _KEY: saved}

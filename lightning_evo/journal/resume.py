@@ -229,7 +229,7 @@ def _journals(places: Iterable[Path]) -> list[Path]:
 
 
 def _option_differences(there: Header, here: Header) -> list[str]:
-    old, new = ({**header.algorithm, "update_sync": header.summation} for header in (there, here))
+    old, new = there.algorithm, here.algorithm
     return [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from lightning_evo.noise.philox import NoiseKey
@@ -12,8 +11,9 @@ from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
 from lightning_evo.perturbations.scaled import Scaled
 from lightning_evo.perturbations.sparse import Sparse
+from lightning_evo.perturbations.vectors import Vectors
 
-__all__ = ["Dense", "LowRank", "Perturbation", "Scaled", "SigmaScale", "Sparse", "compose", "noise_dtype"]
+__all__ = ["Dense", "LowRank", "Perturbation", "Scaled", "SigmaScale", "Sparse", "Vectors", "compose", "noise_dtype"]
 
 SigmaScale = Literal["none", "rms"]
 """Whether sigma is a number for all tensors, or in units of each tensor's root mean square."""
@@ -25,7 +25,6 @@ def compose(
     *,
     rank: int | None = None,
     basis_key: NoiseKey | None = None,
-    past: Sequence[tuple[NoiseKey, Sequence[float]]] = (),
     sparsity: float | None = None,
     sigma_scale: SigmaScale = "none",
 ) -> Perturbation:
@@ -36,7 +35,6 @@ def compose(
         distribution: Of the random numbers.
         rank: For :class:`LowRank` noise; ``None`` for :class:`Dense`.
         basis_key: With ``rank``: seed and generation of the factor B; ``None`` for ``key``.
-        past: With ``rank``: keys of past generations of the same ``basis_key``, and their directions' weights.
         sparsity: For :class:`Sparse` noise; ``None`` perturbs all elements.
         sigma_scale: ``"rms"`` for :class:`Scaled` noise.
 
@@ -55,7 +53,7 @@ def compose(
     if rank is None:
         perturbation = Dense(key, distribution)
     else:
-        perturbation = LowRank(key, rank, basis_key, distribution, past)
+        perturbation = LowRank(key, rank, basis_key, distribution)
     if sparsity is not None:
         perturbation = Sparse(perturbation, sparsity)
     return Scaled(perturbation) if sigma_scale == "rms" else perturbation

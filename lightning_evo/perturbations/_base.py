@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ class Perturbation(ABC):
 
     def __init__(self, key: NoiseKey) -> None:
         self.key = key
+
+    def over(self, offsets: Mapping[int, int]) -> Perturbation:
+        """This perturbation over the parameters of a module; itself, where noise is addressed by parameter.
+
+        Args:
+            offsets: Where each parameter begins in a vector of all evolving elements, by its index.
+        """
+        return self
 
     @abstractmethod
     def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:

@@ -5,9 +5,7 @@ Sarkar et al., "Evolution Strategies at the Hyperscale" (EGGROLL), 2025, https:/
 instead of m n, and the sum over the population is one matrix product.
 
 Chen et al., "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank Structures" (LOZO), 2024,
-https://arxiv.org/abs/2410.07698, keep B for some generations: here ``basis_key``. With it the sum may continue over
-past generations of the same B, in the space of A, which is LOZO-M's momentum: ``past``. Nothing is stored for it but
-the directions' weights: a past A is drawn again.
+https://arxiv.org/abs/2410.07698, keep B for some generations: here ``basis_key``.
 """
 
 from __future__ import annotations
@@ -49,8 +47,6 @@ class LowRank(Perturbation):
         rank: Columns of A and B, >= 1.
         basis_key: Seed and generation of B; ``None`` for ``key``.
         distribution: ``"gaussian"``, ``"rademacher"`` or ``"uniform"``, of the elements of A and B and of dense noise.
-        past: Keys of past generations of the same ``basis_key``, and their directions' weights.
-            :meth:`weighted_sum` adds their sums to its own.
 
     Raises:
         ValueError: If the rank is not a whole number >= 1, or the distribution is unknown.
@@ -75,12 +71,10 @@ class LowRank(Perturbation):
         rank: int = 1,
         basis_key: NoiseKey | None = None,
         distribution: Distribution = "gaussian",
-        past: Sequence[tuple[NoiseKey, Sequence[float]]] = (),
     ) -> None:
         super().__init__(key)
         self.rank = whole("rank", rank)
         self.basis_key = key if basis_key is None else basis_key
-        self.past = tuple(past)
         self._dense = Dense(key, distribution)
         self.distribution = self._dense.distribution
 
@@ -147,7 +141,7 @@ class LowRank(Perturbation):
         rounding: NoiseKey,
     ) -> list[float | None]:
         norms = super().move(weights, parameters, centers, coefficients, rounding)  # of none
-        dense = [] if self.past else [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
+        dense = [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
         mine, rates = [centers[i] for i in dense], [coefficients[i] for i in dense]
         moved = self._dense.move(weights, [parameters[i] for i in dense], mine, rates, rounding)
         for i, norm in zip(dense, moved, strict=True):
@@ -165,7 +159,7 @@ class LowRank(Perturbation):
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """``sum_d weights[d] eps_d`` for a range of elements, plus the sums over ``past`` generations.
+        """``sum_d weights[d] eps_d`` for a range of elements.
 
         One matrix product ``(A diag(weights)) B^T`` over all directions and ranks, for each matrix of a stack, so
         against the sum of :meth:`noise` it is rounded in another order, and as
@@ -173,7 +167,7 @@ class LowRank(Perturbation):
         tensor, so an element does not depend on the range.
 
         Args:
-            weights: One for each direction of this generation.
+            weights: One for each direction.
             parameter: Index of the tensor.
             center: The tensor.
             start: First flat, row-major offset.
@@ -183,34 +177,30 @@ class LowRank(Perturbation):
             ``[stop - start]`` in float32, or float64 for a float64 tensor.
         """
         stop = center.numel() if stop is None else stop
-        terms = [(self.key, weights), *self.past]
         if not self._is_low_rank(center):
-            total = self._dense.weighted_sum(weights, parameter, center, start, stop)
-            for key, past_weights in self.past:
-                total += Dense(key, self.distribution).weighted_sum(past_weights, parameter, center, start, stop)
-            return total
+            return self._dense.weighted_sum(weights, parameter, center, start, stop)
         _, rows, columns = _matrices(center)
         first, last = start // columns, -(-stop // columns)
         total = torch.empty(last - first, columns, dtype=noise_dtype(center), device=center.device)
         with torch.autocast(center.device.type, enabled=False):  # which would multiply in 16 bits
             for matrix, lower, upper in _pieces(first, last, rows):
-                self._write_sum(total[lower - first : upper - first], terms, parameter, center, matrix, lower)
+                self._write_sum(total[lower - first : upper - first], weights, parameter, center, matrix, lower)
         return total.view(-1)[start - first * columns : stop - first * columns]
 
     def _write_sum(
         self,
         total: Tensor,
-        terms: Sequence[tuple[NoiseKey, Sequence[float]]],
+        weights: Sequence[float],
         parameter: int,
         center: Tensor,
         matrix: int,
         first: int,
     ) -> None:
-        """Write ``sum_t sum_d weight_td A_td B_d^T`` of a matrix's rows into ``total [rows, columns]``.
+        """Write ``sum_d weights[d] A_d B_d^T`` of a matrix's rows into ``total [rows, columns]``.
 
         Args:
             total: From row ``first`` of the whole tensor on.
-            terms: Keys of generations t, and their directions' weights.
+            weights: One for each direction.
             parameter: Index of the tensor.
             center: The tensor.
             matrix: Number of the matrix in its stack.
@@ -218,15 +208,19 @@ class LowRank(Perturbation):
         """
         _, rows, columns = _matrices(center)
         top, last = matrix * rows, first + len(total)
-        chosen = sorted({direction for _, weights in terms for direction, weight in enumerate(weights) if weight})
+        chosen = [direction for direction, weight in enumerate(weights) if weight]
+        if not chosen:
+            total.zero_()
         block = max(1, _BLOCK // columns)
         at_once = max(1, _BLOCK // (self.rank * (min(block, rows) + columns)))
-        for i in range(0, max(1, len(chosen)), at_once):
+        for i in range(0, len(chosen), at_once):
             directions = chosen[i : i + at_once]
+            scales = total.new_tensor([weights[direction] for direction in directions])[:, None, None]
             b = self._b(directions, parameter, center, matrix).permute(1, 0, 2).flatten(1)
             for begin in range(top + (first - top) // block * block, last, block):
                 end = min(begin + block, top + rows)
-                a = self._weighted_a(terms, directions, parameter, center, begin, end).permute(1, 0, 2).flatten(1)
+                a = self._a(self.key, directions, parameter, center, begin, end) * scales
+                a = a.permute(1, 0, 2).flatten(1)
                 lower, upper = max(begin, first), min(end, last)
                 part, is_complete = total[lower - first : upper - first], (lower, upper) == (begin, end)
                 if i == 0 and is_complete:
@@ -251,25 +245,6 @@ class LowRank(Perturbation):
             b = torch.cat([self._b(directions, parameter, center, matrix) for matrix in range(count)], dim=1)
         each = len(directions), count
         return a.view(*each, rows, self.rank), b.view(*each, columns, self.rank)
-
-    def _weighted_a(
-        self,
-        terms: Sequence[tuple[NoiseKey, Sequence[float]]],
-        directions: Sequence[int],
-        parameter: int,
-        center: Tensor,
-        first: int,
-        last: int,
-    ) -> Tensor:
-        """``sum_t weight_td A_td`` over generations t, for some rows, counted through a stack."""
-        total = torch.zeros(len(directions), last - first, self.rank, dtype=noise_dtype(center), device=center.device)
-        for key, weights in terms:
-            mine = [i for i, direction in enumerate(directions) if direction < len(weights) and weights[direction]]
-            if mine:
-                chosen = [directions[i] for i in mine]
-                values = torch.tensor([weights[d] for d in chosen], dtype=total.dtype, device=total.device)
-                total[mine] += self._a(key, chosen, parameter, center, first, last) * values[:, None, None]
-        return total
 
     def _a(
         self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int

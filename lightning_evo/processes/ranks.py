@@ -24,10 +24,6 @@ def _only_own(values: Tensor) -> list[Tensor]:
     return [values]
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
 def _unknown() -> tuple[float, bool]:
     return math.inf, False
 
@@ -41,7 +37,6 @@ class Ranks:
         data: Processes of a group.
         rank: Number of this process, below ``groups * data``.
         gather_from_all: Gives the tensors of all processes, by rank, for one of this process; all of the same shape.
-        sum_over_all: Gives the sum of the tensors of all processes; may write to the one of this process.
         chunk: Members that stay together, so that they are evaluated in the same forward with any number of ranks;
             rounded down to whole pairs where members come in pairs.
         batches: Gives how many batches this process has in an epoch, infinite if that is not known, and whether it
@@ -61,7 +56,6 @@ class Ranks:
     data: int = 1
     rank: int = 0
     gather_from_all: Callable[[Tensor], list[Tensor]] = _only_own
-    sum_over_all: Callable[[Tensor], Tensor] = _unchanged
     chunk: int = 1
     batches: Callable[[], tuple[float, bool]] = _unknown
 
@@ -88,35 +82,44 @@ class Ranks:
         """What all processes found, for all members.
 
         Args:
-            results: Of this process's members: fitness and weight, float64 ``[members, 2]``. The weight is positive; 0
-                for a member that declined, so that its fitness does not count; -1 for one that failed.
+            results: Of this process's members: fitness and weight, float64 ``[members, 2]``, or more columns. The
+                weight is positive; 0 for a member that declined, so that its fitness does not count; -1 for one that
+                failed.
             population: The members.
             size: How many members this process evaluates at once; 0 as long as that is not decided.
 
         Returns:
-            The same for all members of the population: the mean over a group's processes, by their weights, and the sum
-            of these; a member that failed on one of them has failed. And every process's ``size``.
+            ``[data, members, columns]``: the results of each of a group's processes, for all members of the population,
+            with as many columns as the process that has most; infinite where one has fewer. And every process's
+            ``size``.
 
         Raises:
             RuntimeError: If processes have different numbers of batches; on all of them, and before one is missed.
+            ValueError: If some report a tie breaker or single samples and others don't; on all of them, too.
         """
         if self.world_size == 1:
-            return results, [size]
+            return results[None], [size]
         shares = [self.share(population, group) for group in range(self.groups)]
-        padded = results.new_zeros(max(map(len, shares)) + 2, 2)
-        padded[: len(results)] = results
-        padded[-2, 0] = size  # travels with the fitness, as the next line does, so it costs no message of its own
+        members = max(map(len, shares))
+        columns = results.shape[1] if (results[:, 1] > 0).any() else 0
+        padded = results.new_zeros(members + 2, 2)
+        padded[: len(results)] = results[:, :2]
+        padded[-2] = torch.tensor([size, columns])  # travels with the fitness, as the next line does: no message more
         padded[-1] = torch.tensor(self.batches())
         everything = self.gather_from_all(padded)
         _compare_batches([tuple(theirs[-1].tolist()) for theirs in everything])
-        merged = []
-        for group, share in enumerate(shares):
-            found = torch.stack([one[: len(share)] for one in everything[group * self.data :][: self.data]])
-            fitness, weight = found.unbind(2)
-            failed, total = (weight < 0).any(0), weight.clamp(min=0).sum(0)
-            mean = fitness.where(weight > 0, 0).sum(0) / total
-            merged.append(torch.stack([mean, torch.where(failed, -1, total)], dim=1))
-        return torch.cat(merged), [int(theirs[-2, 0]) for theirs in everything]
+        sizes, widths = torch.stack(everything)[:, -2].int().T.tolist()
+        _compare_columns(widths, self.data)
+        found = [theirs[:members] for theirs in everything]
+        if max(widths) > 2:
+            more = results.new_full((members, max(widths) - 2), math.inf)
+            more[: len(results), : results.shape[1] - 2] = results[:, 2:]
+            found = [torch.cat(both, 1) for both in zip(found, self.gather_from_all(more), strict=True)]
+        parts = [
+            torch.cat([theirs[: len(share)] for theirs, share in zip(found[part :: self.data], shares, strict=True)])
+            for part in range(self.data)
+        ]
+        return torch.stack(parts), sizes
 
 
 def _compare_batches(everyone: list[tuple[float, float]]) -> None:
@@ -135,3 +138,15 @@ def _compare_batches(everyone: list[tuple[float, float]]) -> None:
         f"Processes have different numbers of training batches: {has}. All take part in every step, so they would wait "
         f"without end for those that have finished. Give every process the same number, or limit them: {limit}."
     )
+
+
+def _compare_columns(widths: list[int], data: int) -> None:
+    """Processes that evaluate the same data have the same columns, and all have a tie breaker, or samples, or none."""
+    kinds = {min(width, 4) for width in widths if width}
+    same = [{width for width in widths[part::data] if width} for part in range(data)]
+    if len(kinds) > 1 or any(len(different) > 1 for different in same):
+        raise ValueError(
+            f"Members of different processes reported {sorted({width - 1 for width in widths if width})} numbers for "
+            "the same batch. If one member's Fitness has a tie breaker or `missing`, all need it (`missing` false for "
+            "every sample if none is), and values for the same samples."
+        )

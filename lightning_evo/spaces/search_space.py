@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +148,26 @@ class SearchSpace(Sequence[EvolvingParameter]):
     def numel(self) -> int:
         """Number of evolving elements."""
         return sum(parameter.shape.numel() for parameter in self)
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """Where each parameter begins in a vector of all evolving elements, by its index.
+
+        Example:
+            >>> SearchSpace(nn.Linear(2, 3)).offsets
+            {0: 0, 1: 6}
+        """
+        sizes = [parameter.shape.numel() for parameter in self]
+        return {p.index: end - size for p, size, end in zip(self, sizes, accumulate(sizes), strict=True)}
+
+    def vector(self) -> Tensor:
+        """All evolving elements, one parameter after the other: float64 ``[numel]`` on the CPU."""
+        return torch.cat([p.tensor.detach().reshape(-1).to("cpu", torch.float64) for p in self])
+
+    def part_of(self, vector: Tensor, parameter: EvolvingParameter) -> Tensor:
+        """A parameter's elements in a vector of all evolving ones, of the parameter's shape."""
+        start = self.offsets[parameter.index]
+        return vector[start : start + parameter.shape.numel()].view(parameter.shape)
 
     @property
     def is_sharded(self) -> bool:

@@ -6,8 +6,8 @@ Checked against Lightning 2.4 to 2.6.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,7 @@ __all__ = [
     "set_device_mesh",
     "synchronizes_batch_norm",
     "unwrapped",
+    "without_scaler",
 ]
 
 Namespace = Literal["lightning.pytorch", "pytorch_lightning"]
@@ -130,6 +131,20 @@ def gradient_scale(precision_plugin: Any, device: torch.device) -> float:
     scaler = getattr(precision_plugin, "scaler", None)
     # Scaling a one also sets the scaler up, which it demands before it unscales.
     return 1.0 if scaler is None else float(scaler.scale(torch.ones((), device=device)))
+
+
+@contextmanager
+def without_scaler(precision_plugin: Any) -> Iterator[None]:
+    """In this context a mixed-precision plugin has no gradient scaler."""
+    scaler = getattr(precision_plugin, "scaler", None)
+    if scaler is None:
+        yield
+        return
+    precision_plugin.scaler = None
+    try:
+        yield
+    finally:
+        precision_plugin.scaler = scaler
 
 
 def backward_is_skipped(trainer: Any) -> bool:

@@ -17,17 +17,19 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_evo.algorithms import Algorithm, Scaling, Schedule
+from lightning_evo.algorithms import Algorithm, Scaling, Schedule, UpdateName
 from lightning_evo.algorithms.shaping import Shaping
 from lightning_evo.evaluation.choice import EvaluationName
 from lightning_evo.evaluation.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
-from lightning_evo.generation.update import Clipping, Update, group_learning_rates
+from lightning_evo.generation.moves import InPlace, IntoGradients
+from lightning_evo.generation.step import Step
+from lightning_evo.generation.update import Update
 from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module
-from lightning_evo.utils.options import flag, one_of
+from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvoStrategyMixin"]
@@ -45,8 +47,9 @@ class EvoStrategyMixin(Strategy):
     """Train any LightningModule by evolution instead of backpropagation.
 
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
-    is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar or one value per
-    sample, higher is better, nothing need be differentiable), if not, minus the loss of ``training_step``.
+    is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar, one value per
+    sample or a :class:`~lightning_evo.Fitness`; higher is better, nothing need be differentiable), if not, minus the
+    loss of ``training_step``.
 
     Args:
         algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.
@@ -74,7 +77,8 @@ class EvoStrategyMixin(Strategy):
         evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
-            plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state.
+            plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state. Default: the
+            algorithm's own, ``"optimizer"`` for those that estimate a gradient.
         evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
             ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
             chooses. Each gives what the plain loop gives, or is replaced with a warning.
@@ -114,7 +118,7 @@ class EvoStrategyMixin(Strategy):
         sigma_scale: SigmaScale | None = None,
         momentum: float | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
-        update: Literal["optimizer", "in_place"] = "optimizer",
+        update: UpdateName | None = None,
         evaluation: EvaluationName = "auto",
         members_per_forward: int | Literal["auto"] | None = None,
         seed: int | None = None,
@@ -125,14 +129,7 @@ class EvoStrategyMixin(Strategy):
         **algorithm_options: Any,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
-        update = one_of("update", update, ("optimizer", "in_place"))
         journal = None if journal is None else flag("journal", journal)
-        if journal and update != "in_place":
-            raise ValueError(
-                "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
-                "the fitness in a journal does not give. Use update='in_place', or leave journal out."
-            )
-        self.update = update
         self.evolution = Evolution(
             algorithm,
             evolve=evolve,
@@ -157,14 +154,24 @@ class EvoStrategyMixin(Strategy):
             momentum=momentum,
             **algorithm_options,
         )
-        self._update_in_place = update == "in_place"
+        self.update: UpdateName = self.evolution.algorithm.checked_update(update)
+        """Who moves the weights."""
+        if journal and self.update != "in_place":
+            raise ValueError(
+                "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
+                "the fitness in a journal does not give. Use update='in_place', or leave journal out."
+            )
+        self._moves: IntoGradients | InPlace
+        if self.update == "in_place":
+            self._moves = InPlace(lambda: self.optimizers, self._record)
+        else:
+            self._moves = IntoGradients(lambda: _compat.gradient_scale(self.precision_plugin, self.root_device))
         self.resumed_journal: dict[str, Any] | None = None
         """What the resumed checkpoint stores about its journal."""
         self._journal_wanted = journal
         self._journal: SeedJournal | None = None
         self._random_state: RandomState | None = None  # while validation draws
         self._stepping = False
-        self._clipping: Clipping | None = None
         self._learnt_something = False
         self._seconds = 0.0
         self._evaluations = 0
@@ -178,11 +185,6 @@ class EvoStrategyMixin(Strategy):
     @sigma.setter
     def sigma(self, value: float) -> None:
         self.evolution.sigma = value
-
-    @property
-    def summation(self) -> str:
-        """How processes add up an update, if its last bits depend on that; empty if they don't."""
-        return ""
 
     @property
     def _user_module(self) -> Any:
@@ -213,14 +215,20 @@ class EvoStrategyMixin(Strategy):
         self._check(module)
         _compat.around_validation(trainer, self._keep_random_state)
         self._choose_parameters()
-        if self._update_in_place:
-            self._intercept_clipping()
-            self._journal = self._find_journal(trainer)
+        if isinstance(self._moves, InPlace):
+            vars(self.precision_plugin)["clip_gradients"] = self._moves.clip  # there will be no `.grad` to clip
+            from lightning_evo.callbacks.journal import SeedJournal  # which imports one of Lightning's two packages
+
+            self._journal = SeedJournal.of(trainer, self._journal_wanted)
             if self._optimized_parameters:
-                rank_zero_info(
-                    f"update='in_place': of {type(self.optimizers[0]).__name__} only the learning rate and its "
-                    "schedule are used, not its momentum, adaptivity or weight decay."
+                used = (
+                    "nothing is used"
+                    if self.evolution.algorithm.owns_center
+                    else (
+                        "only the learning rate and its schedule are used, not its momentum, adaptivity or weight decay"
+                    )
                 )
+                rank_zero_info(f"update='in_place': of {type(self.optimizers[0]).__name__} {used}.")
 
     @contextmanager
     def _keep_random_state(self) -> Iterator[None]:
@@ -234,7 +242,12 @@ class EvoStrategyMixin(Strategy):
             self._random_state = None
 
     def _check(self, module: Any) -> None:
-        check_module(module, self.optimizers, self._update_in_place, self.evolution.learning_rate_was_given)
+        check_module(module, self.optimizers, self.update == "in_place", self.evolution.learning_rate_was_given)
+        if self.evolution.algorithm.owns_center and module.trainer.gradient_clip_val:
+            raise ValueError(
+                f"gradient_clip_val has no effect on {self.evolution.algorithm.name!r}, which has no gradient: it says "
+                "where the weights go. Leave it out."
+            )
 
     def _choose_parameters(self) -> None:
         """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""
@@ -244,33 +257,6 @@ class EvoStrategyMixin(Strategy):
     def _optimized_parameters(self) -> list[nn.Parameter]:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         return [parameter for group in groups for parameter in group["params"]]
-
-    def _find_journal(self, trainer: Any) -> SeedJournal | None:
-        """The Trainer's journal; where checkpoints are written, one is added."""
-        from lightning_evo.callbacks.journal import SeedJournal  # of a room above, so not at the top
-
-        journal = next((callback for callback in trainer.callbacks if isinstance(callback, SeedJournal)), None)
-        if journal is not None and self._journal_wanted is False:
-            raise ValueError("journal=False and the callback SeedJournal contradict each other; leave one of them out.")
-        wanted = self._journal_wanted
-        if wanted is None:
-            folders = [str(getattr(callback, "dirpath", None)) for callback in trainer.checkpoint_callbacks]
-            wanted = bool(folders) and not trainer.fast_dev_run and "://" not in folders[0]
-        if journal is None and wanted:
-            journal = SeedJournal()
-            journal.setup(trainer, self._user_module, "fit")
-            trainer.callbacks.insert(0, journal)
-        return journal
-
-    def _intercept_clipping(self) -> None:
-        """There will be no ``.grad`` to clip: remember what is asked for and clip the estimate."""
-
-        def remember(optimizer: Any, clip_val: float = 0.0, gradient_clip_algorithm: Any = "norm") -> None:
-            if clip_val and clip_val > 0:
-                by = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
-                self._clipping = Clipping(float(clip_val), by)
-
-        vars(self.precision_plugin)["clip_gradients"] = remember
 
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
@@ -297,7 +283,7 @@ class EvoStrategyMixin(Strategy):
         fitness_step = self._fitness_step
         step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
-        def fitness(batch: Any) -> Tensor | None:
+        def fitness(batch: Any) -> Any:
             if step is None:
                 return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
             with self.precision_plugin.train_step_context():
@@ -327,8 +313,8 @@ class EvoStrategyMixin(Strategy):
         self.pre_backward(closure_loss)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
         # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
-        if self._stepping and not self._update_in_place and self.evolution.has_fitness:
-            self._conclude_into_gradients()
+        if self._stepping and self._moves.before_optimizer:
+            self._conclude()
         closure_loss = self.precision_plugin.post_backward(closure_loss, module)
         self.post_backward(closure_loss)
         return closure_loss
@@ -346,42 +332,37 @@ class EvoStrategyMixin(Strategy):
                 loss = closure()
             finally:
                 self._stepping = False
-            if not self._update_in_place and self.evolution.has_fitness:
-                self._conclude_into_gradients()  # training_step returned no loss, so `backward` was not called
+            if self._moves.before_optimizer:
+                self._conclude()  # training_step returned no loss, so `backward` was not called
             # None tells a gradient scaler that there are no gradients to unscale.
             return (0.0 if loss is None else loss) if self._learnt_something else None
 
         result = super().optimizer_step(optimizer, generation, model, **kwargs)
         if self._gradient_scaler is not None and not self._learnt_something:
             optimizer.step()  # moves nothing; the scaler skipped it, but schedulers expect a step
-        if self._update_in_place and self.evolution.has_fitness:
-            self._conclude(self._move)
-            self._clipping = None
+        if not self._moves.before_optimizer:
+            self._conclude()
         return result
-
-    def _conclude_into_gradients(self) -> None:
-        scale = _compat.gradient_scale(self.precision_plugin, self.root_device)
-        self._conclude(lambda update: update.add_to_gradients(scale) if update else 0.0)
 
     def _synchronized(self, update: Update) -> Update:
         """The update as the processes of a strategy make it together."""
         return update
 
-    def _move(self, update: Update) -> float:
-        """Move the weights, once the journal has the generation."""
-        learning_rates, clipping = group_learning_rates(*self.optimizers), self._clipping
-        if self._journal is not None:
-            learning_rates, clipping = self._journal.record(self._user_module.trainer, update, clipping)
-        return update.apply(learning_rates, clipping) if update else 0.0
+    def _record(self, update: Update, step: Step) -> Step:
+        """Have the journal record the generation before the weights move; gives the step to move them with."""
+        return step if self._journal is None else self._journal.record(self._user_module.trainer, update, step)
 
     @property
     def _gradient_scaler(self) -> Any:
         return getattr(self.precision_plugin, "scaler", None)
 
-    def _conclude(self, learn: Callable[[Update], float]) -> None:
+    def _conclude(self) -> None:
+        """Learn from the generation, if there is one."""
+        if not self.evolution.has_fitness:
+            return
         start = time.perf_counter()
         update = self._synchronized(self.evolution.conclude())
-        norm = learn(update)
+        norm = self._moves.learn(update)
         self._learnt_something = bool(update)
         self._seconds += time.perf_counter() - start
         self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
@@ -401,12 +382,12 @@ class EvoStrategyMixin(Strategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
             checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self._random_state or RandomState(self.root_device))
-            if self._journal is not None and (journal := self._journal.checkpoint()) is not None:
+            if self._journal is not None and (journal := self._journal.saved(self._user_module.trainer)) is not None:
                 checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        if self._active and self._update_in_place:
+        if self._active and self.update == "in_place":
             # The learning rate is taken over; an optimizer state of a run with backpropagation would only cost memory.
             states = [{**state, "state": {}} for state in checkpoint["optimizer_states"]]
             checkpoint = {**checkpoint, "optimizer_states": states}

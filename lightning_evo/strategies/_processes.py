@@ -125,7 +125,6 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
             data,
             self.global_rank,
             gather_from_all=self._gather_from_all,
-            sum_over_all=self._sum_over_all,
             batches=self._batches,
         )
 
@@ -151,10 +150,6 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         everything = [torch.empty_like(mine) for _ in range(self.world_size)]
         torch.distributed.all_gather(everything, mine)
         return [theirs.to(values.device) for theirs in everything]
-
-    def _sum_over_all(self, values: Tensor) -> Tensor:
-        torch.distributed.all_reduce(values)
-        return values
 
     def _batches(self) -> tuple[float, bool]:
         """How many batches this process has in this epoch, which `max_steps` may end, and whether this is the last."""

@@ -60,12 +60,11 @@ class ShardedEvoMixin(ProcessesEvoMixin, Regathering):
 
     def _check(self, module: nn.Module) -> None:
         super()._check(module)
-        algorithm = self.evolution.algorithm
-        if algorithm.sparsity is not None or algorithm.sigma_scale != "none":
-            option = "sparsity" if algorithm.sparsity is not None else "sigma_scale='rms'"
+        option = self.evolution.algorithm.needs_whole_tensors
+        if option:
             raise ValueError(
-                f"{option} takes a statistic of each whole tensor, and no process has one of strategy="
-                f"{self.strategy_name!r}. Leave it out, or use strategy='evo_ddp'."
+                f"{option} needs each tensor whole, and no process has one of strategy={self.strategy_name!r}. Use "
+                "another, or strategy='evo_ddp'."
             )
         if self.evolution.evaluation.member_timeout is not None:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 There is no ``DistributedDataParallel`` around the module, as there are no gradients to reduce: all processes draw the
 same noise and learn from the same fitness, so their weights stay equal. In a training step only fitness is sent
-(and parts of the update, with ``update_sync="sharded"`` and ``"all_reduce"``).
+(and parts of the update, with ``update_sync="sharded"``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_evo.algorithms import Algorithm
 from lightning_evo.generation.sync import UpdateSync, choose, synchronized
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import AlongDirections, Update
 from lightning_evo.processes.checksums import compare_batches, compare_weights
 from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.strategies import _compat
@@ -89,8 +89,8 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             its share of the data, and the fitness is the mean. ``(groups, processes)``: a grid, in which groups divide
             the members, and the processes of a group the data.
         update_sync: Which process makes the noise of an update: ``"replicated"`` (every process all of it),
-            ``"sharded"`` (each a part of every tensor; the same bits), ``"all_reduce"`` (each some directions; rounded
-            differently), or ``"auto"``: the first or the second, by a measurement (docs/scaling.md).
+            ``"sharded"`` (each a part of every tensor; the same bits), or ``"auto"``, by a measurement
+            (docs/scaling.md).
         checksum_every: After how many generations the processes compare checksums of their weights, and stop if they
             differ; 0 for never.
         start_method: ``"popen"``, ``"spawn"``, ``"fork"`` or ``"forkserver"``: how processes are started that no
@@ -133,11 +133,6 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
-        if self._update_sync == "all_reduce" and self.evolution.algorithm.momentum:
-            raise ValueError(
-                "update_sync='all_reduce' can't add up momentum, which is made of past directions. Use 'sharded', "
-                "'replicated' or 'auto'."
-            )
 
     # --- processes ---
 
@@ -189,14 +184,9 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
 
     # --- the update ---
 
-    @property
-    def summation(self) -> str:  # noqa: D102
-        processes = self.evolution.ranks.world_size
-        return f"all_reduce over {processes} processes" if self._update_sync == "all_reduce" and processes > 1 else ""
-
     def _synchronized(self, update: Update) -> Update:
         ranks = self.evolution.ranks
-        if ranks.world_size == 1 or not update:
+        if ranks.world_size == 1 or not update or not isinstance(update, AlongDirections):
             return update
         if self._chosen_update_sync == "auto":
             self._chosen_update_sync, why = choose(update, ranks)

@@ -222,4 +222,4 @@ class FSDPEvoMixin(ShardedEvoMixin, _Parent):
 
     @property
     def _ignores_optimizer_state(self) -> bool:
-        return self._update_in_place
+        return self.update == "in_place"

@@ -46,6 +46,7 @@ def steps_of_a_matrix(name, steps, seed=4, first=2, **options):
     state, center, found = algorithm.init(seed=seed), torch.from_numpy(MATRIX), []
     for _ in range(first):
         state = algorithm.advance(state, [0.0])
+    numel = center.numel()
     for _ in range(steps):
         population, sigma = algorithm.ask(state), algorithm.current_sigma(state)
         signs = [sigma, -sigma] if algorithm.antithetic else [sigma]
@@ -55,10 +56,9 @@ def steps_of_a_matrix(name, steps, seed=4, first=2, **options):
             for member in population.perturbation.members([d], signs, 0, center)
         ]
         fitness = torch.tensor([fitness_of_matrix(member.numpy()) for member in members], dtype=torch.float64)
-        weights = algorithm.direction_weights(population, fitness, center.numel()).tolist()
-        estimate = population.perturbation.weighted_sum(weights, 0, center).view(ROWS, COLUMNS)
-        found.append((center + algorithm.current_learning_rate(state) * estimate).numpy())
-        state = algorithm.advance(state, weights)
+        state, lesson = algorithm.learn(state, population, fitness, numel)
+        estimate = sum(noise.weighted_sum(weights, 0, center) for noise, weights in lesson.terms).view(ROWS, COLUMNS)
+        found.append((center + lesson.learning_rate * estimate).numpy())
     return found
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from lightning_evo import EvoDDPStrategy
-from lightning_evo.journal import Journal, JournalError
+from lightning_evo.journal import Journal
 from lightning_evo.journal.replay import replay
 from tests.strategies.processes import Failed, processes, run_script
 from tests.strategies.test_ddp import Model, data, digest, only, quietly, trainer
@@ -45,13 +45,11 @@ def train(folder, epochs, ckpt_path=None, **options):
     return digest(module), sorted(run.evaluated)
 
 
-@pytest.mark.parametrize("update_sync", ["sharded", "all_reduce"])
+@pytest.mark.parametrize("update_sync", ["sharded", "replicated"])
 def test_resumed_is_undisturbed(tmp_path, two, update_sync):
     whole = two.run(train, tmp_path / "whole", 3, None)
     resumed_from = tmp_path / "part" / "epoch=0.ckpt"
     run = partial(train, update_sync=update_sync)
-    if update_sync == "all_reduce":  # the last bits are its own
-        whole = two.run(run, tmp_path / "own", 3, None)
     two.run(run, tmp_path / "part", 2, None)
     resumed = two.run(run, tmp_path / "part", 3, resumed_from)
     assert only([weights for weights, _ in resumed]) == only([weights for weights, _ in whole])
@@ -60,11 +58,6 @@ def test_resumed_is_undisturbed(tmp_path, two, update_sync):
     with Journal.open(tmp_path / "part" / "evolution.evoj") as journal:
         assert len(journal) == 18
         assert list(journal.weights) == [12, 18]  # at the end of either fit
-        assert journal.header.summation == ("all_reduce over 2 processes" if update_sync == "all_reduce" else "")
-    if update_sync == "all_reduce":
-        with pytest.raises(JournalError, match="added up by all_reduce over 2 processes"):
-            replay(resumed_from, tmp_path / "part" / "evolution.evoj")
-        return
     replayed = replay(resumed_from, tmp_path / "part" / "evolution.evoj")["state_dict"]
     module = Counted()
     module.load_state_dict(replayed)

@@ -18,7 +18,7 @@ def test_journal(journaled, capsys, monkeypatch):
     for words in (
         "algorithm mezo", "members 2", "generations 0 to 11 (12)", "sigma 0.01", f"learning rate {rate:g}",
         "clipping none", "seed 1", "evolving 66 elements in 2 tensors", "tail complete", f"{best:.6g}",
-        f"size {(journaled / 'evolution.evoj').stat().st_size:,} bytes", f"run {journal.header.run:016x} (format 1)",
+        f"size {(journaled / 'evolution.evoj').stat().st_size:,} bytes", f"run {journal.header.run:016x} (format 2)",
     ):  # fmt: skip
         assert words in text
 

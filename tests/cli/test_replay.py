@@ -48,7 +48,7 @@ def test_replay_overwrites_only_when_told(journaled, tmp_path):
         replay(journaled, f"--output={output}")
     assert output.read_text() == "mine"
     replay(journaled, f"--output={output}", "--overwrite")
-    assert torch.load(output, weights_only=True)["lightning_evo"]["generation"] == 12
+    assert torch.load(output, weights_only=True)["lightning_evo"]["state"]["generation"] == 12
 
 
 @pytest.mark.parametrize(

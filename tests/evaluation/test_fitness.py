@@ -6,7 +6,15 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.evaluation.fitness import as_fitness, fitness_of_loss, fitness_of_step, token_log_probability
+from lightning_evo.evaluation.fitness import (
+    Fitness,
+    as_fitness,
+    as_record,
+    fitness_of_loss,
+    fitness_of_step,
+    number_of,
+    token_log_probability,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +80,80 @@ def test_failures_pass_through(value):
 def test_what_is_no_fitness(value, kind, message):
     with pytest.raises(kind, match=message):
         as_fitness(value)
+
+
+# --- Fitness --------------------------------------------------------------------------------------------------------
+
+nan, inf = math.nan, math.inf
+VALUES, MISSING = torch.tensor([1.0, 2.0, 6.0, 7.0]), torch.tensor([False, True, False, True])
+
+
+@pytest.mark.parametrize(
+    ("fitness", "expected"),
+    [
+        (torch.tensor([1.0, 2.0]), 1.5),
+        (3, 3.0),
+        (Fitness(VALUES), 4.0),
+        (Fitness(2.5), 2.5),
+        (Fitness(VALUES, 0.5), [4.0, 0.5]),
+        (Fitness(True, torch.tensor([1.0, 2.0]).mean()), [1.0, 1.5]),
+        (Fitness(VALUES, torch.tensor([1, 2, 3, 6])), [4.0, 3.0]),
+        (Fitness(VALUES > 1, torch.tensor(3.0).bfloat16()), [0.75, 3.0]),
+        (Fitness(VALUES, nan), [4.0, -inf]),
+        (Fitness(VALUES, torch.tensor([1.0, inf, 1.0, 1.0])), [4.0, -inf]),
+        (Fitness(VALUES, missing=MISSING), [3.5, nan, 1.0, nan, 6.0, nan]),
+        (Fitness(VALUES, 2.0, MISSING), [3.5, 2.0, 1.0, nan, 6.0, nan]),
+        (Fitness(VALUES, torch.tensor([1.0, nan, 2.0, nan]), MISSING), [3.5, 1.5, 1.0, nan, 6.0, nan]),
+        (Fitness(VALUES.where(~MISSING, nan), missing=MISSING), [3.5, nan, 1.0, nan, 6.0, nan]),
+        (Fitness(VALUES.where(MISSING, nan), missing=MISSING), [nan, nan, nan, nan, nan, nan]),
+        (Fitness(VALUES, -1.0, torch.ones(4, dtype=torch.bool)), [0.0, -1.0, nan, nan, nan, nan]),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_what_a_member_reports(fitness, expected, together):
+    record = as_record(fitness)
+    if together:  # in a forward with another member
+        record = torch.func.vmap(lambda number: as_record(fitness) + 0 * number)(torch.zeros(2, dtype=torch.float64))[1]
+    expected = torch.tensor(expected, dtype=record.dtype)
+    assert record.dtype == torch.float64 or record.dim() == 0
+    torch.testing.assert_close(record, expected, equal_nan=True, rtol=0, atol=0)
+    fitness, tie_breaker = [*expected.flatten()[:2].tolist(), nan][:2]
+    assert number_of(record) == pytest.approx(
+        fitness if math.isnan(tie_breaker) else fitness + tie_breaker, nan_ok=True
+    )
+
+
+def test_members_of_one_forward_report_their_own():
+    def fitness(number):
+        values = VALUES * number
+        return as_record(Fitness(values > 3, -values.sum(), values > 12))
+
+    found = torch.func.vmap(fitness)(torch.tensor([1.0, 2.0]))
+    expected = [[0.5, -16.0, 0.0, 0.0, 1.0, 1.0], [2 / 3, -32.0, 0.0, 1.0, 1.0, nan]]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+
+
+def test_a_declined_batch_has_no_number():
+    assert math.isnan(number_of(None))
+    assert number_of(2) == 2
+
+
+@pytest.mark.parametrize(
+    ("fitness", "kind", "message"),
+    [
+        (Fitness("good"), TypeError, "returned str"),
+        (Fitness(torch.zeros(2, 3), 1.0), ValueError, r"shape \[2, 3\]"),
+        (Fitness(1.0, torch.tensor(1j)), TypeError, "tie breaker must be real numbers"),
+        (Fitness(VALUES, VALUES[:2]), ValueError, r"tie breaker of shape \[2\] for values of shape \[4\]"),
+        (Fitness(VALUES, missing=MISSING.float()), TypeError, "`missing` as torch.float32. Return a bool tensor"),
+        (Fitness(VALUES, missing=[True] * 4), TypeError, "`missing` as list"),
+        (Fitness(VALUES, missing=MISSING[:2]), ValueError, r"`missing` of shape \[2\] for values of shape \[4\]"),
+        (Fitness(1.0, missing=torch.tensor(True)), ValueError, r"`missing` of shape \[\] for values of shape \[\]"),
+    ],
+)
+def test_what_is_no_record(fitness, kind, message):
+    with pytest.raises(kind, match=message):
+        as_record(fitness)
 
 
 @pytest.mark.parametrize(

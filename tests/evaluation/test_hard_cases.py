@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_evo import Evolution, SearchSpace, algorithms, kernels
+from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation import check
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
@@ -12,7 +13,7 @@ from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.plain import Plain
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import AlongDirections
 
 CPU = torch.device("cpu")
 
@@ -127,6 +128,7 @@ def test_small_tensors_and_the_update_take_one_call_of_a_kernel(way, monkeypatch
         way.run(Job(space, population, lambda: model(torch.ones(1, 8)).sum(), isolation, range(4)))
     assert calls == ["members"] * (len(population) // 2)  # with its pair
     weights = (1.0,) * population.directions
-    Update(population, space, torch.zeros(len(population)), weights, 0.0, 0.1).apply()
+    lesson = Directions((Term(population.perturbation, weights),), learning_rate=0.1)
+    AlongDirections(population, space, torch.zeros(len(population)), lesson).apply()
     assert calls[-1] == "update"
     assert calls.count("update") == 1

@@ -1,4 +1,4 @@
-"""The demo: digits learnt from accuracy alone."""
+"""The demo: digits learnt from accuracy, with ties broken by the loss."""
 
 import csv
 import sys
@@ -49,18 +49,9 @@ def test_demo_at_a_small_size(tmp_path, capsys, monkeypatch, one_thread):
 
 
 @pytest.mark.slow
-def test_95_percent_held_out_accuracy_from_accuracy_alone(one_thread):
-    """By two of at most five seeds, within 1,250 steps.
-
-    Of thirteen runs that were looked at, eleven needed 310 to 995 steps, and two stayed at 87.5 %. Which ones those are
-    depends on the last bits, and so on the processor.
-    """
-    reached = []
+@pytest.mark.parametrize("seed", range(3))
+def test_95_percent_held_out_accuracy_from_accuracy(one_thread, seed):
+    """By every seed, within 1,250 steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for seed in range(5):
-            result = run("evolution of accuracy", seed, target=0.95, max_epochs=250)
-            reached.append(result["val_acc"] >= 0.95)
-            if sum(reached) == 2:
-                break
-    assert sum(reached) == 2, reached
+        assert run("evolution of accuracy", seed, target=0.95, max_epochs=250)["val_acc"] >= 0.95

@@ -53,5 +53,5 @@ def test_backpropagation(tmp_path: Path) -> None:
 def test_evolution(tmp_path: Path) -> None:
     accuracy, checkpoint = run(tmp_path, strategy="evo", epochs=10)
     # The strategy's own note in the best checkpoint: one generation for each of the script's optimizer steps.
-    assert checkpoint["lightning_evo"]["generation"] == checkpoint["global_step"] > 0
+    assert checkpoint["lightning_evo"]["state"]["generation"] == checkpoint["global_step"] > 0
     assert accuracy > 0.7  # one in ten by chance

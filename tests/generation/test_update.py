@@ -1,6 +1,7 @@
 """In-place updates: piece by piece, or in one pass of a kernel, they are what the formula says."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Population
+from lightning_evo.algorithms import Directions, Population, Term
 from lightning_evo.generation import update
-from lightning_evo.generation.update import Clipping, Update
+from lightning_evo.generation.step import Clipping
+from lightning_evo.generation.update import AlongDirections
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
+from lightning_evo.perturbations import Dense, LowRank
 from lightning_evo.spaces.search_space import SearchSpace
 
 WEIGHTS = (0.5, 0.0, -1.25, 2.0)
@@ -25,7 +28,8 @@ def an_update(module, weight_decay=0.0, weights=WEIGHTS, **options):
     state = algorithm.init(torch.zeros(1), seed=3)
     population = algorithm.ask(state)
     assert isinstance(population, Population)
-    return Update(population, SearchSpace(module), torch.zeros(8), weights, weight_decay, learning_rate=0.1)
+    lesson = Directions((Term(population.perturbation, weights),), weight_decay, learning_rate=0.1)
+    return AlongDirections(population, SearchSpace(module), torch.zeros(8), lesson)
 
 
 def module_of(dtype):
@@ -68,8 +72,8 @@ def expected_step(an_update, parameter):
     ):
         if weight:
             total += eps * weight
-    if an_update.weight_decay:
-        total -= center.to(total.dtype) * an_update.weight_decay
+    if an_update.lesson.weight_decay:
+        total -= center.to(total.dtype) * an_update.lesson.weight_decay
     return total
 
 
@@ -79,7 +83,7 @@ def expected_weights(an_update, learning_rate, clipping=None):
     if clipping and clipping.by == "value":
         steps = [step.clamp(-clipping.limit, clipping.limit) for step in steps]
     expected = []
-    key = NoiseKey(an_update.population.perturbation.key.seed, an_update.population.generation)
+    key = NoiseKey(an_update.population.seed, an_update.population.generation)
     for parameter, step in zip(an_update.space, steps, strict=True):
         center = parameter.tensor.detach().flatten().clone()
         move(center, step * learning_rate, key, parameter.index)
@@ -101,7 +105,7 @@ def test_pieces_of_tensors_of_all_memory_formats_move_by_the_formula(noise, dtyp
     strides = [parameter.stride() for parameter in module]
     subject = an_update(module, weight_decay, noise=noise)
     expected, norm = expected_weights(subject, 0.1, clipping)
-    assert subject.apply(clipping=clipping) == pytest.approx(norm, rel=1e-5)
+    assert subject.apply(subject.step(clipping=clipping)) == pytest.approx(norm, rel=1e-5)
     assert [parameter.stride() for parameter in module] == strides
     for parameter, values in zip(module, expected, strict=True):
         assert same_bits(parameter.detach(), values)
@@ -113,7 +117,8 @@ def test_clipping_by_norm_shortens_the_whole_step():
     steps = []
     for clipping in (None, Clipping(0.5), Clipping(1e6)):
         module = module_of(torch.float64)
-        norm = an_update(module, 0.3).apply(clipping=clipping)
+        subject = an_update(module, 0.3)
+        norm = subject.apply(subject.step(clipping=clipping))
         steps.append(torch.cat([(p.detach() - b).flatten() for p, b in zip(module, before, strict=True)]))
         assert float(steps[-1].norm()) == pytest.approx(0.1 * (0.5 if clipping == Clipping(0.5) else norm), rel=1e-5)
     torch.testing.assert_close(steps[1], steps[0] * (0.5 / norm), rtol=1e-5, atol=1e-12)
@@ -161,7 +166,7 @@ def test_no_temporary_is_larger_than_a_few_megabytes(weight_decay, clipping):
     module = nn.ParameterList([nn.Parameter(torch.zeros(2400, 2000, dtype=torch.bfloat16))])  # 19 MB in float32
     subject = an_update(module, weight_decay, weights=(1.0,))
     with Largest() as largest:
-        subject.apply(clipping=clipping)
+        subject.apply(subject.step(clipping=clipping))
     assert largest.bytes <= 8 << 20
     assert module[0].count_nonzero() > 4_700_000
     with Largest() as largest:  # the measure measures
@@ -175,7 +180,7 @@ def test_learning_rates_of_groups():
     subject = an_update(module)
     estimates = [subject.estimate(parameter) for parameter in subject.space]
     optimizer = torch.optim.SGD([{"params": [module[0]], "lr": 0.5}, {"params": [module[1]], "lr": 0.0}])
-    subject.apply(update.group_learning_rates(optimizer))
+    subject.apply(subject.step([optimizer]))
     assert torch.equal(module[0].detach(), estimates[0] * 0.5)
     assert not module[1].detach().any()
 
@@ -184,4 +189,30 @@ def test_learning_rates_of_groups():
 def test_a_module_of_empty_tensors_has_nothing_to_move():
     module = nn.ParameterList([nn.Parameter(torch.zeros(0, 3))])
     assert an_update(module).apply() == 0
-    assert an_update(module).apply(clipping=Clipping(1.0)) == 0
+    subject = an_update(module)
+    assert subject.apply(subject.step(clipping=Clipping(1.0))) == 0
+
+
+@pytest.mark.usefixtures("either_way", "piece")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_further_terms_are_added(dtype):
+    """Momentum, say: past noise with weights of its own, of any kind."""
+    module, once = module_of(dtype), module_of(dtype)
+    subject = an_update(module)
+    terms = [
+        *subject.lesson.terms,
+        Term(Dense(NoiseKey(3, 7), "uniform"), (0.0, 2.0)),
+        Term(LowRank(NoiseKey(3, 8)), (1.0,)),
+    ]
+    subject = replace(subject, lesson=replace(subject.lesson, terms=tuple(terms)))
+    expected = []
+    for parameter in SearchSpace(once):
+        center = parameter.tensor.detach().contiguous()
+        total = sum(p.weighted_sum(w, parameter.index, center) for p, w in terms)
+        flat = center.flatten().clone()
+        move(flat, total * 0.1, NoiseKey(3, 0), parameter.index)
+        expected.append(flat.view(parameter.tensor.shape))
+    subject.apply()
+    for parameter, values in zip(module, expected, strict=True):
+        assert same_bits(parameter.detach(), values)
+    assert not replace(subject.lesson, terms=(Term(Dense(NoiseKey(3, 0)), (0.0,)), *terms[1:]))  # nothing was learnt

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from lightning_evo import EvolutionStrategy, Schedule, algorithms
+from lightning_evo.algorithms import Directions, Term
+from lightning_evo.generation.update import update_from
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -30,14 +32,13 @@ from lightning_evo.journal import (
 from lightning_evo.spaces.search_space import SearchSpace
 
 
-def a_header(members=2, generation=0, **changes):
+def a_header(generation=0, **changes):
     torch.manual_seed(0)
     space = SearchSpace(nn.Linear(3, 2))
     header = Header(
         run=0xFEDCBA9876543210,
         generation=generation,
-        population=members,
-        algorithm=describe_algorithm(algorithms.get("openai_es")(population=members)),
+        algorithm=describe_algorithm(algorithms.get("openai_es")()),
         start=weights_checksum(space),
         conditions=Conditions(seed=(1 << 64) - 1, parameters=describe_parameters(space)),
     )
@@ -61,7 +62,7 @@ def write(path, generations=3, header=None):
         for generation in range(header.generation, header.generation + generations):
             last = generation == header.generation + generations - 1
             conditions = clipped(header.conditions) if last else header.conditions
-            made.append(a_record(generation, header.population, sigma=0.1 + generation), conditions)
+            made.append(a_record(generation, sigma=0.1 + generation), conditions)
     return path.read_bytes()
 
 
@@ -73,26 +74,33 @@ def no_fsync(monkeypatch):
 # --- size ---
 
 
+def size_of(**changed):
+    return len(json.dumps(changed, separators=(",", ":"))) if changed else 0
+
+
 @pytest.mark.parametrize("members", [2, 4, 64])
-def test_a_generation_takes_16_bytes_and_8_for_each_member_and_what_changed(tmp_path, members):
-    path, header = tmp_path / "run.evoj", a_header(members)
+def test_a_generation_takes_20_bytes_and_8_for_each_member_and_what_changed(tmp_path, members):
+    path, header = tmp_path / "run.evoj", a_header()
+    first = {"sigma": 0.1, "learning_rates": [0.01], "coefficient": 1.0, "batches": 1}
+    more = {"learning_rates": (0.1, 0.2, 0.3), "sigma": 0.2}
     with Journal.create(path, replace(header, algorithm={"name": "any"})) as made:
         head = path.stat().st_size
         assert head == 20 + len(json.dumps(asdict(made.header), separators=(",", ":")))
-        sizes = []
-        for record in (
-            a_record(0, members),
-            a_record(1, members),
-            a_record(2, members, sigma=0.2),
-            a_record(3, members, sigma=0.2, learning_rates=(0.1, 0.2, 0.3)),
-            a_record(4, members, sigma=0.2, learning_rates=(0.1, 0.2, 0.3), coefficient=0.5, batches=4),
+        for record, changed in (
+            (a_record(0, members), first),
+            (a_record(1, members), {}),
+            (a_record(2, members, sigma=0.2), {"sigma": 0.2}),
+            (a_record(3, members, **more), {"learning_rates": [0.1, 0.2, 0.3]}),
+            (a_record(4, members, **more, coefficient=0.5, batches=4), {"coefficient": 0.5, "batches": 4}),
+            (a_record(5, members + 2, **more, coefficient=0.5), {"batches": 1}),  # another number of members
         ):
             before = path.stat().st_size
             made.append(record)
-            sizes.append(path.stat().st_size - before)
+            assert path.stat().st_size - before == 20 + 8 * len(record.fitness) + size_of(**changed)
             assert made.size == path.stat().st_size
-    plain = 16 + 8 * members
-    assert sizes == [plain + 16, plain, plain + 8, plain + 24, plain + 12]
+            assert made.read(record.generation) == record
+    with Journal.open(path) as opened:
+        assert [len(record.fitness) - members for record in opened] == [0, 0, 0, 0, 0, 2]
 
 
 def test_a_checksum_of_the_weights_takes_28_bytes(tmp_path):
@@ -105,21 +113,22 @@ def test_a_checksum_of_the_weights_takes_28_bytes(tmp_path):
 
 
 def test_20000_generations_of_two_members_are_less_than_a_megabyte(tmp_path, no_fsync):
-    """Also with a learning rate and a clipping that change in every one, and checksums of the weights."""
+    """With checksums of the weights. Where learning rate and clipping change in every one, it is 2.5 times as much."""
     path, header = tmp_path / "run.evoj", a_header()
     with Journal.create(path, header) as made:
         for generation in range(20_000):
-            rates, coefficient = (1 / (generation + 1),), 1 / (generation + 2)
+            rates, coefficient = (1 / (generation % 10_000 + 1),), 1 / (generation % 10_000 + 2)
+            if generation < 10_000:
+                rates, coefficient = (0.1,), 0.5
             if generation and generation % 100 == 0:
                 made.append_weights(f"{generation:032x}")
             made.append(a_record(generation, learning_rates=rates, coefficient=coefficient), clipped(header.conditions))
-        assert len(made) == 20_000
-    change = 8 + len(json.dumps({"clipping": [1.0, "norm"]}, separators=(",", ":")))
-    head = path.stat().st_size - 20_000 * 48 - 8 - change - 199 * 28
-    assert 0 < head < 1500
-    assert path.stat().st_size < 1_000_000
+            if generation == 9_999:
+                assert made.size < 500_000
+        assert made.size < 500_000 + 1_250_000
     with Journal.open(path) as read:
-        assert read.read(19_999).learning_rates == (1 / 20_000,)
+        assert len(read) == 20_000
+        assert read.read(19_999).learning_rates == (1 / 10_000,)
 
 
 def test_every_append_is_on_the_disk_before_it_returns(tmp_path, monkeypatch):
@@ -144,7 +153,7 @@ def test_every_append_is_on_the_disk_before_it_returns(tmp_path, monkeypatch):
 
 
 def test_what_was_written_is_read_bit_for_bit(tmp_path):
-    header = a_header(members=4, generation=7)
+    header = a_header(generation=7)
     awkward = (math.nan, -math.inf, math.inf, 5e-324)
     tied = replace(header.conditions.parameters[0], names=("a.b", "c"), padding_row=3, group=2)
     conditions = Conditions(seed=3, parameters=(tied,), clipping=(0.5, "value"), evaluation=(("evaluation", "plain"),))
@@ -186,8 +195,6 @@ def test_a_generation_that_is_there_already(tmp_path):
                 opened.append(record, conditions)
         with pytest.raises(ValueError, match="ends with generation 2, so 3 comes next, not 4"):
             opened.append(a_record(4))
-        with pytest.raises(ValueError, match="has 3 members, the journal .* is of 2"):
-            opened.append(a_record(3, members=3))
     assert path.read_bytes() == before
 
 
@@ -230,22 +237,19 @@ def test_what_is_no_checksum_of_weights(tmp_path, checksum):
 
 
 def test_a_checksum_of_weights_that_can_not_be_where_it_is(tmp_path):
-    """Of another generation, or between a change and the generation it belongs to."""
+    """Of another generation, or of another length."""
     path = tmp_path / "run.evoj"
     whole = write(path, 2)
     with Journal.open(path) as opened:
-        crc, conditions, change = opened._crc, opened.conditions, replace(opened.conditions, accumulate=2)
-        other = format.weights_frame(1, "0" * 32, crc)
-        between = format.change_frame(conditions, change, crc) + format.weights_frame(2, "0" * 32, crc)
-        long = format._frame(0x02, bytes(21), crc)
-    for wrong, offset in ((other, 0), (long, 0), (between, len(between) - 28)):
+        crc = opened._crc
+    for wrong in (format.weights_frame(1, "0" * 32, crc), format._frame(0x02, bytes(21), crc)):
         path.write_bytes(whole + wrong)
-        with pytest.raises(JournalError, match=f"record of generation 2, at byte {len(whole) + offset},"):
+        with pytest.raises(JournalError, match=f"record of generation 2, at byte {len(whole)},"):
             Journal.open(path)
 
 
 def test_a_reader_that_does_not_know_checksums_of_weights_refuses_them(tmp_path, monkeypatch):
-    """So version 1 need not be counted up: older readers know no kind 0x02, and never skip what they do not know."""
+    """So the version need not be counted up for a new kind: readers never skip what they do not know."""
     path = tmp_path / "run.evoj"
     with Journal.create(path, a_header()) as made:
         made.append(a_record(0))
@@ -274,7 +278,7 @@ def test_nan_equals_nan(tmp_path):
 def test_a_tail_that_is_torn_at_any_byte_is_cut_off_and_the_journal_goes_on(tmp_path):
     path = tmp_path / "run.evoj"
     whole = write(path)
-    two = len(write(tmp_path / "two.evoj", 2)) - (8 + len(b'{"clipping":[1.0,"norm"]}'))  # as it has no change
+    two = len(write(tmp_path / "two.evoj", 2)) - len(b',"clipping":[1.0,"norm"]')  # as it has no change
     assert 0 < two < len(whole)
     with Journal.open(path) as opened:
         last, conditions = opened.read(2), opened.conditions_at(2)
@@ -345,7 +349,6 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
     with Journal.open(path) as opened:
         records = list(opened)
         starts = [entry.offset for entry in opened._entries]
-    change = starts[2] - (8 + len(b'{"clipping":[1.0,"norm"]}'))
     found = {"error": 0, "torn": 0}
     for position in range(len(whole)):
         for bit in range(8):
@@ -355,13 +358,11 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path):
             if position >= starts[2]:
                 with Journal.open(path) as opened:
                     assert list(opened) == records[:2]
-                    assert opened.torn == len(whole) - change
+                    assert opened.torn == len(whole) - starts[2]
                 found["torn"] += 1
             else:
-                generation = sum(position >= start for start in starts[1:2]) + (position >= change)
-                offset = change if position >= change else starts[generation]
-                in_header = position < starts[0]
-                message = None if in_header else f"the record of generation {generation}, at byte {offset},"
+                generation, in_header = int(position >= starts[1]), position < starts[0]
+                message = None if in_header else f"the record of generation {generation}, at byte {starts[generation]},"
                 with pytest.raises(JournalError, match=message):
                     Journal.open(path)
                 found["error"] += 1
@@ -384,7 +385,7 @@ def test_a_record_of_another_journal_is_not_taken_for_one_of_this(tmp_path):
     one = write(tmp_path / "one.evoj", 1)
     other = write(tmp_path / "other.evoj", 2, header=a_header(run=5))
     with Journal.open(tmp_path / "other.evoj") as opened:
-        second = other[opened._entries[0].offset + 48 :]
+        second = other[opened._entries[1].offset :]
     (tmp_path / "one.evoj").write_bytes(one + second)
     with Journal.open(tmp_path / "one.evoj") as opened:
         assert (len(opened), opened.torn) == (1, len(second))
@@ -506,9 +507,10 @@ def a_head(version, body=b"{}"):
         (b"PK\x03\x04 and so on", r"is not a seed journal: .* this file with b'PK"),
         (b"\x89PNG\r\n\x1a\n", "is not a seed journal"),
         (format.MAGIC, "ends within its header, after 8 bytes"),
-        (a_head(2), r"has format 2; this version of lightning-evo reads formats up to 1. Use a newer"),
-        (a_head(1)[:-1], "header of .* is damaged"),
+        (a_head(1), "has format 1; this version of lightning-evo reads format 2. .* Read it with the older version"),
+        (a_head(3), "has format 3; this version of lightning-evo reads format 2. .* Read it with a newer version"),
         (a_head(2)[:-1], "header of .* is damaged"),
+        (a_head(3)[:-1], "header of .* is damaged"),
     ],
 )
 @pytest.mark.parametrize("append", [False, True])
@@ -532,14 +534,27 @@ def test_a_record_of_a_kind_that_is_not_known(tmp_path):
         Journal.open(path)
 
 
+def test_a_change_of_something_that_is_not_known(tmp_path):
+    path = tmp_path / "run.evoj"
+    whole = write(path)
+    with Journal.open(path) as opened:
+        payload = format._GENERATION_HEAD.pack(3, 1, 0) + struct.pack("<d", 0.5) + b'{"island":4}'
+        frame = format._frame(0x01, payload, opened._crc)
+    path.write_bytes(whole + frame)
+    with pytest.raises(JournalError, match=f"of generation 3, at byte {len(whole)}, what this version .* 'island'"):
+        Journal.open(path)
+
+
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         Journal.open(tmp_path / "run.evoj")
 
 
 def test_more_members_than_fit(tmp_path):
-    with pytest.raises(ValueError, match="at most about two million members"):
-        Journal.create(tmp_path / "run.evoj", a_header(population=1 << 21))
+    with Journal.create(tmp_path / "run.evoj", a_header()) as made:
+        with pytest.raises(ValueError, match="at most 16 MiB .about two million members."):
+            made.append(a_record(0, fitness=(0.5,) * (1 << 21)))
+        assert (len(made), made.size) == (0, (tmp_path / "run.evoj").stat().st_size)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs file locks of POSIX")
@@ -571,7 +586,9 @@ def test_another_process_can_read_but_not_append(tmp_path):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", algorithms.available())
 def test_every_algorithm_is_rebuilt(name):
-    algorithm = algorithms.get(name)(sigma=Schedule("cosine", 0.1, 0.01, 7))
+    factory = algorithms.get(name)
+    sigma = 0.3 if factory.algorithm.owns_center else Schedule("cosine", 0.1, 0.01, 7)
+    algorithm = factory(sigma=sigma)
     described = json.loads(json.dumps(describe_algorithm(algorithm)))
     assert rebuild_algorithm(described) == algorithm
 
@@ -606,7 +623,7 @@ class Tied(nn.Module):
 def test_parameters_are_described_with_all_of_their_names():
     module = Tied()
     module.first.bias.requires_grad_(False)
-    described = describe_parameters(SearchSpace(module), lambda tensor: int(tensor is module.second.bias))
+    described = describe_parameters(SearchSpace(module), {4: 1})
     assert [(p.names, p.index, p.shape, p.dtype, p.padding_row, p.group) for p in described] == [
         (("embedding.weight",), 0, (5, 3), "float32", 1, 0),
         (("first.weight", "head.weight"), 1, (5, 3), "float32", None, 0),
@@ -633,9 +650,16 @@ def test_the_checksum_is_of_every_bit_that_evolves():
     assert weights_checksum(SearchSpace(module)) == before
 
 
+def check(*weights, dtype=torch.float32):
+    space = SearchSpace(nn.Linear(1, 1, dtype=dtype))
+    algorithm = algorithms.get("openai_es")(population=2 * len(weights))
+    population = algorithm.ask(algorithm.init())
+    lesson = Directions((Term(population.perturbation, weights),))
+    return check_of(update_from(lesson, population, space, torch.zeros(len(population))))
+
+
 def test_the_check_of_an_update():
-    weights = [0.1, -0.2, 0.0]
-    assert check_of(weights) == check_of([float(torch.tensor(w)) for w in weights])  # as float32 acts
-    assert check_of(weights, torch.float64) != check_of(weights)
-    assert check_of(weights) != check_of([0.1, -0.2, 1e-30])
-    assert 0 <= check_of([1e300]) < 1 << 16
+    assert check(0.1, -0.2, 0.0) == check(*(float(torch.tensor(w)) for w in (0.1, -0.2, 0.0)))  # as float32 acts
+    assert check(0.1, -0.2, 0.0, dtype=torch.float64) != check(0.1, -0.2, 0.0)
+    assert check(0.1, -0.2, 0.0) != check(0.1, -0.2, 1e-30)
+    assert 0 <= check(1e300) < 1 << 16

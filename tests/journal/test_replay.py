@@ -1,6 +1,7 @@
 """Weights from a checkpoint and a journal are those that the run had, bit for bit."""
 
 import math
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from lightning_evo import Evolution, algorithms
 from lightning_evo.cli import command as cli
-from lightning_evo.generation.update import Clipping
+from lightning_evo.generation.step import Clipping
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -64,15 +65,14 @@ def train(
     evolution = Evolution(algorithm, seed=seed, evaluation="plain")
     evolution.setup(module)
 
-    def group(parameter):
-        return int(parameter.dtype == torch.bfloat16 and parameter.dim() == 2)
+    def groups_of(space):
+        return {p.index: int(p.tensor.dtype == torch.bfloat16 and p.tensor.dim() == 2) for p in space}
 
-    parameters = describe_parameters(evolution.space, group)
+    parameters = describe_parameters(evolution.space, groups_of(evolution.space))
     conditions = Conditions(seed, parameters, clipping and (clipping.limit, clipping.by))
     header = Header(
         run=9,
         generation=0,
-        population=len(evolution.population),
         algorithm=describe_algorithm(algorithm),
         start=weights_checksum(evolution.space),
         conditions=conditions,
@@ -97,18 +97,19 @@ def train(
             evolution.sigma = 0.05 / (1 + generation % 3)
             evolution.evaluate(module.fitness, torch.full((8, 1), 0.3))
             update = evolution.conclude()
-            coefficient = update.clip_coefficient(clipping)
-            rate = tuple(r / (1 + generation) for r in rates)
+            step = update.step(clipping=clipping)
+            if step.rates:  # not for an update to a center
+                step = replace(step, rates=tuple(r / (1 + generation) for r in rates), groups=groups_of(update.space))
             record = Record(
                 generation,
                 tuple(update.fitness.tolist()),
                 update.population.sigma,
-                rate,
-                coefficient,
-                check=check_of(update.weights),
+                step.rates,
+                1.0 if clipping is None else step.clipping.coefficient or 1.0,
+                check=check_of(update),
             )
             journal.append(record)
-            update.apply(lambda p, rate=rate: rate[group(p) if len(rate) > 1 else 0], clipping)
+            update.apply(step)
     return snapshots
 
 
@@ -138,7 +139,7 @@ def test_every_algorithm(tmp_path, name):
     for first, last in ((0, 9), (0, 5), (5, 6), (6, 9), (9, 9)):
         replayed = replay(snapshots[first], tmp_path / "run.evoj", to=last)
         assert_same(replayed["state_dict"], snapshots[last if last in snapshots else 9]["state_dict"])
-        assert replayed["lightning_evo"]["generation"] == replayed["global_step"] == last
+        assert replayed["lightning_evo"]["state"]["generation"] == replayed["global_step"] == last
         compared = [generation for generation in (3, 6, 9) if first <= generation <= last]
         assert replayed["lightning_evo"]["compared"] == max(compared)
         assert not {"loops", "optimizer_states"} & replayed.keys()
@@ -203,7 +204,7 @@ def test_weights_that_more_than_evolution_has_moved(tmp_path, recwarn):
         other = replay(snapshots[0], path, exact=False)
     assert len(said) == 1
     assert said[0].filename == __file__
-    assert (other["lightning_evo"]["generation"], other["lightning_evo"]["compared"]) == (9, 3)
+    assert (other["lightning_evo"]["state"]["generation"], other["lightning_evo"]["compared"]) == (9, 3)
     assert not torch.equal(other["state_dict"]["across"], snapshots[9]["state_dict"]["across"])
 
 
@@ -271,12 +272,14 @@ def test_what_does_not_fit_together(tmp_path):
     def of_run(entry, **saved):
         return {**entry, "lightning_evo": {**entry["lightning_evo"], **saved}}
 
-    bare = {"state_dict": later["state_dict"]}
+    bare, state = {"state_dict": later["state_dict"]}, start["lightning_evo"]["state"]
     unnamed = {**later, "lightning_evo": {n: v for n, v in later["lightning_evo"].items() if n != "journal"}}
     for checkpoint, arguments, message in (
         (later, {"to": 3}, "The checkpoint is of generation 4, and a replay only goes forward: 3 is before it"),
         (start, {"to": 7}, "ends at generation 6, before 7. Replay to 6 at most"),
-        (of_run(start, generation=8), {}, "of generation 8, and .* has generations 0 to 6"),
+        ({**start, "lightning_evo": {"generation": 0}}, {}, "written by an older version of lightning-evo"),
+        (of_run(start, state={**state, "islands": 2}), {}, "has islands, which ESState does not know"),
+        (of_run(start, state={**state, "generation": 8}), {}, "of generation 8, and .* has generations 0 to 6"),
         (
             of_run(later, journal={"run": 5}),
             {},

@@ -227,24 +227,6 @@ def test_directions_of_weight_zero_are_not_even_drawn(monkeypatch):
     assert torch.equal(perturbation().weighted_sum([0.0] * 6, 7, center), torch.zeros(660))
 
 
-# --- the past -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(20, 33), (50,), (2, 40)])
-def test_the_past_comes_on_top(shape):
-    """The sum of each past generation's own weighted sum, be the noise dense or of low rank."""
-    center, basis_key = torch.zeros(shape, dtype=torch.float64), NoiseKey(5, 0)
-    past = [(NoiseKey(5, 1), (0.3, 0.0, -0.7)), (NoiseKey(5, 2), (0.0, 2.0)), (NoiseKey(5, 3), (1.0, 1.0))]
-    subject = perturbation(basis_key=basis_key, past=past)
-    expected = perturbation(basis_key=basis_key).weighted_sum([0.5, -0.25], 7, center)
-    for key, weights in past:
-        expected += LowRank(key, 2, basis_key).weighted_sum(weights, 7, center)
-    torch.testing.assert_close(subject.weighted_sum([0.5, -0.25], 7, center), expected, rtol=0, atol=1e-12)
-    part = subject.weighted_sum([0.5, -0.25], 7, center, 5, 44)
-    assert torch.equal(part, subject.weighted_sum([0.5, -0.25], 7, center)[5:44])
-    assert torch.equal(subject.noise([0], 7, center), perturbation(basis_key=basis_key).noise([0], 7, center))
-
-
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 

@@ -94,9 +94,8 @@ def test_compose(options, names):
 
 
 def test_compose_hands_on_the_options_of_low_rank_noise():
-    past = ((NoiseKey(5, 2), (0.5, 1.0)),)
-    perturbation = compose(KEY, rank=3, basis_key=NoiseKey(5, 0), past=past)
-    assert (perturbation.rank, perturbation.basis_key, perturbation.past) == (3, NoiseKey(5, 0), past)
+    perturbation = compose(KEY, rank=3, basis_key=NoiseKey(5, 0))
+    assert (perturbation.rank, perturbation.basis_key) == (3, NoiseKey(5, 0))
 
 
 def test_a_masked_matrix_is_not_of_low_rank():

@@ -2,7 +2,6 @@
 
 import math
 import threading
-from functools import partial
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch.distributed import all_reduce, broadcast_object_list
 from lightning_evo.algorithms import get
 from lightning_evo.processes.collectives import no_collectives
 from lightning_evo.processes.ranks import Ranks
+from tests.processes.together import together
 
 
 def population(members, antithetic=True):
@@ -40,56 +40,82 @@ def world(groups, data, results, everyone, batches=None):
 
     Each runs one member more at once than the one before it.
     """
-    shares = [Ranks(groups).share(everyone, group) for group in range(groups)]
-    largest = max(map(len, shares))
-    batches = batches or [(math.inf, False)] * len(results)
-    padded = []
-    for found, progress in zip(results, batches, strict=True):
-        padded.append(torch.zeros(largest + 2, 2, dtype=torch.float64))
-        padded[-1][: len(found)] = found
-        padded[-1][-2, 0] = len(padded)
-        padded[-1][-1] = torch.tensor(progress)
-    gathered = []
-    for rank in range(groups * data):
-        gather_from_all = partial(check, padded=padded, rank=rank)
-        ranks = Ranks(groups, data, rank, gather_from_all, batches=lambda rank=rank: batches[rank])
-        members, sizes = ranks.gather(results[rank], everyone, size=rank + 1)
-        gathered.append(members)
+    batches, sent = batches or [(math.inf, False)] * len(results), []
+
+    def gather(rank, gather_from_all):
+        def send(values):
+            sent.append(values.shape)
+            return gather_from_all(values)
+
+        ranks = Ranks(groups, data, rank, send, batches=lambda: batches[rank])
+        return ranks.gather(results[rank], everyone, size=rank + 1)
+
+    gathered = together(gather, groups * data)
+    largest = max(len(Ranks(groups).share(everyone, group)) for group in range(groups))
+    wide = gathered[0][0].shape[2]
+    assert set(sent) == {(largest + 2, 2)} | ({(largest, wide - 2)} if wide > 2 else set())
+    for members, sizes in gathered:
         assert sizes == [*range(1, groups * data + 1)]
-    assert all(torch.equal(gathered[0].nan_to_num(99), other.nan_to_num(99)) for other in gathered)
-    return gathered[0]
+        assert torch.equal(gathered[0][0].nan_to_num(99), members.nan_to_num(99))
+    return gathered[0][0]
 
 
-def check(values, padded, rank):
-    assert torch.equal(values.nan_to_num(99), padded[rank].nan_to_num(99))
-    return padded
+def results(*rows):
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), -1 if rows else 2)
 
 
-def results(*pairs):
-    return torch.tensor(pairs, dtype=torch.float64).view(-1, 2)
+nan = math.nan
+
+
+def same(found, expected):
+    return torch.equal(found.nan_to_num(99), torch.tensor(expected, dtype=torch.float64).nan_to_num(99))
 
 
 def test_gathering_members():
-    nan = math.nan
     found = world(3, 1, [results((1, 1), (2, 1)), results((nan, 0), (nan, -1)), results((5, 1), (6, 1))], population(6))
-    assert found[:, 1].tolist() == [1, 1, 0, -1, 1, 1]
-    assert found[[0, 1, 4, 5], 0].tolist() == [1, 2, 5, 6]
-    assert found[2:4, 0].isnan().all()
+    assert same(found, [[[1, 1], [2, 1], [nan, 0], [nan, -1], [5, 1], [6, 1]]])
 
 
 def test_gathering_data():
-    nan = math.nan
-    found = world(
-        1, 2, [results((1, 1), (2, 1), (nan, 0), (nan, 0)), results((3, 1), (nan, -1), (5, 1), (nan, 0))], population(4)
-    )
-    assert found[:, 1].tolist() == [2, -1, 1, 0]
-    assert found[[0, 2], 0].tolist() == [2, 5]
+    mine = [[1, 1], [2, 1], [nan, 0], [nan, 0]], [[3, 1], [nan, -1], [5, 1], [nan, 0]]
+    assert same(world(1, 2, [results(*rows) for rows in mine], population(4)), mine)
 
 
 def test_gathering_a_grid_with_more_ranks_than_pairs():
     nothing = results()
     found = world(3, 2, [results((1, 1), (2, 1)), results((3, 1), (4, 1)), *[nothing] * 4], population(2))
-    assert found.tolist() == [[2, 2], [3, 2]]
+    assert same(found, [[[1, 1], [2, 1]], [[3, 1], [4, 1]]])
+
+
+def test_gathering_single_samples():
+    """A grid: processes 0 and 2 have two samples each, 1 and 3 one; no member of 2 reported anything."""
+    found = world(
+        2,
+        2,
+        [
+            results((1.5, 1, nan, 1, 2), (3, 1, nan, nan, 3)),
+            results((4, 1, nan, 4), (5, 1, nan, 5)),
+            results((nan, -1), (nan, 0)),
+            results((6, 1, nan, 6), (7, 1, nan, 7)),
+        ],
+        population(4),
+    )
+    first = [[1.5, 1, nan, 1, 2], [3, 1, nan, nan, 3], [nan, -1, *[math.inf] * 3], [nan, 0, *[math.inf] * 3]]
+    second = [[member, 1, nan, member, math.inf] for member in (4, 5, 6, 7)]
+    assert same(found, [first, second])
+
+
+@pytest.mark.parametrize(
+    ("groups", "data", "found"),
+    [
+        (2, 1, [results((1, 1), (2, 1)), results((1, 1, 5), (2, 1, 6))]),
+        (1, 2, [results((1, 1, 5), (2, 1, 6)), results((1, 1, 5, 1), (2, 1, 6, 2))]),
+        (2, 1, [results((1, 1, 5, 1), (2, 1, 6, 2)), results((1, 1, 5, 1, 1), (2, 1, 6, 2, 2))]),
+    ],
+)
+def test_processes_that_report_different_things(groups, data, found):
+    with pytest.raises(ValueError, match=r"different processes reported \[\d, \d\] numbers.*all need it"):
+        world(groups, data, found, population(4 if groups > 1 else 2))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +131,7 @@ def test_gathering_a_grid_with_more_ranks_than_pairs():
 def test_processes_with_different_numbers_of_batches(batches, message):
     found = [results((1, 1), (2, 1)), results((3, 1), (4, 1))]
     if message is None:
-        assert world(2, 1, found, population(4), batches)[:, 0].tolist() == [1, 2, 3, 4]
+        assert world(2, 1, found, population(4), batches)[0, :, 0].tolist() == [1, 2, 3, 4]
         return
     with pytest.raises(RuntimeError, match="different numbers of training batches: " + message):
         world(2, 1, found, population(4), batches)

@@ -10,23 +10,25 @@ import torch
 from torch import nn
 
 from lightning_evo import algorithms
+from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.plain import Plain
-from lightning_evo.generation.update import Clipping, Update
+from lightning_evo.generation.step import Clipping
+from lightning_evo.generation.update import AlongDirections
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense, LowRank
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.spaces.shards import Shard, shard_of
 
-KEY, PAST = NoiseKey(seed=3, generation=5), [(NoiseKey(seed=3, generation=4), [0.25, -1.0])]
+KEY = NoiseKey(seed=3, generation=5)
 PERTURBATIONS = {
     "gaussian": Dense(KEY),
     "rademacher": Dense(KEY, "rademacher"),
     "uniform": Dense(KEY, "uniform"),
     "rank 1": LowRank(KEY, 1),
     "rank 3": LowRank(KEY, 3),
-    "momentum": LowRank(KEY, 2, NoiseKey(seed=3, generation=0), "gaussian", PAST),
+    "another basis": LowRank(KEY, 2, NoiseKey(seed=3, generation=0)),
 }
 SHAPES = [(90, 61), (7, 3, 5, 2), (1000,), (), (1, 4)]
 # Rows of random numbers have 64 to 4096 elements: ranges that are such rows, contain some, or lie within one.
@@ -76,7 +78,8 @@ def generation(name, **options):
 
 
 def update(space, population, weight_decay):
-    return Update(population, space, torch.zeros(4), (0.5, -2.0), weight_decay, learning_rate=0.1)
+    terms = (Term(population.perturbation, (0.5, -2.0)), Term(Dense(NoiseKey(7, 1)), (0.25, 0.0)))
+    return AlongDirections(population, space, torch.zeros(4), Directions(terms, weight_decay, learning_rate=0.1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,9 +103,9 @@ def test_shards_move_as_the_whole_does(name, weight_decay, processes, dtype):
 def test_values_are_clipped_within_shards():
     expected, found, population = model(), model(), generation("openai_es")
     clipping = Clipping(0.3, "value")
-    update(SearchSpace(expected), population, 0.0).apply(None, clipping)
-    for process in range(4):
-        update(shards_of(SearchSpace(found), process, 4), population, 0.0).apply(None, clipping)
+    for space in (SearchSpace(expected), *(shards_of(SearchSpace(found), process, 4) for process in range(4))):
+        part = update(space, population, 0.0)
+        part.apply(part.step(clipping=clipping))
     for a, b in zip(expected.parameters(), found.parameters(), strict=True):
         assert torch.equal(a, b)
 

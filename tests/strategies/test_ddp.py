@@ -13,7 +13,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_evo import EvoDDPStrategy
+from lightning_evo import EvoDDPStrategy, Fitness
 from lightning_evo.processes.checksums import checksum, dense_parts
 from lightning_evo.strategies import ddp
 from tests.strategies.processes import Failed, run_script
@@ -44,6 +44,16 @@ class Model(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+class Judged(Model):
+    """Right or wrong, where the two scores are not too far apart; the loss breaks ties."""
+
+    def fitness_step(self, batch, batch_idx):
+        x, y = batch
+        scores = self.net(x)
+        loss = nn.functional.cross_entropy(scores, y, reduction="none")
+        return Fitness(scores.argmax(1) == y, -loss, missing=scores.diff()[:, 0].abs() > 0.5)
 
 
 def digest(module):
@@ -82,12 +92,13 @@ def train(
     shuffle=True,
     batch=8,
     callback=None,
+    model=Model,
     **options,
 ):
     """A training on this process; what became of it."""
     quietly()
     torch.manual_seed(seed)
-    module = Model(width, dropout)
+    module = model(width, dropout)
     start = flat(module)
     run = trainer(
         EvoDDPStrategy(**{"population": 10, "seed": 5, **(strategy or {})}),
@@ -104,6 +115,7 @@ def train(
         "moved": moved.tolist(),
         "loss": float(run.callback_metrics["loss"]),
         "fitness": float(run.callback_metrics["evo/fitness_mean"]),
+        "tie_breaker": float(run.callback_metrics.get("evo/tie_breaker_mean", 0)),
         "validated": module.validated,
         "summary": run.strategy.evolution.evaluation.summary,
         "rng": torch.get_rng_state().sum().item(),
@@ -121,10 +133,13 @@ def only(values):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("precision", "update"), [("32-true", "optimizer"), ("bf16-true", "in_place")])
+@pytest.mark.parametrize(
+    ("precision", "algorithm", "update"),
+    [("32-true", "openai_es", "optimizer"), ("bf16-true", "openai_es", "in_place"), ("bf16-true", "csa_es", None)],
+)
 @pytest.mark.parametrize("evaluation", ["plain", "in_forward", "batched"])
-def test_any_number_of_processes_gives_the_same_bits(world, precision, evaluation, update):
-    strategy = {"evaluation": evaluation, "update": update}
+def test_any_number_of_processes_gives_the_same_bits(world, precision, algorithm, evaluation, update):
+    strategy = {"algorithm": algorithm, "evaluation": evaluation, "update": update}
     if evaluation == "batched":
         strategy["members_per_forward"] = 4
     found = {}
@@ -189,6 +204,13 @@ def test_two_processes_are_one(world):
     assert only([result["rng"] for results in found for result in results])
 
 
+def test_missing_samples_and_ties_are_those_of_one_process(world):
+    """Of a window of two batches."""
+    found = [world(count).run(partial(train, model=Judged, accumulate_grad_batches=2), {}, 6) for count in (1, 2)]
+    assert only([result["digest"] for results in found for result in results])
+    assert only([result["tie_breaker"] for results in found for result in results]) < 0
+
+
 def test_more_processes_than_pairs(world):
     found = [world(count).run(train, {"population": 2}, 5) for count in (1, 2)]
     assert only([result["digest"] for results in found for result in results])
@@ -213,9 +235,9 @@ def test_validation_stays_divided(world):
 OPTIONS = {"shaping": "raw", "population": 8, "evaluation": "plain"}
 
 
-@pytest.mark.parametrize("shard", ["data", (1, 2)])
-def test_divided_data_gives_the_mean_fitness(world, shard):
-    run = partial(train, dropout=0.0, shuffle=False)
+@pytest.mark.parametrize(("shard", "model"), [("data", Model), ((1, 2), Model), ("data", Judged)])
+def test_divided_data_gives_the_mean_fitness(world, shard, model):
+    run = partial(train, dropout=0.0, shuffle=False, model=model)
     whole = world(1).run(partial(run, batch=16), {**OPTIONS, "shard": "data"}, 6)[0]
     found = world(2).run(partial(run, batch=8), {**OPTIONS, "shard": shard}, 6)
     assert only([result["digest"] for result in found])
@@ -241,13 +263,10 @@ def test_ways_of_making_the_update(world, update, precision):
     """With a matrix that is large enough to be divided: 40,000 x 2 elements."""
     run = partial(train, width=40_000, precision=precision, dropout=0.0, gradient_clip_val=0.5)
     found = {}
-    for name in ("replicated", "sharded", "all_reduce", "auto"):
+    for name in ("replicated", "sharded", "auto"):
         results = world(2).run(run, {"update": update, "update_sync": name, "evaluation": "plain"}, 3)
-        found[name] = {**results[0], "digest": only([result["digest"] for result in results])}
-    assert found["sharded"]["digest"] == found["replicated"]["digest"] == found["auto"]["digest"]
-    moved, expected = (torch.tensor(found[name]["moved"]) for name in ("all_reduce", "replicated"))
-    tolerance = 1e-4 if precision == "32-true" else 1e-2  # of the way that the weights have gone
-    assert (moved - expected).norm() < tolerance * expected.norm()
+        found[name] = only([result["digest"] for result in results])
+    assert only(list(found.values()))
 
 
 def choices():
@@ -554,10 +573,6 @@ def test_a_grid_that_does_not_fit(world):
         ({"process_group_backend": "cpu:gloo,cuda:ncl"}, "Did you mean 'nccl'? Use 'nccl' for GPUs"),
         ({"process_group_backend": 3}, "Unknown process_group_backend 3. Use 'nccl' for GPUs, 'gloo' for CPUs"),
         ({"start_method": "thread"}, "Unknown start_method 'thread'. Choose one of popen, spawn"),
-        (
-            {"algorithm": "lozo", "momentum": 0.9, "update_sync": "all_reduce"},
-            "update_sync='all_reduce' can't add up momentum",
-        ),
     ],
     ids=str,
 )

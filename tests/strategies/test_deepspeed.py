@@ -107,7 +107,7 @@ def test_checkpoints_are_ordinary_files(two, tmp_path):
     options = {"ckpt_path": str(tmp_path / "one.ckpt"), "save": str(tmp_path / "two.ckpt")}
     together(two, Partitioned("Adam"), max_epochs=2, **options)
     checkpoint = torch.load(tmp_path / "two.ckpt", weights_only=True)
-    assert checkpoint["lightning_evo"]["generation"] == checkpoint["global_step"] == 12
+    assert checkpoint["lightning_evo"]["state"]["generation"] == checkpoint["global_step"] == 12
     assert checkpoint["state_dict"]["net.0.weight"].shape == (7, 5)
     assert checkpoint["optimizer_states"][0]["state"] == {}
     found = together(two, Partitioned("Adam"), max_epochs=4, ckpt_path=str(tmp_path / "two.ckpt"))

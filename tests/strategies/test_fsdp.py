@@ -275,7 +275,7 @@ def test_a_file_goes_from_one_process_to_two_and_back(two, update, tmp_path):
     options = {"arguments": arguments, "max_epochs": 2}
     together(two, **options, ckpt_path=str(tmp_path / "one.ckpt"), save=str(tmp_path / "two.ckpt"))
     checkpoint = torch.load(tmp_path / "two.ckpt", weights_only=True)
-    assert checkpoint["lightning_evo"]["generation"] == checkpoint["global_step"] == 12
+    assert checkpoint["lightning_evo"]["state"]["generation"] == checkpoint["global_step"] == 12
     found = alone(arguments={"update": update}, max_epochs=4, ckpt_path=str(tmp_path / "two.ckpt"))
     assert_same(expected, found)
 

@@ -133,8 +133,8 @@ def test_momentum_in_the_space_of_a_factor_is_resumed(tmp_path):
     whole, expected = fit(tmp_path / "whole", strategy(), epochs=4)
     fit(tmp_path / "part", strategy(), epochs=2)
     saved = torch.load(tmp_path / "part" / "last.ckpt", weights_only=True)["lightning_evo"]
-    assert saved["generation"] == 8  # the third of a basis' generations comes next
-    assert [generation for generation, _ in saved["momentum"]] == [6, 7]
+    assert saved["state"]["generation"] == 8  # the third of a basis' generations comes next
+    assert [generation for generation, _ in saved["state"]["momentum"]] == [6, 7]
     resumed, actual = fit(tmp_path / "part", strategy(), epochs=4, ckpt_path=tmp_path / "part" / "last.ckpt", seed=99)
     assert resumed.strategy.evolution.state == whole.strategy.evolution.state
     assert_same_weights(weights(actual), weights(expected))
@@ -154,13 +154,13 @@ def test_resuming_in_the_middle_of_an_accumulation_window(tmp_path):
     module = ConvNet()
     trainer(strategy, callbacks=[Save()], accumulate_grad_batches=4, max_steps=1).fit(module)
     assert saved["fitness_weight"] == 2
-    assert saved["generation"] == 0
+    assert saved["state"]["generation"] == 0
 
     resumed = EvoStrategy(population=8).evolution
     resumed.load_state_dict(saved, torch.device("cpu"))
     resumed.setup(module)
     assert resumed.has_fitness
-    assert torch.equal(resumed.conclude().fitness, saved["fitness_sum"] / 2)
+    assert torch.equal(resumed.conclude().fitness, saved["fitness_sums"][:-1, 0] / 2)
 
 
 def test_checkpoint_is_ordinary(tmp_path):
@@ -168,8 +168,8 @@ def test_checkpoint_is_ordinary(tmp_path):
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert set(checkpoint) >= {"state_dict", "optimizer_states", "lr_schedulers", "lightning_evo"}
     saved = checkpoint["lightning_evo"]
-    assert saved["seed"] == 3
-    assert saved["generation"] == 4
+    assert saved["state"]["seed"] == 3
+    assert saved["state"]["generation"] == 4
     assert saved["algorithm"] == "openai_es"
 
 

@@ -1,0 +1,155 @@
+"""A (mu/mu_w, lambda) evolution strategy: the best members' weighted mean is the new center; sigma adapts itself.
+
+N. Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, https://arxiv.org/abs/1604.00772, with the covariance matrix
+left at the identity: sampling (Eqs. 38 to 40), selection and recombination (Eqs. 41 and 42 with c_m = 1) and cumulative
+step-size adaptation (Eqs. 43 and 44), with the constants of its Table 1. Of the recombination weights only the positive
+half is used: the negative ones are for the covariance matrix.
+
+Departures. Members of equal fitness share the mean of the weights that their ranks would have, so that a tie says
+nothing; failed members have none. A generation whose members all tie leaves center, path and sigma as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_evo.algorithms._base import Algorithm, State, check_fitness
+from lightning_evo.algorithms.lesson import NewCenter
+from lightning_evo.algorithms.population import Population
+from lightning_evo.algorithms.recipe import Recipe
+from lightning_evo.algorithms.shaping import shape
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.noise.values import draw
+from lightning_evo.perturbations import Vectors
+from lightning_evo.utils.options import number, whole
+
+__all__ = ["CSA_ES", "CSAEvolutionStrategy", "CSAState"]
+
+
+@dataclass(frozen=True)
+class CSAState(State):
+    """What the strategy remembers from one generation to the next.
+
+    Attributes:
+        path: The evolution path ``p_sigma``, float64 ``[d]``; ``None`` stands for zero.
+    """
+
+    path: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSAEvolutionStrategy(Algorithm[CSAState]):
+    """The (mu/mu_w, lambda)-ES with cumulative step-size adaptation.
+
+    Args:
+        population: Number of members, lambda.
+        sigma: Step size of the first generation, > 0, about a third of how far away the optimum may be.
+        name: Name for checkpoints.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    Example:
+        >>> algorithm = CSAEvolutionStrategy(population=8, sigma=0.5)
+        >>> state = algorithm.init(torch.ones(5, dtype=torch.float64), seed=1)
+        >>> for _ in range(200):
+        ...     population = algorithm.ask(state)
+        ...     state = algorithm.tell(state, population, -population.vectors().square().sum(1))
+        >>> float(state.center.norm()) < 1e-6, algorithm.current_sigma(state) < 1e-6
+        (True, True)
+    """
+
+    population: int
+    sigma: float
+    name: str = "csa_es"
+
+    State: ClassVar[type[State]] = CSAState
+
+    def __post_init__(self) -> None:
+        population = whole("population", self.population, minimum=4, why="half of them are the parents of the next")
+        object.__setattr__(self, "population", population)  # the dataclass is frozen
+        object.__setattr__(self, "sigma", number("sigma", self.sigma, above=0))
+
+    def current_sigma(self, state: CSAState) -> float:
+        """Sigma of the coming generation."""
+        return self.sigma if state.sigma is None else state.sigma
+
+    def ask(self, state: CSAState) -> Population:
+        """``x_k = m + sigma z_k``.
+
+        Raises:
+            ValueError: If the state has no center.
+        """
+        return Population(
+            perturbation=Vectors(self._z(state)),
+            sigma=self.current_sigma(state),
+            directions=self.population,
+            antithetic=False,
+            center=state.center,
+            seed=state.seed,
+            generation=state.generation,
+        )
+
+    def _z(self, state: CSAState) -> Tensor:
+        """The generation's steps, standard normal, float64 ``[members, d]``."""
+        if state.center is None:
+            raise ValueError("This search has no center yet. Give `init` a vector.")
+        key, dimension = NoiseKey(state.seed, state.generation), state.center.numel()
+        return draw(key, range(self.population), 0, 0, dimension, dtype=torch.float64)
+
+    def learn(self, state: CSAState, population: Population, fitness: Tensor, numel: int) -> tuple[CSAState, NewCenter]:
+        """``m <- m + sigma sum_i w_i z_i``, and sigma by the length of the path of such steps.
+
+        Raises:
+            ValueError: If there is not one fitness for each member, or the state has no center.
+        """
+        w = shape(check_fitness(population, fitness), _recombination_weights)
+        following = replace(state, generation=state.generation + 1)
+        if not w.any():
+            return following, NewCenter(None)
+        z, sigma, n = self._z(state), population.sigma, numel
+        mu_eff = 1 / float(w.square().sum())
+        c = (mu_eff + 2) / (n + mu_eff + 5)
+        d = 1 + 2 * max(0.0, math.sqrt((mu_eff - 1) / (n + 1)) - 1) + c
+        step = w @ z
+        path = torch.zeros(n, dtype=torch.float64) if state.path is None else state.path
+        path = (1 - c) * path + math.sqrt(c * (2 - c) * mu_eff) * step
+        expected = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))  # length of a standard normal vector
+        grown = math.exp(min(1.0, c / d * (float(path.norm()) / expected - 1)))
+        assert state.center is not None
+        center = (state.center.double() + sigma * step).to(state.center.dtype)
+        return replace(following, center=center, path=path, sigma=sigma * grown), NewCenter(center)
+
+
+def _recombination_weights(fitness: Tensor, per_direction: int = 1) -> Tensor:
+    """``w_i ~ ln((lambda + 1) / 2) - ln(i)`` of the i-th best, if positive, with sum 1 (Eq. 49 and 53).
+
+    Equal members share the mean of theirs.
+
+    Example:
+        >>> _recombination_weights(torch.tensor([3.0, 1.0, 2.0, 0.0]).double()).round(decimals=3).tolist()
+        [0.804, 0.0, 0.196, 0.0]
+    """
+    members = len(fitness)
+    by_rank = (math.log((members + 1) / 2) - torch.arange(1, members + 1, dtype=torch.float64).log()).clamp(min=0)
+    group: Tensor
+    count: Tensor
+    _, group, count = torch.unique(-fitness, sorted=True, return_inverse=True, return_counts=True)
+    ends = count.cumsum(0)
+    sums = torch.cat([by_rank.new_zeros(1), by_rank.cumsum(0)])
+    means: Tensor = (sums[ends] - sums[ends - count]) / count
+    return (means / by_rank.sum())[group]
+
+
+CSA_ES = Recipe(
+    name="csa_es",
+    summary="The best half's weighted mean is the new center, and sigma adapts itself; for small vectors.",
+    paper="Hansen 2016, arXiv:1604.00772",
+    defaults={"population": 16, "sigma": 0.1},
+    algorithm=CSAEvolutionStrategy,
+)
