@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_evo.evaluation import candidates, check
 from lightning_evo.evaluation.recording import Recorder, compare
 from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.layouts import OneMember
@@ -167,6 +168,22 @@ def test_weights_that_are_read_again_are_kept(way, monkeypatch):
     _, evolution = generations(module, many(module, 32), count=2, evaluation=way)
     assert way_of(evolution).name == way
     assert way_of(evolution).noise_made <= evolution.space.numel
+
+
+@pytest.mark.usefixtures("no_room")
+def test_noise_of_a_large_model_is_counted_in_full(monkeypatch):
+    """Though the plain loop of the check perturbs one layer of each kind."""
+    monkeypatch.setattr(check, "LARGEST_COPY", 100)
+    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(10)))
+    _, evolution = generations(module, many(module, 4), count=1, antithetic=False)
+    assert "batched would make each member's noise 4 times" in evolution.evaluation.summary
+
+
+def test_without_memory_for_the_copy_noise_is_repeated(no_room, monkeypatch):
+    monkeypatch.setattr(candidates, "free_memory", lambda device: 1000)
+    module = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 6))
+    _, evolution = generations(module, many(module, 32), count=1)
+    assert "make each member's noise" not in evolution.evaluation.summary
 
 
 @pytest.mark.usefixtures("no_room")
