@@ -100,15 +100,16 @@ def brings_nothing(way: Way, space: SearchSpace, population: Population) -> bool
     return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
 
 
-def repeats_noise(way: Way, job: Job) -> str | None:
+def repeats_noise(way: Way, noise_made: float, space: SearchSpace) -> str | None:
     """Why the plain loop is better: it makes a member's noise once, however often the weights are read. Else ``None``.
 
     Args:
-        way: Has run members.
-        job: The members.
+        way: Another one.
+        noise_made: Elements of noise that it made for a member.
+        space: The evolving parameters.
     """
-    times, needed = way.noise_made / max(1, job.space.numel), sum(p.local.nbytes for p in job.space)
-    if times <= _REPEATS or 2 * needed > free_memory(job.space[0].tensor.device):  # for the plain loop's copy
+    times, needed = noise_made / max(1, space.numel), sum(parameter.local.nbytes for parameter in space)
+    if times <= _REPEATS or 2 * needed > free_memory(space[0].tensor.device):  # for the plain loop's copy
         return None
     return f"{way.name} would make each member's noise {times:.0f} times, as its weights are read again and again"
 

@@ -65,10 +65,12 @@ class Verdict:
     Attributes:
         mismatch: Why the way can't be trusted, naming parameters; ``None`` if it can be.
         exact: Whether it gave the plain loop's bits.
+        noise_made: Elements of noise that it made for a member.
     """
 
     mismatch: str | None = None
     exact: bool = False
+    noise_made: float = 0.0
 
 
 def judge(way: Way, job: Job) -> Verdict:
@@ -88,10 +90,11 @@ def judge(way: Way, job: Job) -> Verdict:
     trial, sigma = _Trial(way, job), job.population.sigma
     nothing = NothingToCompare()
     # Far enough away for the change to stand out from rounding; or, if that is too far, as far as real members.
-    for far in (max(sigma, 0.3 * _root_mean_square(_representatives(job.space))), 0.3, sigma):
+    far = max(sigma, 0.3 * _root_mean_square(_representatives(job.space)))
+    for distance in dict.fromkeys((far, 0.3, sigma)):
         try:
-            population = replace(job.population, sigma=far)
-            return _judge(trial, job.space, population, may_overflow=far == sigma)
+            population = replace(job.population, sigma=distance)
+            return _judge(trial, job.space, population, may_overflow=distance == sigma)
         except _CenterFails:
             raise
         except (MembersFail, _TooFar) as error:
@@ -104,12 +107,14 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     aliases = {p.name: p for run in found for p in run.recorder.aliases.values()}
     if aliases:
         return Verdict(f"{_names(list(aliases.values()))} is read through another tensor that shares its memory")
-    center = trial.center()
+    noise_made, center = trial.way.noise_made, trial.center()
     seen, everything = {index for run in found for index in run.recorder.seen}, space
     space = _representatives(space.subset(p for p in space if p.index in seen) or space)
     if everything.numel > LARGEST_COPY:  # the plain loop perturbs these only
         found = trial.by_way(space, population)
     still = trial.by_way(space, replace(population, sigma=_NOTHING), members=1)
+    if everything.numel <= LARGEST_COPY:  # by now it is known what is worth keeping
+        noise_made = trial.way.noise_made
     seen |= center.recorder.seen | still[0].recorder.seen  # it may go another way than members do
     unseen = _representatives(everything.subset(p for p in everything if p.index not in seen))
     if unseen and not same(trial.by_plain_loop(unseen, population, members=1)[0].calls, center.calls):
@@ -137,7 +142,8 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
     if (overflow and not may_overflow) or not any(one.compared for one in comparisons):
         raise _TooFar
-    return Verdict(exact=all(same(a.calls, b.calls) for a, b in zip(expected, found, strict=True)))
+    exact = all(same(a.calls, b.calls) for a, b in zip(expected, found, strict=True))
+    return Verdict(exact=exact, noise_made=noise_made)
 
 
 def _reason(different: Comparison, call: Call, space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> str:
@@ -182,7 +188,7 @@ class _Trial:
     """Members, and the center, evaluated in both ways and recorded. It leaves the center as it was."""
 
     def __init__(self, way: Way, job: Job) -> None:
-        self._way, self._job = way, replace(job, rerun=None)
+        self.way, self._job = way, replace(job, rerun=None)
         self._copied = _representatives(job.space)
         self._center: _Run | None = None
 
@@ -190,16 +196,17 @@ class _Trial:
         self, space: SearchSpace, population: Population, members: int = _MEMBERS, *, watch_memory: bool = False
     ) -> list[_Run]:
         """The first members, at most ``members``."""
-        size = population.per_direction if self._way.members_per_forward is not None else 1
-        numbers = range(min(len(population), -(-members // size) * size))
-        together = [numbers] if self._way.members_per_forward is not None else [[number] for number in numbers]
+        shares, pair = self.way.members_per_forward is not None, population.per_direction
+        numbers = range(min(len(population), -(-members // pair) * pair if shares else members))
+        # One by one, the members of a pair have their small tensors in common.
+        together = [numbers] if shares else [numbers[start : start + pair] for start in numbers[::pair]]
         job = replace(self._job, space=space, population=population)
         runs: list[_Run] = []
         for group in together:
 
             def run(group: Sequence[int] = group) -> list[_Run]:
                 with kept(self._copied):
-                    return self._watched(lambda: self._record(self._way, job, group, watch_memory=watch_memory))
+                    return self._watched(lambda: self._record(self.way, job, group, watch_memory=watch_memory))
 
             try:
                 runs += _twice(run)

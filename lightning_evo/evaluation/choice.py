@@ -202,7 +202,7 @@ class Evaluation:
             try:
                 verdict = judge(way, job)
                 if verdict.mismatch is None and not self._asked_for:
-                    repeats = repeats_noise(way, job)
+                    repeats = repeats_noise(way, verdict.noise_made, job.space)
                     if repeats:
                         obstacles = [*obstacles, repeats]
                         break

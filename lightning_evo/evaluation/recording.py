@@ -56,6 +56,9 @@ class Sample:
         return None if self.values is None else self.values[member if len(self.values) > 1 else 0]
 
 
+Samples = tuple[Sample, ...]
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of a torch function; the last one of a forward stands for the fitness, which is its input.
@@ -70,14 +73,19 @@ class Call:
 
     function: str
     parameters: tuple[int, ...]
-    inputs: tuple[Sample, ...]
-    outputs: tuple[Sample, ...]
+    inputs: Samples
+    outputs: Samples
     eps: float
 
     @property
     def signature(self) -> tuple[object, ...]:
         """What is the same where two runs go the same way."""
-        return self.function, self.parameters, *[sample.shape for sample in (*self.inputs, *self.outputs)]
+        return self.function, self.parameters, *[sample.shape for sample in self.inputs]
+
+    @property
+    def leaves(self) -> bool:
+        """Whether Python got its numbers, and may choose by them."""
+        return not self.outputs
 
 
 class Recorder(TorchFunctionMode):
@@ -154,7 +162,7 @@ class Recorder(TorchFunctionMode):
                     if start < last and first < stop:
                         self.aliases[parameter.index] = parameter
 
-    def _samples(self, tensors: list[Tensor]) -> tuple[Sample, ...]:
+    def _samples(self, tensors: list[Tensor]) -> Samples:
         return tuple(map(self._sample, tensors))
 
     def _sample(self, tensor: Tensor) -> Sample:
@@ -210,7 +218,7 @@ def compare(
     expected: Sequence[Call],
     found: Sequence[Call],
     other: Sequence[Call],
-    member: tuple[int, int, int] = (0, 0, 0),
+    positions: tuple[int, int, int] = (0, 0, 0),
     *,
     share: float,
     rounding: float,
@@ -221,49 +229,61 @@ def compare(
         expected: By the plain loop.
         found: By another way.
         other: Of another member, or the center: how far it is from ``expected`` says how large a difference may be.
-        member: Position of the member in each of the three.
+        positions: The member's among those that share a forward, in each of the three.
         share: Of that distance, which a difference may be.
         rounding: How many times the numbers' spacing it may be, in addition.
     """
-    compared, chosen, beside = 0, False, True  # whether `other` goes the same way
+    first, second, third = positions
 
-    def differ(samples: Sequence[tuple[Sample, Sample, Sample | None]], eps: float, floating: bool) -> bool:
-        for e, f, o in samples:
-            a, b, c = e.of(member[0]), f.of(member[1]), None if o is None else o.of(member[2])
-            if a is None or b is None or e.floating != floating:
-                continue
-            if not torch.equal(a, b) and (not floating or not _close(a, b, c, share, rounding * eps)):
-                return True
-        return False
+    def agree(e: Samples, f: Samples, o: Samples | None, eps: float) -> bool:
+        others = [None] * len(e) if o is None else [sample.of(third) for sample in o]
+        return all(
+            _close(sample.of(first), same.of(second), c, share, rounding * eps)
+            for sample, same, c in zip(e, f, others, strict=True)
+            if sample.floating
+        )
 
+    def equal(e: Samples, f: Samples) -> bool:
+        pairs = [(a.of(first), b.of(second)) for a, b in zip(e, f, strict=True) if not a.floating]
+        return all(a is None or b is None or torch.equal(a, b) for a, b in pairs)
+
+    compared, chosen, left = 0, False, False  # `chosen`: whole numbers differ; `left`: Python may have chosen
+    same_way = 0  # calls for which `other` goes the same way
+    while same_way < min(len(expected), len(other)) and expected[same_way].signature == other[same_way].signature:
+        same_way += 1
     for number, (e, f) in enumerate(zip(expected, found, strict=False)):
-        o = other[number] if beside and number < len(other) else None
-        beside = o is not None and o.signature == e.signature
-        o = o if beside else None
-        inputs = _aligned(e.inputs, f.inputs, None if o is None else o.inputs)
-        outputs = _aligned(e.outputs, f.outputs, None if o is None else o.outputs)
-        eps = max(e.eps, f.eps)
-        if e.signature != f.signature or differ(inputs, eps, floating=False):
-            return Comparison(compared)
-        if differ(inputs, eps, floating=True):
+        o, eps = other[number] if number < same_way else None, max(e.eps, f.eps)
+        if e.signature != f.signature or not equal(e.inputs, f.inputs):
+            e, f, o = expected[-1], found[-1], other[-1]  # if nothing explains it, the fitness tells
+            unexplained = not chosen and not left and not agree(e.inputs, f.inputs, o.inputs, eps)
+            return Comparison(compared, e if unexplained else None)
+        if not agree(e.inputs, f.inputs, None if o is None else o.inputs, eps):
             return Comparison(compared, None if chosen else e)
-        if differ(outputs, eps, floating=True):
+        shapes, others = [sample.shape for sample in e.outputs], None if o is None else o.outputs
+        if shapes != [sample.shape for sample in f.outputs]:
+            return Comparison(compared, e if e.parameters else None, in_output=True)
+        if others is not None and shapes != [sample.shape for sample in others]:
+            others = None
+        if not agree(e.outputs, f.outputs, others, eps):
             return Comparison(compared, e, in_output=True)
-        chosen = chosen or differ(outputs, eps, floating=False)
-        moved = any(c is None or not same_values(a.of(member[0]), c.of(member[2])) for a, _, c in outputs if a.floating)
+        chosen, left = chosen or not equal(e.outputs, f.outputs), left or e.leaves
+        floats = [i for i, sample in enumerate(e.outputs) if sample.floating]
+        moved = any(others is None or not same_values(e.outputs[i].of(first), others[i].of(third)) for i in floats)
         compared += bool(e.parameters) and moved
     return Comparison(compared)
 
 
 def same(first: Sequence[Call], second: Sequence[Call]) -> bool:
     """Whether two records hold the same bits."""
-    return len(first) == len(second) and all(
-        a.signature == b.signature
-        and all(
-            same_values(p.values, q.values) for p, q, _ in _aligned(a.inputs + a.outputs, b.inputs + b.outputs, None)
+
+    def alike(a: Call, b: Call) -> bool:
+        samples, others = a.inputs + a.outputs, b.inputs + b.outputs
+        equal = len(samples) == len(others) and all(
+            same_values(p.values, q.values) for p, q in zip(samples, others, strict=False)
         )
-        for a, b in zip(first, second, strict=True)
-    )
+        return equal and a.signature == b.signature
+
+    return len(first) == len(second) and all(map(alike, first, second))
 
 
 def same_values(first: Tensor | None, second: Tensor | None) -> bool:
@@ -273,22 +293,14 @@ def same_values(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first.nan_to_num(nan=math.pi), second.nan_to_num(nan=math.pi))
 
 
-def _aligned(
-    first: tuple[Sample, ...], second: tuple[Sample, ...], third: tuple[Sample, ...] | None
-) -> list[tuple[Sample, Sample, Sample | None]]:
-    rest = third if third is not None else [None] * len(first)
-    return list(zip(first, second, rest, strict=False))
-
-
-def _close(expected: Tensor, found: Tensor, other: Tensor | None, share: float, rounding: float) -> bool:
+def _close(expected: Tensor | None, found: Tensor | None, other: Tensor | None, share: float, rounding: float) -> bool:
+    """Whether two samples are the same to rounding; those that can't be looked into count as such."""
+    if expected is None or found is None or torch.equal(expected, found):
+        return True
     finite = expected.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return False
     a, b = expected[finite], found[finite]
-    if other is None:
-        c, effect = a, a
-    else:
-        c = other[finite].nan_to_num(0, 0, 0)
-        effect = a - c
+    c = torch.zeros_like(a) if other is None else other[finite].nan_to_num(0, 0, 0)
     size = max(float(a.norm()), float(c.norm()))
-    return float((a - b).norm()) <= share * float(effect.norm()) + rounding * size
+    return float((a - b).norm()) <= share * float((a - c).norm()) + rounding * size

@@ -1,12 +1,11 @@
 """The proof compares what functions give: it ends, and finds what is wrong, whatever becomes of that in the fitness."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lightning_evo.evaluation import candidates, check
 from lightning_evo.evaluation.recording import Recorder, compare
 from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.layouts import OneMember
@@ -16,30 +15,25 @@ from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import mlp, population
 from tests.evaluation.test_choice import HIDDEN
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*nothing to learn"),
+    pytest.mark.filterwarnings("ignore:evaluation='(in_forward|batched)' does not work with this module"),
+]
 WAYS = ["in_forward", "batched"]
-
-
-class Counted:
-    """A fitness that counts its calls."""
-
-    def __init__(self, fitness):
-        self.fitness, self.calls = fitness, itertools.count()
-        self.counted = 0
-
-    def __call__(self, batch):
-        self.counted += 1
-        return self.fitness(batch)
 
 
 def generations(module, fitness, count=12, members=6, **options):
     """Calls of the fitness in each generation, and the evolution."""
-    evolution, counted, calls = Evolution(population=members, seed=0, **options), Counted(fitness), []
+    evolution, calls = Evolution(population=members, seed=0, **options), []
     evolution.setup(module)
+
+    def counted(batch):
+        calls[-1] += 1
+        return fitness(batch)
+
     for _ in range(count):
-        counted.counted = 0
-        assert evolution.evaluate(counted, torch.ones(2, 6)) or counted.fitness(None) is None
-        calls.append(counted.counted)
-        if evolution.has_fitness:
+        calls.append(0)
+        if evolution.evaluate(counted, torch.ones(2, 6)):  # if not, it was declined
             evolution.conclude()
     return calls, evolution
 
@@ -47,7 +41,6 @@ def generations(module, fitness, count=12, members=6, **options):
 # --- it ends --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize(("way", "forwards"), [("in_forward", 6), ("batched", 1), ("plain", 6)])
 @pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
 def test_a_fitness_that_always_ties_is_proven_in_the_first_generation(way, forwards, noise):
@@ -59,7 +52,6 @@ def test_a_fitness_that_always_ties_is_proven_in_the_first_generation(way, forwa
     assert "not possible" not in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize("value", [1.0, None])
 def test_a_fitness_that_reads_no_weight_is_left_to_the_plain_loop_after_ten_batches(value):
     calls, evolution = generations(mlp(), lambda batch: value, count=13)
@@ -92,7 +84,6 @@ class Writer(nn.Module):
         return text
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 @pytest.mark.parametrize("arbitrary", [False, True], ids=["likeliest", "arbitrary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("noise", [{}, {"rank": 1}], ids=["dense", "rank 1"])
@@ -113,7 +104,6 @@ def test_a_text_is_a_fitness(noise, dtype, arbitrary):
     assert evolution.evaluation.summary == "evaluation: in_forward"
 
 
-@pytest.mark.filterwarnings("ignore:.*members have the same fitness|.*nothing to learn")
 def test_auto_runs_a_text_one_by_one():
     torch.manual_seed(0)
     module = Writer(arbitrary=False)
@@ -181,6 +171,22 @@ def test_weights_that_are_read_again_are_kept(way, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_room")
+def test_noise_of_a_large_model_is_counted_in_full(monkeypatch):
+    """Though the plain loop of the check perturbs one layer of each kind."""
+    monkeypatch.setattr(check, "LARGEST_COPY", 100)
+    module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(10)))
+    _, evolution = generations(module, many(module, 4), count=1, antithetic=False)
+    assert "batched would make each member's noise 4 times" in evolution.evaluation.summary
+
+
+def test_without_memory_for_the_copy_noise_is_repeated(no_room, monkeypatch):
+    monkeypatch.setattr(candidates, "free_memory", lambda device: 1000)
+    module = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 6))
+    _, evolution = generations(module, many(module, 32), count=1)
+    assert "make each member's noise" not in evolution.evaluation.summary
+
+
+@pytest.mark.usefixtures("no_room")
 def test_low_rank_noise_is_cheap_however_often_weights_are_read():
     module = nn.Sequential(nn.Linear(6, 12, bias=False), nn.Tanh(), nn.Linear(12, 6, bias=False))
     _, evolution = generations(module, many(module, 32), rank=1, count=2)
@@ -200,9 +206,6 @@ def test_elements_of_noise_are_counted(forwards, times):
 # --- it finds what is wrong -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("hidden", [name for name in HIDDEN if name not in ("script", "compile", "compile_in_place")])
 def test_a_hidden_read_is_found_though_the_fitness_ties(hidden, way):
@@ -215,9 +218,6 @@ def test_a_hidden_read_is_found_though_the_fitness_ties(hidden, way):
     assert calls[1:] == [6] * 11
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 def test_a_hidden_read_behind_a_text_is_found():
     """The weights of the head are read by NumPy, too, before a letter is chosen."""
 
@@ -238,9 +238,6 @@ def test_a_hidden_read_behind_a_text_is_found():
     assert "head.weight" in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
 def test_one_wrong_member_of_several_is_found_though_the_fitness_ties(wrong, name, monkeypatch):
@@ -260,9 +257,20 @@ def test_one_wrong_member_of_several_is_found_though_the_fitness_ties(wrong, nam
     assert name in evolution.evaluation.summary
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*members have the same fitness|.*nothing to learn|.*does not work with this module"
-)
+def test_a_pair_that_shares_the_wrong_tensors_is_found_though_the_fitness_ties(monkeypatch):
+    """Small tensors are made for both members, when the first one runs."""
+    module = mlp()
+    make = Perturbed._make_small
+
+    def make_small(self):
+        make(self)
+        self._step_index = 0
+
+    monkeypatch.setattr(Perturbed, "_make_small", make_small)
+    _, evolution = generations(module, lambda batch: module(batch).sum() * 0, evaluation="in_forward", count=1)
+    assert "in_forward is not possible: linear gives something else" in evolution.evaluation.summary
+
+
 def test_members_that_are_mixed_up_in_a_forward_are_found_though_the_fitness_ties(monkeypatch):
     module = mlp()
     tensor = Perturbed.stack
