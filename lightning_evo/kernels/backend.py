@@ -18,11 +18,13 @@ from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised, write_members
 
-__all__ = ["Backend", "Moved", "Span", "Values", "move_in_pieces"]
+__all__ = ["AT_ONCE", "CHUNK", "Backend", "Moved", "Span", "Values", "move_in_pieces"]
 
 _CHUNK_ROWS = 1 << 13  # rows drawn at a time: 1M normal values, so temporaries stay in the cache
-_CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
-_AT_ONCE = 1 << 22  # elements that are perturbed at a time: they need 40 bytes for each
+CHUNK = 1 << 20
+"""Elements that are summed at a time, so that they stay in the cache."""
+AT_ONCE = 1 << 22
+"""Elements that are perturbed at a time: they need 40 bytes for each."""
 
 
 class Values(NamedTuple):
@@ -110,7 +112,7 @@ class Backend:
 
     def members(self, spans: Sequence[Span], directions: Sequence[int], steps: Sequence[float]) -> None:
         """``out[i] = center + steps[i] * noise`` of some tensors."""
-        at_once = max(1, _AT_ONCE // len(directions))
+        at_once = max(1, AT_ONCE // len(directions))
         for values, start, center, out in spans:
             for begin in range(0, len(center), at_once):
                 end = min(begin + at_once, len(center))
@@ -139,7 +141,7 @@ class Backend:
         size, width = row_size(values.distribution), math.prod(center.shape[1:])
         aligned = width % size == 0
         each = width // size if aligned else (width + size - 2) // size + 1  # rows of noise that hold a row of weights
-        at_once = max(1, _AT_ONCE // max(1, out[:, :1].numel()))
+        at_once = max(1, AT_ONCE // max(1, out[:, :1].numel()))
         out = out.view(len(out), len(chosen) * width)
         for first in range(0, len(chosen), at_once):
             part = chosen[first : first + at_once]
@@ -158,9 +160,9 @@ class Backend:
     ) -> Tensor:
         """``sum_d weights[d] noise_d`` at ``start <= offset < stop``, added up one by one, where ``like`` is."""
         total = torch.zeros(stop - start, dtype=noise_dtype(like), device=like.device)
-        for begin in range(start, stop, _CHUNK):
-            part = total[begin - start : begin - start + _CHUNK]
-            at_once = max(1, _CHUNK // len(part))
+        for begin in range(start, stop, CHUNK):
+            part = total[begin - start : begin - start + CHUNK]
+            at_once = max(1, CHUNK // len(part))
             for i in range(0, len(directions), at_once):
                 noise = self.noise(values, directions[i : i + at_once], begin, begin + len(part), like)
                 for eps, weight in zip(noise, weights[i : i + at_once], strict=True):
@@ -263,8 +265,8 @@ def move_in_pieces(
     owners: list[int] = []
     for i, (center, coefficient) in enumerate(tensors):
         flat = center.view(-1)
-        for start in range(0, len(flat), _CHUNK):
-            piece = flat[start : start + _CHUNK]
+        for start in range(0, len(flat), CHUNK):
+            piece = flat[start : start + CHUNK]
             total = weighted_sum(i, start, start + len(piece))
             norms.append(torch.linalg.vector_norm(total).double())
             owners.append(i)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.kernels.backend import Backend, Span, Values
+from lightning_evo.kernels.backend import AT_ONCE, CHUNK, Backend, Span, Values
 from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised
 from lightning_evo.utils.messages import first_line
@@ -18,9 +18,6 @@ from lightning_evo.utils.messages import first_line
 __all__ = ["Compiled"]
 
 _COMPILE_AFTER = 1 << 29  # elements: about as long to draw uncompiled, on one core, as the compiler would run
-
-_CHUNK = 1 << 20  # elements that are summed at a time
-_AT_ONCE = 1 << 22  # elements that are perturbed at a time
 
 
 class Compiled(Backend):
@@ -51,7 +48,7 @@ class Compiled(Backend):
         size, device = row_size(distribution), center.device
         scales = torch.tensor(steps, dtype=noise_dtype(center), device=device).view(len(directions), -1)
         outs = out.view(len(directions), -1, len(center) // size, size)
-        pieces = -(-len(center) // _AT_ONCE)
+        pieces = -(-len(center) // AT_ONCE)
         for direction, scale, members in zip(directions, scales, outs, strict=True):
             words = torch.tensor([start // size, direction, *address], device=device)
             tensors = (tensor.tensor_split(pieces) for tensor in (center.view(-1, size), *members))
@@ -71,7 +68,7 @@ class Compiled(Backend):
                 rest = super().weighted_sum(values, directions, weights, start + first, start + last, like)
                 total[first:last] = rest
         row, table = (start + head) // size, normal_table(like.device)
-        for part in total[head:tail].view(-1, size).tensor_split(max(1, -(-(tail - head) // _CHUNK))):
+        for part in total[head:tail].view(-1, size).tensor_split(max(1, -(-(tail - head) // CHUNK))):
             for direction, weight in zip(directions, weights, strict=True) if len(part) else ():
                 words = torch.tensor([row, direction, *address], device=like.device)
                 coefficient = torch.tensor(weight, dtype=total.dtype, device=like.device)

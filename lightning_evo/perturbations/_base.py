@@ -10,15 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_evo.kernels.backend import move_in_pieces
+from lightning_evo.kernels.backend import CHUNK, move_in_pieces
 from lightning_evo.kernels.values import noise_dtype, write_members
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
 from lightning_evo.spaces.memory import empty_copies
 
 __all__ = ["Moving", "Part", "Perturbation", "Target", "check_whole", "divided", "noise_dtype"]
-
-_CHUNK = 1 << 20  # elements that are summed at a time, so that they stay in the cache
 
 
 class Part(NamedTuple):
@@ -224,8 +222,8 @@ class Perturbation(ABC):
         stop = center.numel() if stop is None else stop
         total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
         chosen = [direction for direction, weight in enumerate(weights) if weight]
-        for begin in range(start, stop, _CHUNK):
-            part = total[begin - start : begin - start + _CHUNK]
+        for begin in range(start, stop, CHUNK):
+            part = total[begin - start : begin - start + CHUNK]
             for direction in chosen:
                 [noise] = self.noise_of_range([direction], parameter, center, begin, begin + len(part))
                 part += noise * weights[direction]

@@ -58,7 +58,7 @@ def module_of(dtype):
 @pytest.fixture(params=[1024, 1 << 20], ids=["small pieces", "one piece"])
 def piece(request, monkeypatch):
     monkeypatch.setattr(update, "_PIECE", request.param)
-    monkeypatch.setattr(backend, "_CHUNK", request.param)
+    monkeypatch.setattr(backend, "CHUNK", request.param)
 
 
 def expected_step(an_update, parameter):

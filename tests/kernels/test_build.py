@@ -224,7 +224,7 @@ from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
 from lightning_evo import kernels
 values = draw(NoiseKey(1, 2), range(8), 3, 0, 50_000)
-assert isinstance(kernels.built(), Native)
+assert isinstance(kernels.built(), kernels.Native)
 print(hashlib.sha256(values.numpy().tobytes()).hexdigest())
 """
 

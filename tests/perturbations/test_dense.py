@@ -140,8 +140,8 @@ def test_chunk_sizes_do_not_change_a_bit(chunk, monkeypatch):
         return perturbation().weighted_sum(WEIGHTS, 7, center), members, rows
 
     expected = results()
-    monkeypatch.setattr(backend, "_CHUNK", chunk)
-    monkeypatch.setattr(backend, "_AT_ONCE", chunk)
+    monkeypatch.setattr(backend, "CHUNK", chunk)
+    monkeypatch.setattr(backend, "AT_ONCE", chunk)
     found = results()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
