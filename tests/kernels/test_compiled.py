@@ -113,4 +113,11 @@ def test_compiled_values_are_the_same_bits(subject):
                 count,
             )
     assert len(subject._compiled) == 4
+    values, out, expected = Values("gaussian", (1, 2, 3, 4)), torch.empty(2, 5000), torch.empty(2, 5000)
+    center = torch.randn(5000)
+    for backend, memory in ((subject, out), (REFERENCE, expected)):
+        backend.members([Span(values, 77, center, memory)], [7], [0.1, -0.1])
+    assert torch.equal(out, expected)
+    sums = (backend.weighted_sum(values, [0, 3], [0.5, -2.0], 5, 4999, center) for backend in (subject, REFERENCE))
+    assert torch.equal(*sums)
     assert not subject.failed
