@@ -289,7 +289,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", module="(evotorch|evox|torch)")
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(options.threads)
 
     data = Data(options.batch_size)
