@@ -161,7 +161,7 @@ def environment() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "compile": os.environ.get("LIGHTNING_EVO_COMPILE", "auto"),
+            "kernels": os.environ.get("LIGHTNING_EVO_KERNELS", "auto"),
         },
         "versions": {"python": platform.python_version(), **versions},
     }

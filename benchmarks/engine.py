@@ -13,7 +13,7 @@ Every row has a process of its own, like a training run, in which it takes turns
 batches, one after the other. The speed of a machine that others use, too, changes within seconds, so a share is the
 median over the rounds of the row's rate divided by the forward's before and after it; ``middle half`` is the range of
 the middle half of the rounds. The row of the plain forward itself shows how well that works. A warm-up round, which
-also compiles (``LIGHTNING_EVO_COMPILE=1``), is not counted.
+also compiles (``LIGHTNING_EVO_KERNELS=auto``), is not counted.
 """
 
 from __future__ import annotations
@@ -195,7 +195,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="rounds that count (default 5, for few members 15; quick 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     cases = [Case("fp32", 4), Case("bf16", 4), Case("bf16", 16)]
     if options.quick or options.tiny:
         cases = [Case("fp32", 4, options.tiny)]

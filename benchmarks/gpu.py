@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", help="names of sections")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "0" if options.tiny else "1")
+    os.environ.setdefault("LIGHTNING_EVO_KERNELS", "torch" if options.tiny else "auto")
     machine = Machine(time.monotonic() + options.minutes * 60, options.tiny)
     sections: dict[str, Callable[[], dict[str, Any]]] = {
         "noise": lambda: noise(machine),

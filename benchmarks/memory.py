@@ -6,7 +6,7 @@ A GPT-2 with the shape of the 124M one (12 layers, 768 wide, 50,257 tokens in th
 float32 and bfloat16, on 4 sequences of 128 tokens. Every row runs in five processes of its own, which take turns with
 those of the other rows, and figures are medians: on a CPU the heap comes out a tenth larger in one process than in the
 next. Every process does the same: import the same libraries, evolve a miniature model once so that the compiler and its
-kernels are loaded (``LIGHTNING_EVO_COMPILE=1``), create the model directly in its dtype, run the row once (AdamW's
+kernels are loaded (``LIGHTNING_EVO_KERNELS=auto``), create the model directly in its dtype, run the row once (AdamW's
 moments then exist, and caches are filled), hand freed memory back to the system, reset the peak, run the row once more,
 read the peak.
 
@@ -103,7 +103,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
     if options.row:
         print(json.dumps(measure(options.row, options.dtype or "fp32", options.size)))

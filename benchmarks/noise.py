@@ -31,7 +31,7 @@ from benchmarks._measure import interleaved, show, write
 from benchmarks._models import DTYPES
 from lightning_evo import kernels
 from lightning_evo.noise.philox import NoiseKey
-from lightning_evo.perturbations import Dense
+from lightning_evo.perturbations import Dense, Moving, Part
 
 LIMIT = "copy"
 DIRECTIONS = 8
@@ -46,10 +46,10 @@ def rows(elements: int, dtype: torch.dtype) -> dict[str, tuple[int, Callable[[],
     perturbation = Dense(key)
 
     def pair() -> object:
-        return perturbation.members_of_rows([0], [1e-3, -1e-3], 0, center, 0, len(center), outs.flatten(1))
+        return perturbation.members([0], [1e-3, -1e-3], [Part(0, center, out=outs.flatten(1))])[0]
 
     def update(directions: int) -> object:
-        return perturbation.move([1.0] * directions, [0], [center], [1e-9], key)
+        return perturbation.move([1.0] * directions, [Moving(0, center, 1e-9)], key)
 
     found: dict[str, tuple[int, Callable[[], object]]] = {
         LIMIT: (1, lambda: outs[0].copy_(center)),
@@ -72,10 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="rounds that count (default 25, quick 5)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     torch.set_num_threads(os.cpu_count() or 1)
-    if kernels.library_for(torch.empty(1)) is None:
-        parser.exit(1, "The noise kernels are needed, which need a C++ compiler and LIGHTNING_EVO_COMPILE=1.\n")
+    if not isinstance(kernels.backend_for(torch.empty(1)), kernels.Native):
+        parser.exit(1, "The noise kernels are needed: a C++ compiler, and LIGHTNING_EVO_KERNELS=auto or native.\n")
     elements = 1 << (14 if options.tiny else 24)
     repeats = options.repeats or (5 if options.quick or options.tiny else 25)
 

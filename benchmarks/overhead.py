@@ -42,7 +42,7 @@ from benchmarks.engine import Case, forward, how
 from lightning_evo.algorithms import get
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
-from lightning_evo.kernels import Library
+from lightning_evo.kernels import Native
 from lightning_evo.spaces.search_space import SearchSpace
 
 PARTS = ("forward", "through Python", "noise", "rest", "update")
@@ -69,8 +69,8 @@ def parts(case: Case, name: str, repeats: int) -> dict[str, Any]:
 
     generation()
     rounds = []
-    members, chosen_rows = timed(Library.members), timed(Library.chosen_rows)
-    with mock.patch.object(Library, "members", members), mock.patch.object(Library, "chosen_rows", chosen_rows):
+    members, chosen_rows = timed(Native.members), timed(Native.chosen_rows)
+    with mock.patch.object(Native, "members", members), mock.patch.object(Native, "chosen_rows", chosen_rows):
         for _ in range(1 + repeats):  # the first warms up
             one = seconds(lambda: [limit() for _ in range(calls)]) / calls
             mode = seconds(lambda: [through_python() for _ in range(calls)]) / calls - one
@@ -129,7 +129,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="rounds that count (default 7, quick 2)")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     small = options.quick or options.tiny
     repeats = options.repeats or (2 if small else 7)
     cases = [Case("fp32", 4, options.tiny)] if small else [Case("fp32", 4), Case("bf16", 4), Case("bf16", 16)]

@@ -263,7 +263,6 @@ def main(arguments: list[str] | None = None) -> None:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     if len(cores) < 2 and not options.tiny:
         parser.exit(1, "Two ranks need two cores, and this process has one.\n")
-    os.environ.setdefault("LIGHTNING_EVO_COMPILE", "1")
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     members, ranks = (4 if options.tiny else 16), 2
     repeats = options.repeats or (3 if options.quick or options.tiny else 9)

@@ -4,7 +4,6 @@ import logging
 import os
 import random
 import signal
-import warnings
 from collections.abc import Iterator
 
 import numpy
@@ -13,17 +12,18 @@ import torch
 
 from lightning_evo import kernels
 
-if kernels.enabled():
+if os.environ.get("LIGHTNING_EVO_KERNELS", "auto") != "torch":
     # Built now, not in the middle of whichever test draws noise first. Where they can't be, tests go without: the
     # warning would fail every one of them.
-    with warnings.catch_warnings(record=True) as failures:
-        warnings.simplefilter("always")
-        built = kernels.library_for()
-    os.environ["LIGHTNING_EVO_COMPILE"] = "1" if built else "0"
+    os.environ["LIGHTNING_EVO_KERNELS"] = "native" if isinstance(kernels.built(), kernels.Native) else "torch"
+
+
+def has_kernels() -> bool:
+    return os.environ["LIGHTNING_EVO_KERNELS"] == "native"
 
 
 def pytest_report_header() -> str:
-    return "noise kernels: " + ("yes" if kernels.enabled() else "no, only plain tensor operations")
+    return "noise kernels: " + ("yes" if has_kernels() else "no, only plain tensor operations")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -66,9 +66,9 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(params=["0", "1"], ids=["plain", "kernels"])
+@pytest.fixture(params=["torch", "native"], ids=["plain", "kernels"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the plain tensor operations and, where they could be built, by the kernels."""
-    if request.param == "1" and not kernels.enabled():
+    if request.param == "native" and not has_kernels():
         pytest.skip("needs the noise kernels")
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", request.param)
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", request.param)

@@ -21,7 +21,7 @@ class DigitsClassifier(LightningModule):
         hidden: Width of the hidden layer.
         learning_rate: AdamW's learning rate at the start; it falls to zero along a cosine.
         weight_decay: AdamW's weight decay. It keeps the weights of a size at which perturbations change predictions;
-            without it some digit may never be predicted again, and accuracy no longer says how to get it back.
+            without it some digit may never be predicted again, and accuracy alone no longer says how to get it back.
     """
 
     def __init__(self, hidden: int = 64, learning_rate: float = 0.03, weight_decay: float = 0.1) -> None:

@@ -132,11 +132,12 @@ class _Sharded(Perturbation):
     """A perturbation whose sums are made by all processes: each sums its share of the elements, and all gather."""
 
     def __init__(self, inner: Perturbation, ranks: Ranks) -> None:
-        super().__init__(inner.key)
         self._inner, self._ranks = inner, ranks
 
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
-        return self._inner.noise(directions, parameter, center)
+    def noise_of_range(
+        self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
+    ) -> Tensor:
+        return self._inner.noise_of_range(directions, parameter, center, start, stop)
 
     def weighted_sum(
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None

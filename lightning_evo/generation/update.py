@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_evo.algorithms import Directions, Lesson, NewCenter, Population
+from lightning_evo.algorithms import Directions, Lesson, NewCenter, Population, Term
 from lightning_evo.generation.norms import Norms
 from lightning_evo.generation.step import Clipping, Step
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
+from lightning_evo.perturbations import Moving, without_padding
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
 __all__ = ["AlongDirections", "ToCenter", "Update", "update_from"]
@@ -69,7 +70,9 @@ class Update(ABC):
 def update_from(lesson: Lesson, population: Population, space: SearchSpace, fitness: Tensor) -> Update:
     """The update that carries a lesson out."""
     if isinstance(lesson, Directions):
-        return AlongDirections(population, space, fitness, lesson)
+        now, *past = lesson.terms
+        terms = now, *(Term(without_padding(perturbation, space), weights) for perturbation, weights in past)
+        return AlongDirections(population, space, fitness, replace(lesson, terms=terms))
     return ToCenter(population, space, fitness, lesson)
 
 
@@ -113,7 +116,6 @@ class AlongDirections(Update):
         total = sums[0]
         for past in sums[1:]:
             total += past
-        parameter.without_padding(total, offset + start)
         if self.lesson.weight_decay:
             total -= center.reshape(-1)[start:stop].to(total.dtype) * self.lesson.weight_decay
         return total
@@ -180,10 +182,10 @@ class AlongDirections(Update):
         (perturbation, weights), *past = self.lesson.terms
         if past or self.lesson.weight_decay:
             return {}
-        plain = [p for p in self.space if p.shard is None and p.padding_row is None and p.tensor.is_contiguous()]
-        indices, centers = [parameter.index for parameter in plain], [parameter.tensor.detach() for parameter in plain]
-        norms = perturbation.move(weights, indices, centers, [rates[i] for i in indices], key)
-        return {index: norm for index, norm in zip(indices, norms, strict=True) if norm is not None}
+        plain = [p for p in self.space if p.shard is None and p.tensor.is_contiguous()]
+        tensors = [Moving(parameter.index, parameter.tensor.detach(), rates[parameter.index]) for parameter in plain]
+        norms = perturbation.move(weights, tensors, key)
+        return {parameter.index: norm for parameter, norm in zip(plain, norms, strict=True)}
 
     @torch.no_grad()
     def _clip_coefficient(self, clipping: Clipping) -> float:

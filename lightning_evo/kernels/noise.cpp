@@ -1,7 +1,6 @@
-// The operations of noise.py, rounding.py and perturbations/dense.py, fused for CPUs: noise is made in registers where
-// it is used and is never written to memory. Bit for bit what the plain tensor operations give (tests compare them), so
-// compile without contraction of multiply and add; only low_rank sums in another order. The layout of rows is
-// described at the head of noise.py.
+// The operations of backend.py, fused for CPUs: noise is made in registers where it is used and is never written to
+// memory. Bit for bit what the plain tensor operations give (tests compare them), so compile without contraction of
+// multiply and add; only low_rank sums in another order. The layout of rows is described at the head of values.py.
 
 #include <algorithm>
 #include <cmath>

@@ -1,8 +1,6 @@
-"""The address of a random number, and the bits that stand there.
+"""The address of a random number, in the counter and key of Philox4x32-10 (:mod:`lightning_evo.kernels.philox`).
 
-The bits come from Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC'11,
-https://doi.org/10.1145/2063384.2063405), written in plain integer tensor operations. One call turns a 128-bit counter
-and a 64-bit key into four 32-bit words. The address is laid out as::
+One call of Philox turns a 128-bit counter and a 64-bit key into four 32-bit words. The address is laid out as::
 
     key      = seed (64 bits)
     counter  = [block, parameter + 2^28 * stream, generation, member]     (4 x 32 bits)
@@ -10,12 +8,9 @@ and a 64-bit key into four 32-bit words. The address is laid out as::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-__all__ = ["NoiseKey", "Stream", "address_of", "check_offsets", "check_range", "philox4x32"]
+__all__ = ["NoiseKey", "Stream", "address_of", "check_offsets", "check_range"]
 
 _MASK = 0xFFFFFFFF
 
@@ -56,46 +51,14 @@ def check_range(name: str, value: int, bits: int) -> None:
         raise ValueError(f"{name} must be in [0, 2^{bits}), got {value}.")
 
 
-def philox4x32(counter: Sequence[Tensor], key: tuple[Tensor, Tensor], rounds: int = 10) -> list[Tensor]:
-    """Philox4x32: four random words for each counter.
-
-    Args:
-        counter: Four int64 tensors that broadcast together, each value in [0, 2^32).
-        key: Two int64 tensors, each value in [0, 2^32).
-        rounds: Number of rounds; 10 is the published default.
-
-    Returns:
-        Four int64 tensors with values in [0, 2^32).
-
-    Example:
-        >>> import torch
-        >>> zero = torch.tensor(0)
-        >>> [f"{int(word):08x}" for word in philox4x32([zero] * 4, (zero, zero))]
-        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
-    """
-    x0, x1, x2, x3 = counter
-    k0, k1 = key
-    for _ in range(rounds):
-        # The 64-bit product may wrap to a negative number; shift and mask still give its high and low words.
-        product0, product1 = x0 * 0xD2511F53, x2 * 0xCD9E8D57
-        x0, x1, x2, x3 = (
-            ((product1 >> 32) & _MASK) ^ x1 ^ k0,
-            product1 & _MASK,
-            ((product0 >> 32) & _MASK) ^ x3 ^ k1,
-            product0 & _MASK,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
-    return [x0, x1, x2, x3]
-
-
-def address_of(key: NoiseKey, parameter: int) -> list[int]:
+def address_of(key: NoiseKey, parameter: int) -> tuple[int, int, int, int]:
     """What all elements of a parameter share: four 32-bit words.
 
     Raises:
         ValueError: If ``parameter`` is not in [0, 2^28).
     """
     check_range("parameter", parameter, 28)
-    return [parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK]
+    return parameter | key.stream << 28, key.generation, key.seed & _MASK, key.seed >> 32 & _MASK
 
 
 def check_offsets(start: int, stop: int) -> None:

@@ -6,14 +6,29 @@ from typing import Literal
 
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import Distribution
-from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.perturbations._base import Moving, Part, Perturbation, noise_dtype
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.perturbations.low_rank import LowRank
+from lightning_evo.perturbations.padding import WithoutRows, without_padding
 from lightning_evo.perturbations.scaled import Scaled
 from lightning_evo.perturbations.sparse import Sparse
 from lightning_evo.perturbations.vectors import Vectors
 
-__all__ = ["Dense", "LowRank", "Perturbation", "Scaled", "SigmaScale", "Sparse", "Vectors", "compose", "noise_dtype"]
+__all__ = [
+    "Dense",
+    "LowRank",
+    "Moving",
+    "Part",
+    "Perturbation",
+    "Scaled",
+    "SigmaScale",
+    "Sparse",
+    "Vectors",
+    "WithoutRows",
+    "compose",
+    "noise_dtype",
+    "without_padding",
+]
 
 SigmaScale = Literal["none", "rms"]
 """Whether sigma is a number for all tensors, or in units of each tensor's root mean square."""

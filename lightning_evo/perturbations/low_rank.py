@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_evo.kernels.values import standardised
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import Distribution, draw
-from lightning_evo.perturbations._base import Perturbation, noise_dtype
-from lightning_evo.perturbations.dense import Dense, standardised
+from lightning_evo.perturbations._base import Moving, Perturbation, Target, divided, noise_dtype
+from lightning_evo.perturbations.dense import Dense
 from lightning_evo.utils.options import whole
 
 __all__ = ["LowRank"]
@@ -72,81 +73,64 @@ class LowRank(Perturbation):
         basis_key: NoiseKey | None = None,
         distribution: Distribution = "gaussian",
     ) -> None:
-        super().__init__(key)
+        self.key = key
         self.rank = whole("rank", rank)
         self.basis_key = key if basis_key is None else basis_key
         self._dense = Dense(key, distribution)
         self.distribution = self._dense.distribution
 
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:
-        """Noise for one tensor in several directions, by elementwise products: the same bits on any device.
+    def noise_of_range(
+        self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
+    ) -> Tensor:
+        """The noise of some elements, by elementwise products: the same bits on any device.
 
         Args:
             directions: Numbers of the directions.
             parameter: Index of the tensor.
-            center: The tensor.
+            center: The tensor, or something of its shape, device and dtype.
+            start: First flat, row-major offset.
+            stop: One past the last offset.
 
         Returns:
-            ``[len(directions), *center.shape]`` in float32, or float64 for a float64 tensor. Not to be written to.
+            ``[len(directions), stop - start]`` in float32, or float64 for a float64 tensor. Not to be written to.
         """
         if not self._is_low_rank(center):
-            return self._dense.noise(directions, parameter, center)
-        return _product(*self._all_factors(directions, parameter, center)).view(len(directions), *center.shape)
-
-    def noise_of_range(  # noqa: D102
-        self, direction: int, parameter: int, center: Tensor, start: int, stop: int
-    ) -> Tensor:
-        if not self._is_low_rank(center):
-            return self._dense.noise_of_range(direction, parameter, center, start, stop)
+            return self._dense.noise_of_range(directions, parameter, center, start, stop)
+        if (start, stop) == (0, center.numel()):
+            return _product(*self._all_factors(directions, parameter, center)).flatten(1)
         _, rows, columns = _matrices(center)
         first, last = start // columns, -(-stop // columns)  # whole rows, of which the ends may not be wanted
-        total = torch.empty(last - first, columns, dtype=noise_dtype(center), device=center.device)
+        shape = len(directions), last - first, columns
+        noise = torch.empty(shape, dtype=noise_dtype(center), device=center.device)
         for matrix, begin, end in _pieces(first, last, rows):
-            a = self._a(self.key, [direction], parameter, center, begin, end)[0]
-            b = self._b([direction], parameter, center, matrix)[0]
-            total[begin - first : end - first] = _product(a, b)
-        return total.view(-1)[start - first * columns : stop - first * columns]
+            a = self._a(self.key, directions, parameter, center, begin, end)
+            noise[:, begin - first : end - first] = _product(a, self._b(directions, parameter, center, matrix))
+        return noise.flatten(1)[:, start - first * columns : stop - first * columns]
 
-    def members(  # noqa: D102
-        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
-    ) -> Tensor:
-        if not self._is_low_rank(center):
-            return self._dense.members(directions, steps, parameter, center)
-        return super().members(directions, steps, parameter, center)
+    def write_members(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], targets: Sequence[Target]
+    ) -> None:
+        low_rank: list[Target] = []
+        dense: list[Target] = []
+        for target in targets:
+            (low_rank if self._is_low_rank(target.center) else dense).append(target)
+        super().write_members(directions, steps, low_rank)
+        self._dense.write_members(directions, steps, dense)
 
-    def members_of_several(  # noqa: D102
-        self, directions: Sequence[int], steps: Sequence[float], parameters: Sequence[int], centers: Sequence[Tensor]
-    ) -> list[Tensor]:
-        dense = [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
-        indices, mine = [parameters[i] for i in dense], [centers[i] for i in dense]
-        made = dict(zip(dense, self._dense.members_of_several(directions, steps, indices, mine), strict=True))
-        return [
-            made[i] if i in made else self.members(directions, steps, parameter, center)
-            for i, (parameter, center) in enumerate(zip(parameters, centers, strict=True))
-        ]
-
-    def members_of_chosen_rows(  # noqa: D102
+    def chosen_rows(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
-    ) -> Tensor | None:
+    ) -> Tensor:
         if self._is_low_rank(center):
-            return None
-        return self._dense.members_of_chosen_rows(directions, steps, parameter, center, chosen)
+            return super().chosen_rows(directions, steps, parameter, center, chosen)
+        return self._dense.chosen_rows(directions, steps, parameter, center, chosen)
 
-    def move(  # noqa: D102
-        self,
-        weights: Sequence[float],
-        parameters: Sequence[int],
-        centers: Sequence[Tensor],
-        coefficients: Sequence[float],
-        rounding: NoiseKey,
-    ) -> list[float | None]:
-        norms = super().move(weights, parameters, centers, coefficients, rounding)  # of none
-        dense = [i for i, center in enumerate(centers) if not self._is_low_rank(center)]
-        mine, rates = [centers[i] for i in dense], [coefficients[i] for i in dense]
-        moved = self._dense.move(weights, [parameters[i] for i in dense], mine, rates, rounding)
-        for i, norm in zip(dense, moved, strict=True):
-            norms[i] = norm
-        return norms
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+        return divided(
+            tensors,
+            lambda one: self._is_low_rank(one.center),
+            lambda mine: super(LowRank, self).move(weights, mine, rounding),
+            lambda dense: self._dense.move(weights, dense, rounding),
+        )
 
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.perturbations._base import Perturbation, Target, check_whole, noise_dtype
 
 __all__ = ["Scaled"]
 
@@ -43,40 +43,25 @@ class Scaled(Perturbation):
     """
 
     def __init__(self, inner: Perturbation) -> None:
-        super().__init__(inner.key)
         self.inner = inner
         self._scales: dict[int, float] = {}
 
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
-        return self.inner.noise(directions, parameter, center) * self._scale(parameter, center)
-
-    def members(  # noqa: D102
-        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    def noise_of_range(  # noqa: D102
+        self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
         scale = self._scale(parameter, center)
-        return self.inner.members(directions, [step * scale for step in steps], parameter, center)
+        return self.inner.noise_of_range(directions, parameter, center, start, stop) * scale
 
-    def members_of_rows(  # noqa: D102
-        self,
-        directions: Sequence[int],
-        steps: Sequence[float],
-        parameter: int,
-        center: Tensor,
-        first: int,
-        last: int,
-        out: Tensor | None = None,
-    ) -> Tensor | None:
-        scale = self._scale(parameter, center)
-        scaled = [step * scale for step in steps]
-        return self.inner.members_of_rows(directions, scaled, parameter, center, first, last, out)
+    def write_members(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], targets: Sequence[Target]
+    ) -> None:
+        for target in targets:
+            self.inner.write_members(directions, self._scaled(steps, target.parameter, target.center), [target])
 
-    def members_of_chosen_rows(  # noqa: D102
+    def chosen_rows(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
-    ) -> Tensor | None:
-        scale = self._scale(parameter, center)
-        return self.inner.members_of_chosen_rows(
-            directions, [step * scale for step in steps], parameter, center, chosen
-        )
+    ) -> Tensor:
+        return self.inner.chosen_rows(directions, self._scaled(steps, parameter, center), parameter, center, chosen)
 
     def factors(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor
@@ -90,8 +75,13 @@ class Scaled(Perturbation):
         scale = self._scale(parameter, center)
         return self.inner.weighted_sum(weights, parameter, center, start, stop) * scale
 
+    def _scaled(self, steps: Sequence[float], parameter: int, center: Tensor) -> list[float]:
+        scale = self._scale(parameter, center)
+        return [step * scale for step in steps]
+
     def _scale(self, parameter: int, center: Tensor) -> float:
         if parameter not in self._scales:
+            check_whole(self, center)
             norm = torch.linalg.vector_norm(center.detach(), dtype=noise_dtype(center))
             self._scales[parameter] = max(_FLOOR, float(norm) / math.sqrt(max(1, center.numel())))
         return self._scales[parameter]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.perturbations._base import Perturbation, Target, check_whole, noise_dtype
 from lightning_evo.utils.options import number
 
 __all__ = ["Sparse"]
@@ -52,38 +52,40 @@ class Sparse(Perturbation):
     """
 
     def __init__(self, inner: Perturbation, sparsity: float) -> None:
-        super().__init__(inner.key)
         self.inner = inner
         self.sparsity = number("sparsity", sparsity, above=0, below=1)
         self._thresholds: dict[int, float] = {}
 
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
-        return self.inner.noise(directions, parameter, center) * self._mask(parameter, center, center)
-
-    def members(  # noqa: D102
-        self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor
+    def noise_of_range(  # noqa: D102
+        self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
-        mask = self._mask(parameter, center, center)
-        return torch.where(mask, self.inner.members(directions, steps, parameter, center), center.detach())
+        mask = self._mask(parameter, center, center.detach().reshape(-1)[start:stop])
+        return self.inner.noise_of_range(directions, parameter, center, start, stop) * mask
 
-    def members_of_chosen_rows(  # noqa: D102
+    def write_members(  # noqa: D102
+        self, directions: Sequence[int], steps: Sequence[float], targets: Sequence[Target]
+    ) -> None:
+        self.inner.write_members(directions, steps, targets)
+        for target in targets:
+            mask = self._mask(target.parameter, target.center, target.values)
+            torch.where(mask, target.out, target.values, out=target.out)
+
+    def chosen_rows(  # noqa: D102
         self, directions: Sequence[int], steps: Sequence[float], parameter: int, center: Tensor, chosen: Tensor
-    ) -> Tensor | None:
-        members = self.inner.members_of_chosen_rows(directions, steps, parameter, center, chosen)
-        if members is None:
-            return None
+    ) -> Tensor:
+        members = self.inner.chosen_rows(directions, steps, parameter, center, chosen)
         rows = center.detach()[chosen]
         return torch.where(self._mask(parameter, center, rows), members, rows)
 
     def weighted_sum(  # noqa: D102
         self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        part = center.detach().reshape(-1)[start:stop]
-        mask = self._mask(parameter, center, part)
+        mask = self._mask(parameter, center, center.detach().reshape(-1)[start:stop])
         return self.inner.weighted_sum(weights, parameter, center, start, stop) * mask
 
     def _mask(self, parameter: int, center: Tensor, part: Tensor) -> Tensor:
         if parameter not in self._thresholds:
+            check_whole(self, center)
             self._thresholds[parameter] = _threshold(center.detach(), self.sparsity)
         return part.detach().abs() <= self._thresholds[parameter]
 

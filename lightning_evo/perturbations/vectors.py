@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
 
 __all__ = ["Vectors"]
@@ -33,31 +31,14 @@ class Vectors(Perturbation):
     """
 
     def __init__(self, table: Tensor, offsets: Mapping[int, int] | None = None) -> None:
-        super().__init__(NoiseKey(0, 0))
         self.table = table
         self._offsets = {0: 0} if offsets is None else dict(offsets)
 
     def over(self, offsets: Mapping[int, int]) -> Vectors:  # noqa: D102
         return Vectors(self.table, offsets)
 
-    def noise(self, directions: Sequence[int], parameter: int, center: Tensor) -> Tensor:  # noqa: D102
-        return self._flat(directions, parameter, center, 0, center.numel()).view(len(directions), *center.shape)
-
     def noise_of_range(  # noqa: D102
-        self, direction: int, parameter: int, center: Tensor, start: int, stop: int
+        self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
-        return self._flat([direction], parameter, center, start, stop)[0]
-
-    def weighted_sum(  # noqa: D102
-        self, weights: Sequence[float], parameter: int, center: Tensor, start: int = 0, stop: int | None = None
-    ) -> Tensor:
-        stop = center.numel() if stop is None else stop
-        total = torch.zeros(stop - start, dtype=noise_dtype(center), device=center.device)
-        for direction, weight in enumerate(weights):
-            if weight:
-                total += self.noise_of_range(direction, parameter, center, start, stop) * weight
-        return total
-
-    def _flat(self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int) -> Tensor:
         first = self._offsets[parameter]
         return self.table[list(directions), first + start : first + stop].to(center.device, noise_dtype(center))

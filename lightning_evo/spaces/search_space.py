@@ -58,32 +58,11 @@ class EvolvingParameter:
         """Values of the shape of :attr:`local` as a tensor that can be the parameter's ``.grad``."""
         return values if self.shard is None else as_gradient(self.tensor, values)
 
-    def keep_padding(self, member: Tensor, center: Tensor) -> Tensor:
-        """``member``, with the padding row of ``center``; both of the shape of :attr:`local`."""
+    def keep_padding(self, values: Tensor, center: Tensor) -> Tensor:
+        """``values``, with the padding row of ``center``; both of the parameter's shape."""
         if self.padding_row is not None:
-            row = self._padding(center, 0 if self.shard is None else self.shard.start)
-            member[row] = center[row]
-        return member
-
-    def without_padding(self, values: Tensor, start: int = 0) -> Tensor:
-        """``values``, set to zero in the padding row.
-
-        Args:
-            values: Of the parameter's shape; or flat, the elements from ``start`` on.
-            start: Flat offset of the first of them.
-        """
-        if self.padding_row is not None:
-            values[self._padding(values, start)] = 0
+            values[self.padding_row] = center[self.padding_row]
         return values
-
-    def _padding(self, values: Tensor, start: int) -> int | slice:
-        """Where the padding row is in ``values``: of the whole shape, or flat, the elements from ``start`` on."""
-        assert self.padding_row is not None
-        if values.shape == self.shape:
-            return self.padding_row
-        width = self.shape[1:].numel()
-        first = self.padding_row * width - start
-        return slice(max(0, first), max(0, first + width))
 
 
 class SearchSpace(Sequence[EvolvingParameter]):

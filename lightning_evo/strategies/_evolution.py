@@ -163,9 +163,9 @@ class EvoStrategyMixin(Strategy):
             )
         self._moves: IntoGradients | InPlace
         if self.update == "in_place":
-            self._moves = InPlace(lambda: self.optimizers, self._record)
+            self._moves = InPlace(self._current_optimizers, self._record)
         else:
-            self._moves = IntoGradients(lambda: _compat.gradient_scale(self.precision_plugin, self.root_device))
+            self._moves = IntoGradients(self._gradient_scale)
         self.resumed_journal: dict[str, Any] | None = None
         """What the resumed checkpoint stores about its journal."""
         self._journal_wanted = journal
@@ -347,6 +347,12 @@ class EvoStrategyMixin(Strategy):
     def _synchronized(self, update: Update) -> Update:
         """The update as the processes of a strategy make it together."""
         return update
+
+    def _current_optimizers(self) -> list[Any]:
+        return self.optimizers
+
+    def _gradient_scale(self) -> float:
+        return _compat.gradient_scale(self.precision_plugin, self.root_device)
 
     def _record(self, update: Update, step: Step) -> Step:
         """Have the journal record the generation before the weights move; gives the step to move them with."""

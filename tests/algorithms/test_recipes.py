@@ -8,6 +8,7 @@ from scipy import stats
 from lightning_evo.algorithms import available, get
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
+from lightning_evo.perturbations import Part
 
 DIMENSION = 6
 START = numpy.linspace(-1, 1, DIMENSION)
@@ -53,7 +54,7 @@ def steps_of_a_matrix(name, steps, seed=4, first=2, **options):
         members = [
             member
             for d in range(population.directions)
-            for member in population.perturbation.members([d], signs, 0, center)
+            for member in population.perturbation.members([d], signs, [Part(0, center)])[0]
         ]
         fitness = torch.tensor([fitness_of_matrix(member.numpy()) for member in members], dtype=torch.float64)
         state, lesson = algorithm.learn(state, population, fitness, numel)

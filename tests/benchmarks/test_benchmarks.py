@@ -14,7 +14,7 @@ from lightning_evo import kernels
 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch):
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "0")  # a test of the code, not of its speed
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "torch")  # a test of the code, not of its speed
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -43,8 +43,8 @@ def test_engine(tmp_path):
 @pytest.mark.slow
 def test_overhead(tmp_path, monkeypatch):
     needs_transformers()
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.library_for(torch.empty(1)) is None:
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "auto")
+    if not isinstance(kernels.built(), kernels.Native):
         pytest.skip("no C++ compiler")
     overhead.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "overhead.json")])
     result = json.loads((tmp_path / "overhead.json").read_text())
@@ -57,8 +57,8 @@ def test_overhead(tmp_path, monkeypatch):
 
 
 def test_noise(tmp_path, monkeypatch):
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.library_for(torch.empty(1)) is None:
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "auto")
+    if not isinstance(kernels.built(), kernels.Native):
         pytest.skip("no C++ compiler")
     noise.main(["--tiny", "--repeats", "1", "--output", str(tmp_path / "noise.json")])
     for case in json.loads((tmp_path / "noise.json").read_text())["results"]:
@@ -68,8 +68,8 @@ def test_noise(tmp_path, monkeypatch):
 
 
 def test_noise_rows_do_what_they_say(monkeypatch):
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    if kernels.library_for(torch.empty(1)) is None:
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "auto")
+    if not isinstance(kernels.built(), kernels.Native):
         pytest.skip("no C++ compiler")
     elements, sigma = 1 << 14, 1e-3
     torch.manual_seed(0)

@@ -14,6 +14,7 @@ from lightning_evo.algorithms import EvolutionStrategy, Population
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.generation.laying import laid_over
 from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")
@@ -268,8 +269,9 @@ def evaluate(
     evolve: Any = None,
 ) -> list[Any]:
     """The fitness of every member, in one way; ``None`` for the plain loop."""
+    space = SearchSpace(module, evolve)
     with Isolation(module, CPU) as isolation:
-        job = Job(SearchSpace(module, evolve), members, fitness, isolation, range(len(members)))
+        job = Job(space, laid_over(members, space), fitness, isolation, range(len(members)))
         return (way or Plain()).run(job)
 
 
@@ -277,8 +279,7 @@ def direction(module: nn.Module, members: Population, fitness: Tensor, evolve: A
     """The update that follows from a fitness: each direction's noise times how much better it is."""
     better = fitness.double().view(-1, members.per_direction)
     better = better[:, 0] - (better[:, 1] if members.per_direction == 2 else better.mean())
-    sums = (
-        members.perturbation.weighted_sum(better.tolist(), p.index, p.tensor).double()
-        for p in SearchSpace(module, evolve)
-    )
+    space = SearchSpace(module, evolve)
+    perturbation = laid_over(members, space).perturbation
+    sums = (perturbation.weighted_sum(better.tolist(), p.index, p.tensor).double() for p in space)
     return torch.cat(list(sums))

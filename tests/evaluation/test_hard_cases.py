@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_evo import Evolution, SearchSpace, algorithms, kernels
+from lightning_evo import Evolution, SearchSpace, algorithms
 from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation import check
 from lightning_evo.evaluation.isolation import Isolation
@@ -14,6 +14,9 @@ from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.update import AlongDirections
+from lightning_evo.kernels import Native
+from lightning_evo.perturbations import Part
+from tests.conftest import has_kernels
 
 CPU = torch.device("cpu")
 
@@ -31,9 +34,8 @@ def test_a_buffer_that_shares_a_weights_memory_is_the_members():
         found = Plain().run(Job(space, population, lambda: model(x).square().mean(), isolation, range(4)))
     for number, value in enumerate(found):
         direction, step = population.address(number)
-        weight, bias = (
-            population.perturbation.members([direction], [step], p.index, p.tensor.detach())[0] for p in space
-        )
+        parts = [Part(p.index, p.tensor.detach()) for p in space]
+        [weight], [bias] = population.perturbation.members([direction], [step], parts)
         torch.testing.assert_close(value, nn.functional.linear(x, weight, bias).square().mean())
 
 
@@ -111,17 +113,17 @@ def test_small_tensors_of_a_pair_have_a_budget(monkeypatch):
 @pytest.mark.parametrize("way", [InForward(), Batched()], ids=lambda way: way.name)
 def test_small_tensors_and_the_update_take_one_call_of_a_kernel(way, monkeypatch):
     """One call for each tensor would take longer than the noise."""
-    if kernels.library_for(torch.empty(1)) is None:
+    if not has_kernels():
         pytest.skip("needs the noise kernels")
     calls = []
     for name in ("members", "update"):
-        function = getattr(kernels.Library, name)
+        function = getattr(Native, name)
 
         def counted(*arguments, function=function, name=name):
             calls.append(name)
             return function(*arguments)
 
-        monkeypatch.setattr(kernels.Library, name, counted)
+        monkeypatch.setattr(Native, name, counted)
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10)), nn.LayerNorm(8))
     space, population = SearchSpace(model), population_of()
     with torch.no_grad(), Isolation(model, CPU) as isolation:

@@ -110,8 +110,8 @@ def test_low_rank_noise_of_matrices_is_never_made(way, monkeypatch):
         return module["convolution"]((module["linear"](hidden) + module["without_bias"](hidden)).mT).square().mean()
 
     made = []
-    noise = LowRank.noise
-    monkeypatch.setattr(LowRank, "noise", lambda *args: made.append(args[-1].dim()) or noise(*args))
+    noise = LowRank.noise_of_range
+    monkeypatch.setattr(LowRank, "noise_of_range", lambda *args: made.append(args[3].dim()) or noise(*args))
     evaluate(way, module, population(rank=2), fitness)
     assert set(made) <= {1}  # biases
 
@@ -203,8 +203,7 @@ def test_only_the_entries_of_an_embedding_that_are_looked_up_are_made(way, noise
 
     expected = torch.stack(evaluate(None, module, population(**noise), fitness))
     whole = list(outputs)
-    for name in ("members", "members_of_rows"):
-        monkeypatch.setattr(Dense, name, lambda *args, **kwargs: pytest.fail("all entries are made"))
+    monkeypatch.setattr(Dense, "write_members", lambda *args, **kwargs: pytest.fail("all entries are made"))
     outputs.clear()
     found = torch.stack(evaluate(way(), module, population(**noise), fitness))
     torch.testing.assert_close(found, expected)
@@ -218,8 +217,8 @@ def test_an_embedding_that_is_looked_up_again_and_again_is_made_once(way, monkey
     """Rows are chosen as long as they are fewer than all; a decoder that embeds one token after the other has many."""
     module, target = torch.nn.Embedding(700, 100), torch.randn(1000, 100)
     chosen = []
-    make = Dense.members_of_chosen_rows
-    monkeypatch.setattr(Dense, "members_of_chosen_rows", lambda *args: chosen.append(args[-1].numel()) or make(*args))
+    make = Dense.chosen_rows
+    monkeypatch.setattr(Dense, "chosen_rows", lambda *args: chosen.append(args[-1].numel()) or make(*args))
 
     def fitness():
         rows = [module(torch.tensor([token % 700])) for token in range(1000)]

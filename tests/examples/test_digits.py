@@ -44,7 +44,7 @@ def test_demo_at_a_small_size(tmp_path, capsys, monkeypatch, one_thread):
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     with (folder / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["val_acc"]]
-    assert float(rows[0]["val_acc"]) < 0.6 < float(rows[-1]["val_acc"]) + 0.15
+    assert float(rows[-1]["val_acc"]) > 0.55
     assert float(rows[-1]["val_acc"]) > float(rows[0]["val_acc"])
 
 
@@ -54,4 +54,4 @@ def test_95_percent_held_out_accuracy_from_accuracy(one_thread, seed):
     """By every seed, within 1,250 steps."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert run("evolution of accuracy", seed, target=0.95, max_epochs=250)["val_acc"] >= 0.95
+        assert run("evolution of accuracy, ties by the loss", seed, target=0.95, max_epochs=250)["val_acc"] >= 0.95

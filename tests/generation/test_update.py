@@ -10,10 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Directions, Population, Term
+from lightning_evo.algorithms import Directions, Term
 from lightning_evo.generation import update
+from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.step import Clipping
 from lightning_evo.generation.update import AlongDirections
+from lightning_evo.kernels import backend
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
 from lightning_evo.perturbations import Dense, LowRank
@@ -26,10 +28,10 @@ def an_update(module, weight_decay=0.0, weights=WEIGHTS, **options):
     """What a generation of which the weights are known has taught."""
     algorithm = algorithms.get("openai_es")(population=8, **options)
     state = algorithm.init(torch.zeros(1), seed=3)
-    population = algorithm.ask(state)
-    assert isinstance(population, Population)
+    space = SearchSpace(module)
+    population = laid_over(algorithm.ask(state), space)
     lesson = Directions((Term(population.perturbation, weights),), weight_decay, learning_rate=0.1)
-    return AlongDirections(population, SearchSpace(module), torch.zeros(8), lesson)
+    return AlongDirections(population, space, torch.zeros(8), lesson)
 
 
 def module_of(dtype):
@@ -56,6 +58,7 @@ def module_of(dtype):
 @pytest.fixture(params=[1024, 1 << 20], ids=["small pieces", "one piece"])
 def piece(request, monkeypatch):
     monkeypatch.setattr(update, "_PIECE", request.param)
+    monkeypatch.setattr(backend, "CHUNK", request.param)
 
 
 def expected_step(an_update, parameter):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from lightning_evo.noise.normal import normal_table
+from lightning_evo.kernels.normal import normal_table
+from lightning_evo.kernels.values import rows
 from lightning_evo.noise.philox import NoiseKey, Stream, address_of
 from lightning_evo.noise.rounding import move, stochastic_round
-from lightning_evo.noise.values import rows
 
 SHORT = [torch.bfloat16, torch.float16]
 LARGEST = 1 - 2.0**-24  # of the uniform values

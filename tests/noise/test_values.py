@@ -7,7 +7,6 @@ alone would exceed less often than once in the number of cases given next to it.
 import hashlib
 import math
 import random
-import shutil
 from statistics import NormalDist
 
 import numpy
@@ -15,10 +14,12 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_evo.noise import values as noise_values
-from lightning_evo.noise.normal import SLICES, normal_table
-from lightning_evo.noise.philox import NoiseKey, Stream, address_of, philox4x32
-from lightning_evo.noise.values import Distribution, Kernel, draw, row_size, rows
+from lightning_evo.kernels import COMPILED, backend, compiled
+from lightning_evo.kernels.normal import SLICES, normal_table
+from lightning_evo.kernels.philox import philox4x32
+from lightning_evo.kernels.values import row_size, rows
+from lightning_evo.noise.philox import NoiseKey, Stream, address_of
+from lightning_evo.noise.values import Distribution, draw
 
 DISTRIBUTIONS: list[Distribution] = ["gaussian", "rademacher", "uniform"]
 MASK = 0xFFFFFFFF
@@ -153,7 +154,7 @@ def whole(distribution, members=(0, 7, 4_000_000_000), stop=4_000, **options):
 @pytest.mark.parametrize("chunk_rows", [1, 3, 1 << 14])
 def test_any_slice_equals_the_slice_of_the_whole(distribution, chunk_rows, monkeypatch):
     expected = whole(distribution)
-    monkeypatch.setattr(noise_values, "_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(backend, "_CHUNK_ROWS", chunk_rows)
     integers = random.Random(2)
     bounds = [(0, 4_000), (5, 5), (63, 65), (64, 128), (127, 193), (2047, 2049), (3_999, 4_000)]
     bounds += [sorted(integers.sample(range(4_001), 2)) for _ in range(15)]
@@ -165,7 +166,7 @@ def test_any_slice_equals_the_slice_of_the_whole(distribution, chunk_rows, monke
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_slices_across_the_border_of_a_full_chunk(distribution):
-    border = noise_values._CHUNK_ROWS * row_size(distribution)
+    border = backend._CHUNK_ROWS * row_size(distribution)
     key = NoiseKey(0, 0)
     across = draw(key, [1, 2], 0, border - 1000, border + 1000, distribution=distribution)
     before = draw(key, [1, 2], 0, border - 1000, border, distribution=distribution)
@@ -223,104 +224,24 @@ def test_empty_draws(dtype):
     assert draw(NoiseKey(0, 0), [], 0, 5, 9, dtype=dtype).shape == (0, 4)
 
 
-# --- compilation ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def kernel(monkeypatch):
-    """A kernel that wants to be compiled, also for the CPU, as soon as the process has drawn a little more."""
-    monkeypatch.setattr(Kernel, "drawn", 0)
-    monkeypatch.setattr(Kernel, "failed", False)
-    monkeypatch.setattr(noise_values, "_COMPILE_AFTER", 1000)
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    original = Kernel._wanted
-    on_gpu = (torch.empty(0, device="meta"),)  # not the CPU: all that it asks
-    monkeypatch.setattr(Kernel, "_wanted", staticmethod(lambda args: original((*args, *on_gpu))))
-    return Kernel(rows)
-
-
-def arguments(distribution, count=5):
-    row = torch.arange(100, 100 + count)
-    return distribution, row, row % 3, torch.tensor(address_of(NoiseKey(3, 4), 5)), normal_table(CPU)
-
-
-def test_compiles_only_once_enough_noise_was_drawn(kernel, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
-    expected = rows(*arguments("gaussian"))
-    assert torch.equal(kernel(999, *arguments("gaussian")), expected)
-    assert compiled == []
-    assert torch.equal(kernel(1, *arguments("gaussian")), expected)
-    kernel(1, *arguments("gaussian"))
-    kernel(1, *arguments("gaussian", count=7))  # another size needs no other code
-    assert len(compiled) == 1
-    kernel(1, *arguments("uniform"))
-    assert len(compiled) == 2
-    assert len({id(function.__code__) for function in compiled}) == 2  # by which torch.compile counts
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "0")
-    assert torch.equal(kernel(1, *arguments("rademacher")), rows(*arguments("rademacher")))
-    assert len(compiled) == 2
-
-
-def test_the_cpu_has_kernels_of_its_own_and_compiles_nothing(monkeypatch):
-    monkeypatch.setattr(noise_values, "_COMPILE_AFTER", 0)
-    monkeypatch.setattr(torch, "compile", None)
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", "1")
-    assert torch.equal(Kernel(rows)(1, *arguments("gaussian")), rows(*arguments("gaussian")))
-
-
-def test_a_broken_compiler_is_said_once_and_changes_nothing(kernel, monkeypatch):
-    def no_compiler(function, **options):
-        def fail(*args, **kwargs):
-            raise RuntimeError("No working compiler found\nmore lines")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    expected = rows(*arguments("gaussian"))
-    with pytest.warns(UserWarning, match=r"not be compiled.*RuntimeError: No working compiler found\)") as said:
-        values = kernel(1000, *arguments("gaussian"))
-    assert len(said) == 1
-    assert torch.equal(values, expected)
-    assert torch.equal(kernel(1000, *arguments("gaussian")), expected)  # a second warning would be an error here
-    assert Kernel.failed
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch and Python deprecate
-@pytest.mark.skipif(
-    not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")), reason="needs a C++ compiler"
-)
-def test_compiled_values_are_the_same_bits(kernel):
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    if not pick_vec_isa():
-        pytest.skip("torch's compiler makes C++ that does not compile without a processor's vectors")
-    for distribution in (*DISTRIBUTIONS, "uniform16"):
-        for count in (5, 2, 130):
-            assert torch.equal(kernel(1000, *arguments(distribution, count)), rows(*arguments(distribution, count))), (
-                distribution,
-                count,
-            )
-    assert len(kernel._compiled) == 4
-    assert not Kernel.failed
+# --- on a GPU ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("setting", ["torch", "auto"])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_a_gpu_gives_the_same_bits(distribution, compiled, monkeypatch):
+def test_a_gpu_gives_the_same_bits(distribution, setting, monkeypatch):
     spans = [(0, 1), (61, 5000), (10**9, 10**9 + 3_000_000)]
     expected = [draw(NoiseKey(2**64 - 5, 7), [0, MASK], 3, *span, distribution=distribution) for span in spans]
-    monkeypatch.setenv("LIGHTNING_EVO_COMPILE", compiled)
-    monkeypatch.setattr(noise_values, "_COMPILE_AFTER", 0)
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", setting)
+    monkeypatch.setattr(compiled, "_COMPILE_AFTER", 0)
     for span, values in zip(spans, expected, strict=True):
         on_gpu = draw(NoiseKey(2**64 - 5, 7), [0, MASK], 3, *span, distribution=distribution, device="cuda")
         assert on_gpu.device.type == "cuda"
         assert torch.equal(on_gpu.cpu(), values)
-    assert not Kernel.failed
+    assert not COMPILED.failed
 
 
 # --- the distributions ----------------------------------------------------------------------------------------------

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from lightning_evo import kernels
+from lightning_evo.kernels import backend
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
-from lightning_evo.perturbations import dense
-from lightning_evo.perturbations.dense import Dense, noise_dtype
+from lightning_evo.perturbations import Dense, Part, dense, noise_dtype
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]
 WEIGHTS = [0.5, 0.0, -1.25, 3e-5, -7.0, 0.1]
@@ -56,7 +55,7 @@ def test_members_are_the_center_plus_steps_of_the_noise(distribution, like):
     subject, center = perturbation(distribution), LIKE[like] + torch.randn(LIKE[like].shape).to(LIKE[like].dtype)
     steps = [0.1, -0.1, 3e-5, -0.2, 0.3, -3e-5]
     noises = subject.noise([4, 0], 7, center)
-    members = subject.members([4, 0], steps, 7, center)
+    [members] = subject.members([4, 0], steps, [Part(7, center)])
     assert members.shape == (6, *center.shape)
     assert members.dtype == center.dtype
     for number, (member, step) in enumerate(zip(members, steps, strict=True)):
@@ -72,8 +71,8 @@ def test_members_are_the_center_plus_steps_of_the_noise(distribution, like):
 def test_some_rows_of_a_member(distribution, dtype, first, last):
     """Also where they begin in the middle of a row of noise."""
     center = torch.randn(60, 8, 16).to(dtype)
-    whole = perturbation(distribution).members([3], [0.5, -0.5], 7, center)
-    some = perturbation(distribution).members_of_rows([3], [0.5, -0.5], 7, center, first, last)
+    parts = [Part(7, center), Part.of_rows(7, center, first, last)]
+    whole, some = perturbation(distribution).members([3], [0.5, -0.5], parts)
     for part, member in zip(some, whole, strict=True):
         assert torch.equal(part, member[first:last])
 
@@ -86,15 +85,11 @@ def test_chosen_rows_of_a_member(distribution, dtype, shape):
     """Rows of less and of more than a row of noise, and those that begin in the midst of one."""
     for center in (torch.randn(shape).to(dtype), torch.randn(shape[::-1]).to(dtype).permute(*range(len(shape))[::-1])):
         chosen = torch.tensor([[2, 0, 2], [len(center) - 1, 1, 0]])
-        whole = perturbation(distribution).members([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center)
-        some = perturbation(distribution).members_of_chosen_rows([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center, chosen)
-        if some is None:  # where there are kernels, but not for such a tensor
-            assert kernels.library_for(torch.empty(1))
-            assert dtype == torch.float64 or not center.is_contiguous()
-            continue
+        [whole] = perturbation(distribution).members([3, 5], [0.5, -0.5, 2.0, 0.1], [Part(7, center)])
+        some = perturbation(distribution).chosen_rows([3, 5], [0.5, -0.5, 2.0, 0.1], 7, center, chosen)
         assert some.dtype == dtype
         assert torch.equal(some, whole[:, chosen])
-        none = perturbation(distribution).members_of_chosen_rows([3], [0.5], 7, center, chosen[:, :0])
+        none = perturbation(distribution).chosen_rows([3], [0.5], 7, center, chosen[:, :0])
         assert none.shape == (1, 2, 0, *center.shape[1:])
 
 
@@ -112,7 +107,7 @@ def test_any_part_of_the_sum(distribution, dtype):
 def test_tensors_that_have_more_elements_than_there_are_numbers():
     like = torch.empty((1 << 34) + 1, device="meta")
     with pytest.raises(ValueError, match="stop=17179869185"):
-        perturbation().members([0], [1.0], 0, like)
+        perturbation().members([0], [1.0], [Part(0, like)])
     with pytest.raises(ValueError, match="stop=17179869185"):
         perturbation().weighted_sum([1.0], 0, like)
 
@@ -138,10 +133,16 @@ def test_float64_noise_is_the_same_noise(distribution):
 @pytest.mark.parametrize("chunk", [7, 64, 256, 1000, 5000])
 def test_chunk_sizes_do_not_change_a_bit(chunk, monkeypatch):
     center = torch.randn(3000)
-    expected = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members([3], [0.5, -0.5], 7, center)
-    monkeypatch.setattr(dense, "_CHUNK", chunk)
-    monkeypatch.setattr(dense, "_AT_ONCE", chunk)
-    found = perturbation().weighted_sum(WEIGHTS, 7, center), *perturbation().members([3], [0.5, -0.5], 7, center)
+
+    def results():
+        [members] = perturbation().members([3, 4], [0.5, -0.5, 1.0, 2.0], [Part(7, center)])
+        rows = perturbation().chosen_rows([3], [0.5, -0.5], 7, center.view(30, 100), torch.arange(30).flip(0))
+        return perturbation().weighted_sum(WEIGHTS, 7, center), members, rows
+
+    expected = results()
+    monkeypatch.setattr(backend, "CHUNK", chunk)
+    monkeypatch.setattr(backend, "AT_ONCE", chunk)
+    found = results()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -149,14 +150,13 @@ def test_chunk_sizes_do_not_change_a_bit(chunk, monkeypatch):
 @pytest.mark.parametrize("elements", [33, 2000])
 def test_directions_of_weight_zero_are_not_even_drawn(elements, monkeypatch):
     like, subject, asked = torch.zeros(elements), perturbation(), []
-    flat, fused = subject._flat, subject._add_noise
-    monkeypatch.setattr(subject, "_flat", lambda directions, *rest: asked.append(directions) or flat(directions, *rest))
+    used = dense.backend_for(like)
+    weighted_sum = type(used).weighted_sum
     monkeypatch.setattr(
-        subject, "_add_noise", lambda directions, *rest: asked.append(directions) or fused(directions, *rest)
+        type(used), "weighted_sum", lambda self, *args: asked.append(args[1]) or weighted_sum(self, *args)
     )
     subject.weighted_sum(WEIGHTS, 7, like)
-    assert asked
-    assert all(directions == [0, 2, 3, 4, 5] for directions in asked)
+    assert asked == [[0, 2, 3, 4, 5]]
     assert torch.equal(subject.weighted_sum([0.0] * 6, 7, like), like)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
-from lightning_evo.perturbations import Dense, LowRank, low_rank
+from lightning_evo.perturbations import Dense, LowRank, Part, low_rank
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]
 WEIGHTS = [0.5, 0.0, -1.25, 3e-5, -7.0, 0.1]
@@ -75,7 +75,7 @@ def test_where_low_rank_saves_nothing_noise_is_dense(shape):
     assert subject.factors([0], 1, center) is None
     assert torch.equal(subject.noise([2, 0], 1, center), dense.noise([2, 0], 1, center))
     assert torch.equal(subject.weighted_sum(WEIGHTS, 1, center), dense.weighted_sum(WEIGHTS, 1, center))
-    both = [other.members([2], [0.1, -0.1], 1, center) for other in (subject, dense)]
+    both = [other.members([2], [0.1, -0.1], [Part(1, center)])[0] for other in (subject, dense)]
     assert all(torch.equal(mine, others) for mine, others in zip(*both, strict=True))
 
 
@@ -97,27 +97,26 @@ def test_a_shard_has_the_noise_of_its_place(name):
     center, subject = CENTERS[name], perturbation(basis_key=NoiseKey(5, 1))
     whole, end = subject.noise([4], 7, center).flatten(), center.numel()
     for start, stop in [(0, 0), (0, 1), (1, 8), (0, end - 1), (end // 3, end // 3 * 2 + 1), (end - 1, end), (0, end)]:
-        assert torch.equal(subject.noise_of_range(4, 7, center, start, stop), whole[start:stop])
+        assert torch.equal(subject.noise_of_range([4], 7, center, start, stop)[0], whole[start:stop])
 
 
 def test_small_tensors_are_made_together_whatever_is_among_them(monkeypatch):
     """Those with dense noise in one call, be there a stack or not; each as it is made alone."""
     calls = []
-    original = Dense.members_of_several
-    monkeypatch.setattr(
-        Dense, "members_of_several", lambda self, *args: calls.append(len(args[2])) or original(self, *args)
-    )
+    original = Dense.write_members
+    monkeypatch.setattr(Dense, "write_members", lambda self, *args: calls.append(len(args[2])) or original(self, *args))
     centers = [torch.randn(5), torch.randn(3, 20, 17), torch.randn(7), torch.randn(20, 33)]
-    made = perturbation().members_of_several([2], [0.1, -0.1], [0, 1, 2, 3], centers)
+    parts = [Part(number, center) for number, center in enumerate(centers)]
+    made = perturbation().members([2], [0.1, -0.1], parts)
     assert calls == [2]
-    for number, (members, center) in enumerate(zip(made, centers, strict=True)):
-        assert torch.equal(members, perturbation().members([2], [0.1, -0.1], number, center))
+    for members, part in zip(made, parts, strict=True):
+        assert torch.equal(members, perturbation().members([2], [0.1, -0.1], [part])[0])
 
 
 def test_members_are_center_plus_step_times_noise():
     center = torch.randn(20, 33)
     noise = perturbation().noise([2], 7, center)[0]
-    plus, minus = perturbation().members([2], [0.1, -0.1], 7, center)
+    [[plus, minus]] = perturbation().members([2], [0.1, -0.1], [Part(7, center)])
     assert torch.equal(plus, center + noise * 0.1)
     assert torch.equal(minus, center + noise * -0.1)
 

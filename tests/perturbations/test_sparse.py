@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_evo.noise.philox import NoiseKey
-from lightning_evo.perturbations import Dense, Sparse, sparse
+from lightning_evo.perturbations import Dense, Part, Sparse, sparse
 
 WEIGHTS = [0.5, 0.0, -1.25]
 KEY = NoiseKey(seed=5, generation=3)
@@ -48,8 +48,9 @@ def test_noise_members_and_sum_are_those_of_the_inner_one_where_the_mask_is(name
     chosen = subject.noise([0], 1, center)[0] != 0
     noise = subject.noise([2, 0], 1, center)
     assert torch.equal(noise, inner.noise([2, 0], 1, center) * chosen)
-    members = subject.members([2], [0.1, -0.1], 1, center)
-    for member, dense in zip(members, inner.members([2], [0.1, -0.1], 1, center), strict=True):
+    [members] = subject.members([2], [0.1, -0.1], [Part(1, center)])
+    [expected] = inner.members([2], [0.1, -0.1], [Part(1, center)])
+    for member, dense in zip(members, expected, strict=True):
         assert member.dtype == center.dtype
         assert torch.equal(member, torch.where(chosen, dense, center))
     total = inner.weighted_sum(WEIGHTS, 1, center) * chosen.flatten()

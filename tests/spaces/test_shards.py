@@ -14,10 +14,11 @@ from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.step import Clipping
-from lightning_evo.generation.update import AlongDirections
+from lightning_evo.generation.update import update_from
 from lightning_evo.noise.philox import NoiseKey
-from lightning_evo.perturbations import Dense, LowRank
+from lightning_evo.perturbations import Dense, LowRank, Part
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.spaces.shards import Shard, shard_of
 
@@ -44,12 +45,12 @@ def test_a_range_of_a_member_has_the_bits_of_the_whole(perturbation, shape, dtyp
     center = torch.randn(shape).to(dtype)
     flat, steps = center.reshape(-1), [0.3, -0.3]
     noise = perturbation.noise([1], 2, center)[0].reshape(-1)
-    members = perturbation.members([1], steps, 2, center)
+    [members] = perturbation.members([1], steps, [Part(2, center)])
     for ends in RANGES:
         start, stop = (round(end * flat.numel()) for end in ends)
         stand_in = center.new_zeros(()).expand(shape)  # of the tensor's shape, but not its values
-        assert torch.equal(perturbation.noise_of_range(1, 2, stand_in, start, stop), noise[start:stop])
-        parts = perturbation.members_of_range([1], steps, 2, stand_in, flat[start:stop], start)
+        assert torch.equal(perturbation.noise_of_range([1], 2, stand_in, start, stop)[0], noise[start:stop])
+        [parts] = perturbation.members([1], steps, [Part(2, stand_in, start, flat[start:stop])])
         for part, member in zip(parts, members, strict=True):
             assert part.dtype == dtype
             assert torch.equal(part, member.reshape(-1)[start:stop])
@@ -74,12 +75,13 @@ def shards_of(space, process, processes):
 def generation(name, **options):
     algorithm = algorithms.get(name)(population=4, sigma=0.1, **options)
     state = replace(algorithm.init(seed=7), generation=2)
-    return algorithm.ask(state)
+    return laid_over(algorithm.ask(state), SearchSpace(model()))
 
 
 def update(space, population, weight_decay):
     terms = (Term(population.perturbation, (0.5, -2.0)), Term(Dense(NoiseKey(7, 1)), (0.25, 0.0)))
-    return AlongDirections(population, space, torch.zeros(4), Directions(terms, weight_decay, learning_rate=0.1))
+    lesson = Directions(terms, weight_decay, learning_rate=0.1)
+    return update_from(lesson, population, space, torch.zeros(4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

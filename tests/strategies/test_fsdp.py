@@ -446,8 +446,9 @@ def test_a_replay_from_a_checkpoint_of_shards(two, tmp_path):
     [
         (Unsharded, {}, r"configure_model shards nothing.*fully_shard\(layer, mesh=self.device_mesh"),
         (BySecondDimension, {}, r"net.weight is laid out as .*along their first dimension"),
-        (Classifier, {"sparsity": 0.5}, "sparsity takes a statistic of each whole tensor"),
-        (Classifier, {"sigma_scale": "rms"}, "sigma_scale='rms' takes a statistic"),
+        (Classifier, {"sparsity": 0.5}, "sparsity needs each tensor whole, and no process has one"),
+        (Classifier, {"sigma_scale": "rms"}, "sigma_scale='rms' needs each tensor whole"),
+        (Classifier, {"algorithm": "csa_es"}, "algorithm='csa_es' needs each tensor whole"),
         (Classifier, {"member_timeout": 5.0}, "member_timeout can't be used.*Leave it out"),
         (Classifier, {"shards": 3}, "shards=3 does not divide the 2 processes"),
         (OverAllProcesses, {"shards": 1}, r"sharded over 2 processes, but shards=1. Give `fully_shard` the mesh"),

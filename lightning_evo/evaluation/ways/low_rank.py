@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_evo import kernels
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.evaluation.ways.members import Members
+from lightning_evo.kernels import REFERENCE, backend_for
 from lightning_evo.spaces.search_space import EvolvingParameter
 
 __all__ = ["convolution", "embedding", "linear"]
@@ -157,29 +157,9 @@ def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
         a: A transposed, ``[members, rank, outputs]``.
     """
     given = [x, b, a] if bias is None else [x, b, a, bias]
-    fits = x.shape[2] == b.shape[2] and b.dtype == torch.float32
-    fits = fits and (bias is None or (bias.dtype == x.dtype and bias.shape[1] == a.shape[2]))
-    if fits and not torch.is_grad_enabled() and not any(map(vmap.is_wrapped, given)):
-        x, b, a, bias = x.contiguous(), b.contiguous(), a.contiguous(), None if bias is None else bias.contiguous()
-        library = kernels.library_for(x, b, a)
-        if library and a.shape[1] <= library.MAXIMAL_RANK:
-            return library.low_rank(bias, x, b, a)
-    hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
-    if bias is not None:
-        return torch.baddbmm(bias[:, None], hidden, right)
-    return hidden @ right
-
-
-def _thin_product(x: Tensor, thin: Tensor) -> Tensor:
-    """``x [members or 1, rows, inputs]`` times ``thin [members, inputs, rank]``: ``[members, rows, rank]``."""
-    if x.is_cuda:
-        return x @ thin
-    if len(x) == 1:
-        members, _, rank = thin.shape
-        product = functional.linear(x[0], thin.mT.reshape(members * rank, -1))
-        return product.view(-1, members, rank).transpose(0, 1)
-    # On a CPU a batched product with a single column is up to ten times slower than one after the other.
-    return torch.stack([functional.linear(x[i], thin[i].T) for i in range(len(thin))])
+    torch_must_see_it = torch.is_grad_enabled() or any(map(vmap.is_wrapped, given))
+    backend = REFERENCE if torch_must_see_it else backend_for(*given)
+    return backend.low_rank(bias, x, b, a)
 
 
 def _add_product(shared: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -38,11 +38,11 @@ class Members(Protocol):
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
 
-    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
-        """Some rows of the members' values, ``[members, last - first, ...]``; ``None`` if only all can be made."""
+    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor:
+        """Some rows of the members' values, ``[members, last - first, ...]``."""
 
-    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
-        """Some rows in any order, ``[members, *chosen.shape, *row]``; ``None`` if only all can be made."""
+    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor:
+        """Some rows in any order, ``[members, *chosen.shape, *row]``."""
 
     def keeps(self, parameter: EvolvingParameter) -> bool:
         """Whether the members' values are kept, once they are made, so that making them in parts is no gain."""

@@ -32,6 +32,7 @@ from lightning_evo.evaluation.isolation import version_of
 from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
 from lightning_evo.evaluation.ways.layouts import Layout
 from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
+from lightning_evo.perturbations import Part
 from lightning_evo.spaces.memory import Scratch, copies_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
@@ -137,13 +138,11 @@ class Perturbed(TorchFunctionMode):
                     budget -= size
                     chosen.append(parameter)
             self.noise_made += len(self.directions) * sum(p.tensor.numel() for p in chosen)
-            indices, centers = [p.index for p in chosen], [p.tensor.detach() for p in chosen]
-            made = self.population.perturbation.members_of_several(self.directions, steps, indices, centers)
+            parts = [Part(parameter.index, parameter.tensor.detach()) for parameter in chosen]
+            made = self.population.perturbation.members(self.directions, steps, parts)
             if not self.layout.shares_forward:
-                made = [copies_of(center, members) for center, members in zip(centers, made, strict=True)]
-            for parameter, members, center in zip(chosen, made, centers, strict=True):
-                _with_padding(parameter, members, center)
-            self._shared["small"] = steps, dict(zip(indices, made, strict=True))
+                made = [copies_of(part.center, members) for part, members in zip(parts, made, strict=True)]
+            self._shared["small"] = steps, {part.parameter: members for part, members in zip(parts, made, strict=True)}
         steps, self._small = self._shared["small"]
         self._step_index = steps.index(self.steps[0])
 
@@ -199,8 +198,6 @@ class Perturbed(TorchFunctionMode):
         if self.keeps(parameter):  # read again, as in a recurrent network
             return self.tensor(parameter)
         rows = self.rows(parameter, 0, len(center))
-        if rows is None:
-            return self.tensor(parameter)
         self._expose(parameter, rows)
         return rows[0].as_strided(center.shape, center.stride())
 
@@ -209,43 +206,21 @@ class Perturbed(TorchFunctionMode):
         if self._exposed is not None:
             self._exposed.append((parameter, memory, version_of(memory)))
 
-    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor | None:
-        """Some rows of the members' values, in scratch memory.
-
-        Returns:
-            ``[members, last - first, ...]``; ``None`` if the perturbation makes only all of them.
-        """
+    def rows(self, parameter: EvolvingParameter, first: int, last: int) -> Tensor:
+        """Some rows of the members' values, ``[members, last - first, ...]``, in scratch memory."""
         center, count = parameter.tensor.detach(), len(self.members)
         size = (last - first) * math.prod(center.shape[1:])
         out = self._scratch.elements(center[first:last], count * size).view(count, size)
-        values = self.population.perturbation.members_of_rows(
-            self.directions, self.steps, parameter.index, center, first, last, out
-        )
-        if values is None:
-            return None
-        self.noise_made += len(self.directions) * size
         if first == 0:
             self._note(parameter)
-        padding = parameter.padding_row
-        if padding is not None and first <= padding < last:
-            values[:, padding - first] = center[padding]
-        return values
+        return self._made(Part.of_rows(parameter.index, center, first, last, out))
 
-    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor | None:
-        """Some rows of the members' values, in any order.
-
-        Returns:
-            ``[members, *chosen.shape, *row]``; ``None`` if the perturbation makes only all of them.
-        """
+    def chosen_rows(self, parameter: EvolvingParameter, chosen: Tensor) -> Tensor:
+        """Some rows of the members' values, in any order, ``[members, *chosen.shape, *row]``."""
         center = parameter.tensor.detach()
         perturbation = self.population.perturbation
-        values = perturbation.members_of_chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
-        if values is not None:
-            self.noise_made += len(self.directions) * values[0].numel()
-        if values is not None and parameter.padding_row is not None:
-            padded = (chosen == parameter.padding_row).view(*chosen.shape, *[1] * (center.dim() - 1))
-            values = torch.where(padded, center[parameter.padding_row], values)
-        return values
+        self.noise_made += len(self.directions) * chosen.numel() * math.prod(center.shape[1:])
+        return perturbation.chosen_rows(self.directions, self.steps, parameter.index, center, chosen)
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
@@ -253,13 +228,16 @@ class Perturbed(TorchFunctionMode):
             made, count = self._small[parameter.index], len(self.members)
             return made if len(made) == count else made.narrow(0, self._step_index, count)
         center = parameter.tensor.detach()
-        self.noise_made += len(self.directions) * center.numel()
         self._note(parameter)
-        values = self.population.perturbation.members(self.directions, self.steps, parameter.index, center)
-        if not self.layout.shares_forward:
-            # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
-            values = copies_of(center, values)
-        return _with_padding(parameter, values, center)
+        values = self._made(Part(parameter.index, center))
+        # Operations choose their layout, dropout its order and matrix products their rounding by how a tensor lies.
+        return values if self.layout.shares_forward else copies_of(center, values)
+
+    def _made(self, part: Part) -> Tensor:
+        """The members' values of a part, ``[members, *shape]``."""
+        [values] = self.population.perturbation.members(self.directions, self.steps, [part])
+        self.noise_made += len(self.directions) * values[0].numel()
+        return values
 
     def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:
         """Noise times step as a product ``A B^T``: ``[members, rows, rank]`` and ``[members, columns, rank]``."""
@@ -278,8 +256,6 @@ class Perturbed(TorchFunctionMode):
         steps = a.new_tensor(self.steps).view(len(a), -1, 1, 1)  # [directions, members of each, 1, 1]
         a = (a[:, None] * steps).flatten(0, 1)
         b = b[:, None].expand(-1, steps.shape[1], -1, -1).flatten(0, 1)
-        if parameter.padding_row is not None:
-            a[:, parameter.padding_row] = 0
         return a, b
 
     # --- calls ---
@@ -386,10 +362,3 @@ class Perturbed(TorchFunctionMode):
             replaced = [self.replace_all(part) for part in argument]
             return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
         return argument
-
-
-def _with_padding(parameter: EvolvingParameter, members: Tensor, center: Tensor) -> Tensor:
-    """``members [members, *shape]``, with the padding row of ``center``."""
-    if parameter.padding_row is not None:
-        members[:, parameter.padding_row] = center[parameter.padding_row]
-    return members

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import Center
 from lightning_evo.evaluation.job import Job
+from lightning_evo.perturbations import Part
 from lightning_evo.spaces.search_space import EvolvingParameter
 
 __all__ = ["Plain"]
@@ -39,8 +40,7 @@ class Plain:
             for number in job.members:
                 center.take_memory_back()
                 for parameter, value in zip(job.space, center.values, strict=True):
-                    member = _member(job.population, number, parameter, value)
-                    parameter.local.copy_(parameter.keep_padding(member, value))
+                    parameter.local.copy_(_member(job.population, number, parameter, value))
                 torch.clear_autocast_cache()  # without this, an enclosing autocast would reuse weights that it cast
                 job.isolation.start_member()
                 values.append(fitness())
@@ -52,8 +52,8 @@ class Plain:
 
 def _member(population: Population, number: int, parameter: EvolvingParameter, center: Tensor) -> Tensor:
     """A member's values of what this process holds of a parameter, whose own are ``center``."""
-    perturbation, index, shard = population.perturbation, parameter.index, parameter.shard
     direction, step = population.address(number)
-    if shard is None:
-        return perturbation.members([direction], [step], index, center)[0]
-    return perturbation.members_of_range([direction], [step], index, shard.whole, center, shard.start)[0]
+    part = Part(parameter.index, center)
+    if parameter.shard is not None:
+        part = Part(parameter.index, parameter.shard.whole, parameter.shard.start, center)
+    return population.perturbation.members([direction], [step], [part])[0][0]

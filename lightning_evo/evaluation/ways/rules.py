@@ -46,10 +46,10 @@ def _linear(mode: Members, x: Tensor, weight: Tensor, bias: Tensor | None = None
     if weight.numel() <= HUGE or transposed or torch.is_grad_enabled():
         return NotImplemented
     inputs, bias = mode.replace_all(x), mode.replace(bias)
-    output: Any = NotImplemented
+    output: Any = None
     for rows, first, last in _blocks_of_rows(mode, parameter):
         block = functional.linear(inputs, rows[0], None if bias is None else bias[first:last])
-        if output is NotImplemented:
+        if output is None:
             output = block.new_empty(*block.shape[:-1], len(weight))
         output[..., first:last] = block
     return output
@@ -63,14 +63,13 @@ def _stacked_linear(
         return NotImplemented
     inputs, biases = mode.layout.split(x), None if bias is None else mode.stacked(bias)
     large = weight.numel() > SMALL and weight.is_contiguous() and not torch.is_grad_enabled()
-    large = large and not mode.keeps(parameter)
-    weights = None if large else mode.stacked(weight)
+    in_scratch = large and not mode.keeps(parameter) and not (transposed and weight.numel() > HUGE)
+    weights = None if in_scratch else mode.stacked(weight)
     with mode.layout.outside():
         flat = inputs.flatten(1, -2).expand(mode.layout.members, -1, -1)  # [members, rows, inputs]
-        result = _large_product(mode, flat, parameter, biases, transposed) if weights is None else None
-    if result is None:
-        weights = mode.stacked(weight) if weights is None else weights
-        with mode.layout.outside():
+        if weights is None:
+            result = _large_product(mode, flat, parameter, biases, transposed)
+        else:
             result = _product(flat, weights if transposed else weights.mT, biases)
     return mode.layout.join(result.reshape(len(result), *inputs.shape[1:-1], result.shape[2]))
 
@@ -82,18 +81,16 @@ def _product(x: Tensor, weights: Tensor, biases: Tensor | None) -> Tensor:
 
 def _large_product(
     mode: Members, x: Tensor, parameter: EvolvingParameter, biases: Tensor | None, transposed: bool
-) -> Tensor | None:
-    """:func:`_product` with weights in scratch memory, huge ones in blocks; ``None`` if that can't be."""
+) -> Tensor:
+    """:func:`_product` with weights in scratch memory, huge ones in blocks (not transposed)."""
     size, outputs = parameter.tensor.numel(), len(parameter.tensor)
     if size <= HUGE:
         weights = mode.rows(parameter, 0, outputs)
-        return None if weights is None else _product(x, weights if transposed else weights.mT, biases)
-    if transposed:
-        return None
-    result, last = x.new_empty(*x.shape[:2], outputs), 0
+        return _product(x, weights if transposed else weights.mT, biases)
+    result = x.new_empty(*x.shape[:2], outputs)
     for rows, first, last in _blocks_of_rows(mode, parameter):
         result[:, :, first:last] = _product(x, rows.mT, None if biases is None else biases[:, first:last])
-    return result if last == outputs else None
+    return result
 
 
 def _embedding(
@@ -142,8 +139,6 @@ def _embedding_of_rows(mode: Members, ids: Tensor, parameter: EvolvingParameter)
         _check_ids(ids, weight)
     with mode.layout.outside():
         output = mode.chosen_rows(parameter, ids.long())
-    if output is None:
-        return None
     mode.looked_up[parameter.index] = cost
     return mode.layout.join(output)
 
@@ -156,11 +151,11 @@ def _embedding_in_blocks(mode: Members, ids: Tensor, parameter: EvolvingParamete
         return NotImplemented
     _check_ids(ids, weight)
     with mode.layout.outside():
-        output, last = weight.new_empty(mode.layout.members, *ids.shape, *weight.shape[1:]), 0
+        output = weight.new_empty(mode.layout.members, *ids.shape, *weight.shape[1:])
         for rows, first, last in _blocks_of_rows(mode, parameter):
             here = (ids >= first) & (ids < last)
             output[:, here] = rows[:, ids[here] - first]
-    return mode.layout.join(output) if last == len(weight) else NotImplemented
+    return mode.layout.join(output)
 
 
 def _check_ids(ids: Tensor, weight: Tensor) -> None:
@@ -170,15 +165,12 @@ def _check_ids(ids: Tensor, weight: Tensor) -> None:
 
 
 def _blocks_of_rows(mode: Members, parameter: EvolvingParameter) -> Iterator[tuple[Tensor, int, int]]:
-    """A huge matrix's rows ``[members, rows, ...]``, some at a time, with their numbers; nothing if that can't be."""
+    """A huge matrix's rows ``[members, rows, ...]``, some at a time, with their numbers."""
     center = parameter.tensor.detach()
     at_once = max(1, HUGE // 4 // center[0].numel())
     for first in range(0, len(center), at_once):
         last = min(first + at_once, len(center))
-        rows = mode.rows(parameter, first, last)
-        if rows is None:
-            return
-        yield rows, first, last
+        yield mode.rows(parameter, first, last), first, last
 
 
 def _addmm(mode: Members, bias: Tensor, x: Tensor, weight: Tensor) -> Any:

@@ -1,0 +1,254 @@
+"""The CPU's backend: the functions of ``noise.cpp``, with tensors for pointers."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_evo.kernels.backend import Backend, Moved, Span, Values
+from lightning_evo.kernels.normal import normal_table
+from lightning_evo.kernels.values import row_size
+
+__all__ = ["Native", "threads"]
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_DISTRIBUTIONS = {"gaussian": 0, "uniform": 1, "rademacher": 2}
+_ELEMENTS_PER_THREAD = 1 << 14  # below, starting a thread costs more than it saves
+_MAXIMAL_RANK = 4  # of the product of low rank
+_CPU = torch.device("cpu")
+
+
+_Address = ctypes.c_uint32 * 4
+
+
+class _Members(ctypes.Structure):
+    """A tensor, its noise and where its members go: ``struct Members`` of ``noise.cpp``."""
+
+    _fields_ = (
+        ("address", _Address),
+        ("first", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("center", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class _Moved(ctypes.Structure):
+    """A tensor that moves, its noise, and the noise of its rounding. The fields are those of ``noise.cpp``."""
+
+    _fields_ = (
+        ("noise", _Address),
+        ("rounding", _Address),
+        ("center", ctypes.c_void_p),
+        ("coefficient", ctypes.c_float),
+    )
+
+
+class Native(Backend):
+    """The kernels of ``noise.cpp``, for contiguous tensors of 32 and 16 bits; others take only their noise from them.
+
+    Args:
+        path: The shared library.
+    """
+
+    _draw: Any
+    _members: Any
+    _chosen_rows: Any
+    _sum: Any
+    _move: Any
+    _update: Any
+    _low_rank: Any
+
+    def __init__(self, path: Path) -> None:
+        functions = ctypes.CDLL(str(path))
+        pointer, integer, whole = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+        signatures = {
+            "draw": (integer, pointer, pointer, whole, whole, pointer, whole, pointer, integer),
+            "members": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, whole, integer),
+            "chosen_rows": (
+                *(integer, integer, pointer, pointer, whole, whole, pointer, pointer, pointer),
+                *(whole, pointer, pointer, whole, integer),
+            ),
+            "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
+            "move": (integer, pointer, whole, whole, pointer, pointer, integer),
+            "update": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, pointer, integer),
+            "low_rank": (
+                *(integer, pointer, whole, pointer, whole, pointer, pointer),
+                *(whole, whole, whole, whole, integer, pointer, integer),
+            ),
+        }
+        for name, arguments in signatures.items():
+            function = getattr(functions, f"lightning_evo_{name}")
+            function.argtypes, function.restype = arguments, None
+            setattr(self, f"_{name}", function)
+
+    def draw(  # noqa: D102
+        self, values: Values, directions: Sequence[int], start: int, stop: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        if dtype != torch.float32 or not directions or start == stop:
+            return super().draw(values, directions, start, stop, dtype, device)
+        size = row_size(values.distribution)
+        first = start // size
+        drawn = self.rows(values, directions, first, -(-stop // size), device)
+        return drawn[:, start - first * size : stop - first * size]
+
+    def rows(  # noqa: D102
+        self, values: Values, directions: Sequence[int], first: int, last: int, device: torch.device
+    ) -> Tensor:
+        (distribution, address), count = values, last - first
+        if distribution not in _DISTRIBUTIONS:
+            return super().rows(values, directions, first, last, device)
+        out = torch.empty(len(directions), count, row_size(distribution), dtype=torch.float32)
+        self._draw(
+            *(_DISTRIBUTIONS[distribution], _words(address), _table(), first, count),
+            *(_int64(directions), len(directions), out.data_ptr(), threads(out.numel())),
+        )
+        return out.flatten(1)
+
+    def members(self, spans: Sequence[Span], directions: Sequence[int], steps: Sequence[float]) -> None:  # noqa: D102
+        for (distribution, dtype), chosen in _kinds(spans).items():
+            mine = [spans[i] for i in chosen]
+            if dtype is None:
+                super().members(mine, directions, steps)
+                continue
+            elements = [span.center.numel() for span in mine]
+            tensors: list[Any] = [
+                (values.address, start, out.stride(0), center.data_ptr(), out.data_ptr())
+                for values, start, center, out in mine
+            ]
+            self._members(
+                *(_DISTRIBUTIONS[distribution], dtype, _table()),
+                *(len(mine), (_Members * len(mine))(*tensors), _int64(elements)),
+                *(len(directions), _int64(directions)),
+                *(_float(steps), len(steps) // len(directions)),
+                threads(sum(elements) * len(directions)),
+            )
+
+    def chosen_rows(  # noqa: D102
+        self,
+        values: Values,
+        directions: Sequence[int],
+        steps: Sequence[float],
+        center: Tensor,
+        chosen: Tensor,
+        out: Tensor,
+    ) -> None:
+        if center.dtype not in _DTYPES:
+            super().chosen_rows(values, directions, steps, center, chosen, out)
+            return
+        center, chosen = center.contiguous(), chosen.contiguous()
+        self._chosen_rows(
+            *(_DISTRIBUTIONS[values.distribution], _DTYPES[center.dtype], _words(values.address), _table()),
+            *(math.prod(center.shape[1:]), chosen.numel(), chosen.data_ptr(), center.data_ptr(), out.data_ptr()),
+            *(len(directions), _int64(directions)),
+            *(_float(steps), len(steps) // len(directions)),
+            threads(out.numel()),
+        )
+
+    def weighted_sum(  # noqa: D102
+        self, values: Values, directions: Sequence[int], weights: Sequence[float], start: int, stop: int, like: Tensor
+    ) -> Tensor:
+        if like.dtype not in _DTYPES:
+            return super().weighted_sum(values, directions, weights, start, stop, like)
+        size = row_size(values.distribution)
+        first, last = start // size, -(-stop // size)  # whole rows, of which the ends may not be wanted
+        total = torch.zeros((last - first) * size, dtype=torch.float32)
+        self._sum(
+            *(_DISTRIBUTIONS[values.distribution], _words(values.address), _table(), first, last - first),
+            *(_int64(directions), _float(weights)),
+            *(len(weights), total.data_ptr(), threads(total.numel() * len(weights))),
+        )
+        return total[start - first * size : stop - first * size]
+
+    def move(self, address: tuple[int, ...], start: int, center: Tensor, step: Tensor) -> None:  # noqa: D102
+        if center.dtype not in _DTYPES or not center.is_contiguous() or not step.is_contiguous():
+            super().move(address, start, center, step)
+            return
+        row, elements = start // row_size("uniform16"), center.numel()
+        tensors = center.data_ptr(), step.data_ptr()
+        self._move(_DTYPES[center.dtype], _words(address), row, elements, *tensors, threads(elements))
+
+    def update(  # noqa: D102
+        self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]
+    ) -> list[float]:
+        norms = [0.0] * len(tensors)
+        for (distribution, dtype), chosen in _kinds(tensors).items():
+            mine = [tensors[i] for i in chosen]
+            if dtype is None:
+                moved = super().update(mine, directions, weights)
+            else:
+                moved = self._update_all(_DISTRIBUTIONS[distribution], dtype, mine, directions, weights)
+            for i, norm in zip(chosen, moved, strict=True):
+                norms[i] = norm
+        return norms
+
+    def _update_all(
+        self, distribution: int, dtype: int, tensors: list[Moved], directions: Sequence[int], weights: Sequence[float]
+    ) -> list[float]:
+        count, elements = len(tensors), [moved.center.numel() for moved in tensors]
+        structures: list[Any] = [
+            (values.address, rounding, center.data_ptr(), coefficient)
+            for values, rounding, center, coefficient in tensors
+        ]
+        squares = (ctypes.c_double * count)()
+        self._update(
+            *(distribution, dtype, _table()),
+            *(count, (_Moved * count)(*structures), _int64(elements)),
+            *(len(directions), _int64(directions)),
+            *(_float(weights), squares, threads(sum(elements) * len(weights))),
+        )
+        return list(map(math.sqrt, squares))
+
+    def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:  # noqa: D102
+        fits = x.shape[2] == b.shape[2] and (bias is None or bias.shape[1] == a.shape[2])
+        fits = fits and x.dtype in _DTYPES and (bias is None or bias.dtype == x.dtype)
+        if not fits or a.shape[1] > _MAXIMAL_RANK or a.dtype != torch.float32 or b.dtype != torch.float32:
+            return super().low_rank(bias, x, b, a)
+        x, b, a = x.contiguous(), b.contiguous(), a.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        (members, rank, outputs), (rows, inputs) = a.shape, x.shape[1:]
+        out = x.new_empty(members, rows, outputs)
+        self._low_rank(
+            _DTYPES[x.dtype],
+            *(None if bias is None else bias.data_ptr(), 0 if bias is None or len(bias) == 1 else outputs),
+            *(x.data_ptr(), 0 if len(x) == 1 else rows * inputs, b.data_ptr(), a.data_ptr()),
+            *(members, rows, inputs, outputs, rank),
+            *(out.data_ptr(), threads(out.numel() + members * rows * inputs)),
+        )
+        return out
+
+
+def _kinds(tensors: Sequence[Any]) -> dict[tuple[str, int | None], list[int]]:
+    """Numbers of tensors by distribution and the kernels' number of the dtype: ``None`` if they can't work on it."""
+    found: dict[tuple[str, int | None], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        dtype = _DTYPES.get(tensor.center.dtype) if tensor.center.is_contiguous() else None
+        found.setdefault((tensor.values.distribution, dtype), []).append(i)
+    return found
+
+
+def _int64(numbers: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def _float(numbers: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
+    return (ctypes.c_float * len(numbers))(*numbers)
+
+
+def _table() -> int:
+    return normal_table(_CPU).data_ptr()
+
+
+def _words(address: Sequence[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * len(address))(*address)
+
+
+def threads(elements: int) -> int:
+    """How many threads to use for a number of elements."""
+    return max(1, min(torch.get_num_threads(), elements // _ELEMENTS_PER_THREAD))
