@@ -34,6 +34,7 @@ _ELEMENTS = 1 << 20  # of all samples of a forward
 _TO_PYTHON = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__float__, Tensor.__int__}
 _TO_PYTHON |= {Tensor.__bool__}
 _UNINITIALISED: set[Any] = {torch.empty_like, Tensor.new_empty, Tensor.new_empty_strided}
+_OVERWRITE: set[Any] = {Tensor.copy_, Tensor.__setitem__}  # whatever was there before
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,16 @@ class Recorder(TorchFunctionMode):
         self.seen.update(parameters)
         with torch._C.DisableTorchFunction():
             self._note_aliases(others)
-        inputs = self._samples(others) if parameters else ()  # before they are written to
+        forgotten = {id(kwargs.get("out")), id(args[0]) if function in _OVERWRITE else 0}
+        read = [tensor for tensor in others if id(tensor) not in forgotten]
+        inputs = self._samples(read) if parameters else ()  # before they are written to
         result = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self._eps = max([self._eps, *(torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point())])
         chooses = function in _TO_PYTHON or any(not tensor.is_floating_point() for tensor in outputs)
-        chooses = chooses and any(tensor.is_floating_point() for tensor in others)
+        chooses = chooses and any(tensor.is_floating_point() for tensor in read)
         if (parameters or chooses) and len(self.calls) < _CALLS and self._elements < _ELEMENTS:
-            inputs = inputs if parameters else self._samples(others)
+            inputs = inputs if parameters else self._samples(read)
             given = () if function in _UNINITIALISED else self._samples(outputs)
             self.calls.append(Call(getattr(function, "__name__", "?"), parameters, inputs, given, self._eps))
         return result
@@ -204,7 +207,7 @@ class Comparison:
     """What two records of a member say.
 
     Attributes:
-        compared: Calls that were given evolving parameters and gave the same, other than for the center.
+        compared: Calls with evolving parameters, and the fitness, that are the same, and not what ``other`` has.
         difference: The first call that was not the same, if the ways are to blame for it.
         in_output: Whether it was given the same.
     """
@@ -267,9 +270,11 @@ def compare(
         if not agree(e.outputs, f.outputs, others, eps):
             return Comparison(compared, e, in_output=True)
         chosen, left = chosen or not equal(e.outputs, f.outputs), left or e.leaves
-        floats = [i for i, sample in enumerate(e.outputs) if sample.floating]
-        moved = any(others is None or not same_values(e.outputs[i].of(first), others[i].of(third)) for i in floats)
-        compared += bool(e.parameters) and moved
+        told, others = (e.outputs, others) if e.parameters else (e.inputs, None if o is None else o.inputs)
+        moved = others is None or any(
+            not same_values(a.of(first), c.of(third)) for a, c in zip(told, others, strict=True) if a.floating
+        )
+        compared += moved and (bool(e.parameters and e.outputs) or e.function == "fitness")
     return Comparison(compared)
 
 

@@ -112,6 +112,49 @@ def test_auto_runs_a_text_one_by_one():
     assert calls[1:] == [6] * 11
 
 
+class Garbage(nn.Module):
+    """Writes its weights into memory that holds something else every time, as that of ``torch.empty`` does."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.weight, self.write, self.calls = nn.Parameter(torch.randn(4, 4)), write, 0
+
+    def forward(self):
+        Garbage.calls += 1
+        memory = torch.full((4, 4), float(Garbage.calls))
+        return self.write(memory, self.weight).square().sum()
+
+
+def set_all(memory, weight):
+    memory[:] = weight
+    return memory
+
+
+Garbage.calls = 0
+
+
+@pytest.mark.parametrize(
+    "write", [lambda m, w: torch.mul(w, 2, out=m), lambda m, w: m.copy_(w), set_all], ids=["out", "copy_", "setitem"]
+)
+def test_what_memory_held_before_it_was_written_to_is_not_compared(write):
+    module = Garbage(write)
+    _, evolution = generations(module, lambda batch: module(), evaluation="in_forward", count=1)
+    assert evolution.evaluation.summary == "evaluation: in_forward"
+
+
+def test_what_is_not_initialised_is_not_compared(monkeypatch):
+    """A function that gives other memory every time."""
+    module, calls = mlp(), []
+
+    def fitness(batch):
+        calls.append(0)
+        like = torch.empty_like(module[0].weight).fill_(len(calls))
+        return module(batch).sum() + 0 * like.sum()
+
+    _, evolution = generations(module, fitness, evaluation="in_forward", count=1)
+    assert evolution.evaluation.summary == "evaluation: in_forward"
+
+
 # --- forwards within a fitness --------------------------------------------------------------------------------------
 
 
@@ -328,7 +371,7 @@ def test_two_records_are_compared_to_rounding(step, differs):
         assert found.difference.function == "linear"
         assert found.difference.parameters == (0, 1)
     else:
-        assert found.compared == 3
+        assert found.compared == 3 + 1  # and the fitness
 
 
 def test_after_another_choice_nothing_is_compared():
