@@ -16,9 +16,9 @@ class Layout(Protocol):
     """Takes members apart and puts them together, so that a rule holds its formula once, for ``[members, ...]``.
 
     Another layout, for example members as rows of one batch (``[members * rows, ...]``, where :meth:`split` and
-    :meth:`join` are a ``view``), must tell from a tensor alone whether it holds all members or is the same for each. If
-    a weight has no such form there, as it has none for rows, its :meth:`join` raises NeedsWeights for weights, so that
-    every function that is given one needs a rule.
+    :meth:`join` are views), must tell from a tensor alone whether it holds all members or is the same for each.
+    Members' weights can't be one tensor of the weight's shape there, so ``Perturbed.tensor`` has to refuse
+    (NeedsWeights), and every function that is given a weight needs a rule; ``BATCHED`` holds those of ``vmap``.
 
     Attributes:
         members: How many there are.

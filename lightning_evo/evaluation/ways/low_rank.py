@@ -110,7 +110,7 @@ def convolution(
         shared = shared.view(*inputs.shape[:2], *shared.shape[1:])
         dtype = shared.dtype
         with _without_autocast(x):
-            filters = column_factors.mT.reshape(members, -1, *weight.shape[1:]).to(dtype)  # [members, rank, inputs, …]
+            filters = column_factors.mT.reshape(members, -1, *weight.shape[1:]).to(dtype)  # [members, rank, …]
             inputs = inputs.to(dtype).expand(members, *inputs.shape[1:])
             hidden = torch.stack([function(inputs[i], filters[i], None, *geometry) for i in range(members)])
             hidden = hidden.flatten(3)  # [members, samples, rank, positions]

@@ -173,9 +173,11 @@ class Perturbed(TorchFunctionMode):
 
     def keeps(self, parameter: EvolvingParameter) -> bool:
         """Whether the members' values are kept: a forward reads them more than once, and there is room."""
-        index, size = parameter.index, parameter.tensor.numel() * len(self.members)
-        read = index not in self._small and (index in self._read or index in self._repeated)
-        return index in self._cache or (read and size <= self._cache_budget)
+        index = parameter.index
+        if index in self._small or index in self._cache:
+            return index in self._cache
+        again = index in self._read or index in self._repeated
+        return again and parameter.tensor.numel() * len(self.members) <= self._cache_budget
 
     def _note(self, parameter: EvolvingParameter) -> None:
         """Note that a parameter is read, as far as its noise is made for that."""
@@ -223,7 +225,8 @@ class Perturbed(TorchFunctionMode):
     def stack(self, parameter: EvolvingParameter) -> Tensor:
         """The members' values of a parameter, ``[members, *shape]``."""
         if parameter.index in self._small:
-            return self._small[parameter.index][self._step_index :][: len(self.members)]
+            made, count = self._small[parameter.index], len(self.members)
+            return made if len(made) == count else made.narrow(0, self._step_index, count)
         center = parameter.tensor.detach()
         self._note(parameter)
         values = self._made(Part(parameter.index, center))
