@@ -7,7 +7,7 @@ linear, ``<c, w>`` with every ``c_i`` between 0.5 and 1.5, and the learning rate
 is a small part of that distance. Three runs see the same noise:
 
 - float32, the truth;
-- bfloat16 with :meth:`Update.apply`, which rounds stochastically;
+- bfloat16 with :meth:`AlongDirections.apply`, which rounds stochastically;
 - bfloat16 with the same steps rounded to nearest, as ``parameter.add_(step)`` does.
 
 With a linear fitness no run corrects itself: an error of rounding stays, which is the hardest case. The steps
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from benchmarks._measure import show, write
 from lightning_evo.generation.evolution import Evolution
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import AlongDirections
 
 WEIGHTS = 256
 SPACING = 2.0**-7  # of bfloat16 between 1 and 2
@@ -53,14 +53,14 @@ class Linear(nn.Module):
         return slope() @ self.weights.double()
 
 
-def nearest(update: Update) -> None:
+def nearest(update: AlongDirections) -> None:
     """Apply an update as plain code would: each weight becomes the number nearest to the sum."""
     for parameter in update.space:
-        step = update.estimate(parameter) * update.learning_rate
+        step = update.estimate(parameter) * update.lesson.learning_rate
         parameter.tensor.data.copy_(parameter.tensor.data.float() + step)
 
 
-def run(dtype: torch.dtype, generations: int, apply: Callable[[Update], object]) -> tuple[Tensor, Tensor]:
+def run(dtype: torch.dtype, generations: int, apply: Callable[[AlongDirections], object]) -> tuple[Tensor, Tensor]:
     """The weights moved from their start ``[256]``, and the sum of the steps' absolute values ``[256]``, float64."""
     model = Linear(dtype)
     start = model.weights.detach().double()
@@ -71,21 +71,22 @@ def run(dtype: torch.dtype, generations: int, apply: Callable[[Update], object])
     for _ in range(generations):
         evolution.evaluate(lambda batch: model(), None)
         update = evolution.conclude()
+        assert isinstance(update, AlongDirections)
         for parameter in update.space:
-            travelled += (update.estimate(parameter) * update.learning_rate).abs().double()
+            travelled += (update.estimate(parameter) * update.lesson.learning_rate).abs().double()
         apply(update)
     return model.weights.detach().double() - start, travelled
 
 
 def measure(generations: int) -> list[dict[str, Any]]:
     """All three runs: progress and error relative to float32, and to what stochastic rounding is expected to add."""
-    truth, travelled = run(torch.float32, generations, Update.apply)
+    truth, travelled = run(torch.float32, generations, AlongDirections.apply)
     expected = float((travelled * SPACING).mean().sqrt())
     step = float(travelled.mean()) / generations
     results = []
     for name, dtype, apply in (
         ("float32", torch.float32, None),
-        ("bfloat16, in place (stochastic)", torch.bfloat16, Update.apply),
+        ("bfloat16, in place (stochastic)", torch.bfloat16, AlongDirections.apply),
         ("bfloat16, rounded to nearest", torch.bfloat16, nearest),
     ):
         moved = truth if apply is None else run(dtype, generations, apply)[0]

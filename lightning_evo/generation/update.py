@@ -178,7 +178,7 @@ class AlongDirections(Update):
         return norms.total()
 
     def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
-        """Move the tensors that one generation's noise alone moves and that have such a pass; gives their norms."""
+        """Move the tensors that one generation's noise alone moves, those held whole; gives their norms."""
         (perturbation, weights), *past = self.lesson.terms
         if past or self.lesson.weight_decay:
             return {}

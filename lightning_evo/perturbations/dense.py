@@ -31,6 +31,7 @@ class Dense(Perturbation):
         ValueError: If the distribution is unknown.
 
     Example:
+        >>> import torch
         >>> weight = torch.zeros(2, 3)
         >>> perturbation = Dense(NoiseKey(seed=0, generation=0))
         >>> noise = perturbation.noise([0, 1], parameter=0, center=weight)

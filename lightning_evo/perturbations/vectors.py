@@ -23,6 +23,7 @@ class Vectors(Perturbation):
         offsets: Where each parameter begins in a vector, by its index; by default the whole vector is parameter 0.
 
     Example:
+        >>> import torch
         >>> perturbation = Vectors(torch.arange(12.0).view(2, 6)).over({0: 0, 1: 4})
         >>> perturbation.noise([1], parameter=1, center=torch.zeros(2))
         tensor([[10., 11.]])

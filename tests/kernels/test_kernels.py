@@ -8,6 +8,7 @@ import torch
 from lightning_evo import kernels
 from lightning_evo.kernels import COMPILED, REFERENCE, Native, Span, Values, backend_for, build
 from lightning_evo.kernels.native import threads as threads_for
+from lightning_evo.kernels.values import noise_dtype
 from lightning_evo.noise.philox import NoiseKey, address_of
 from lightning_evo.noise.rounding import move
 from lightning_evo.noise.values import draw
@@ -59,7 +60,7 @@ def everything(distribution, dtype):
     for weights in ([0.5], [0.5, 0.0, -1.25, 3e-5, -7.0, 0.1], [0.0, math.inf, -math.inf]):
         found += [subject.weighted_sum(weights, 3, center, *span) for span in [(), (128,), (2048, 8000), (77, 5000)]]
     for size in (1e-30, 1e-4, 1.0, 1e30):
-        step = torch.randn(len(center), generator=torch.Generator().manual_seed(1)) * size
+        step = torch.randn(len(center), generator=torch.Generator().manual_seed(1)).to(noise_dtype(center)) * size
         step[::7] = 0
         for start in (0, 128, 128 * 1001):
             moving = center.clone()
@@ -80,7 +81,7 @@ def everything(distribution, dtype):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_every_function_gives_the_bits_of_the_plain_operations(distribution, dtype, plain):
     torch.manual_seed(3)
