@@ -36,7 +36,8 @@ class DigitsClassifier(LightningModule):
         """What evolution maximises: right or wrong, for each image; among equals, the smaller loss is better."""
         images, digits = batch
         scores = self(images)
-        return Fitness(scores.argmax(dim=1) == digits, tie_breaker=-nn.functional.cross_entropy(scores, digits))
+        right = scores.gather(1, digits[:, None])[:, 0] == scores.amax(dim=1)  # argmax takes four times as long
+        return Fitness(right, tie_breaker=-nn.functional.cross_entropy(scores, digits))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Run once per generation, for the logs. Evolution does not look at this loss."""
