@@ -25,7 +25,7 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
-from lightning_evo.evaluation.recording import Call, Comparison, Recorder, compare, same
+from lightning_evo.evaluation.recording import Call, CallRecorder, Comparison, compare, same
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.perturbations import noise_dtype
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
@@ -163,7 +163,7 @@ class _Run:
         member: Its position among the members of the forward.
     """
 
-    recorder: Recorder
+    recorder: CallRecorder
     member: int = 0
 
     @property
@@ -237,7 +237,7 @@ class _Trial:
         """The center, which is the same in all tries."""
 
         def run() -> _Run:
-            recorder = Recorder(self._job.space)
+            recorder = CallRecorder(self._job.space)
             self._job.isolation.start_member()
             with kept(self._copied), torch.no_grad():
                 value = self._watched(lambda: recorder.run(self._job.together(1)))
@@ -260,10 +260,10 @@ class _Trial:
         each: Callable[[Callable[[], Any]], Any] | None = None,
         watch_memory: bool = False,
     ) -> list[_Run]:
-        recorders: list[Recorder] = []
+        recorders: list[CallRecorder] = []
 
         def recorded() -> Any:
-            recorder = Recorder(self._job.space, watch_memory=watch_memory)
+            recorder = CallRecorder(self._job.space, watch_memory=watch_memory)
             value = recorder.run(job.fitness) if each is None else each(lambda: recorder.run(job.fitness))
             recorders.append(recorder)
             return value

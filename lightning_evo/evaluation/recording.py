@@ -25,7 +25,7 @@ from lightning_evo.evaluation.ways.functions import HARMLESS
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["Call", "Comparison", "Recorder", "compare", "same"]
+__all__ = ["Call", "Comparison", "CallRecorder", "compare", "same"]
 
 _SAMPLED = 256  # elements of a tensor
 _CALLS = 4096
@@ -89,7 +89,7 @@ class Call:
         return not self.outputs
 
 
-class Recorder(TorchFunctionMode):
+class CallRecorder(TorchFunctionMode):
     """Records the calls of one forward.
 
     Args:

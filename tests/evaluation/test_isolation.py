@@ -353,7 +353,7 @@ class Logging(nn.Module):
 def test_nothing_is_logged_while_members_run():
     module = Wrapper(Logging())
     inner, calls = module.inner, []
-    inner.logged = calls = type("Recorder", (list,), {})()
+    inner.logged = calls = type("CallRecorder", (list,), {})()
 
     def act(member):
         inner.log("loss", member)

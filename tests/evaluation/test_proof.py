@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_evo.evaluation import candidates, check
-from lightning_evo.evaluation.recording import Recorder, compare
+from lightning_evo.evaluation.recording import CallRecorder, compare
 from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
@@ -326,7 +326,7 @@ def test_members_that_are_mixed_up_in_a_forward_are_found_though_the_fitness_tie
 
 
 def record(module, run):
-    recorder = Recorder(SearchSpace(module))
+    recorder = CallRecorder(SearchSpace(module))
     with torch.no_grad():
         value = recorder.run(lambda: run(module))
     recorder.finish([float(value)])
