@@ -161,6 +161,12 @@ class Perturbed(TorchFunctionMode):
             values, memory = self._cache[parameter.index]
             self._expose(parameter, memory)
             return values
+        small = self._small.get(parameter.index)
+        if small is not None:  # in as few operations as there can be
+            one = not self.layout.shares_forward
+            memory = small.select(0, self._step_index) if one else small
+            self._expose(parameter, memory)
+            return memory if one else self.layout.join(memory)
         keeps = self.keeps(parameter)
         with self.layout.outside():
             memory = self.stack(parameter)

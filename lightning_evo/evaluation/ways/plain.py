@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import Center
 from lightning_evo.evaluation.job import Job
 from lightning_evo.perturbations import Part
@@ -33,14 +32,19 @@ class Plain:
     @torch.no_grad()
     def run(self, job: Job) -> list[Any]:
         """The fitness of members, one by one."""
-        center, fitness = Center(job.space), job.alone
+        center, fitness, perturbation = Center(job.space), job.alone, job.population.perturbation
         self.noise_made = job.space.numel
+        parts = [_part(*pair) for pair in zip(job.space, center.values, strict=True)]
+        strided = [(part, parameter) for part, parameter in zip(parts, job.space, strict=True) if part.out is None]
+        parts = [part for part in parts if part.out is not None]
         values = []
         try:
             for number in job.members:
                 center.take_memory_back()
-                for parameter, value in zip(job.space, center.values, strict=True):
-                    parameter.local.copy_(_member(job.population, number, parameter, value))
+                direction, step = job.population.address(number)
+                perturbation.members([direction], [step], parts)  # into the weights themselves
+                for part, parameter in strided:
+                    parameter.local.copy_(perturbation.members([direction], [step], [part])[0][0])
                 torch.clear_autocast_cache()  # without this, an enclosing autocast would reuse weights that it cast
                 job.isolation.start_member()
                 values.append(fitness())
@@ -50,10 +54,13 @@ class Plain:
         return values
 
 
-def _member(population: Population, number: int, parameter: EvolvingParameter, center: Tensor) -> Tensor:
-    """A member's values of what this process holds of a parameter, whose own are ``center``."""
-    direction, step = population.address(number)
-    part = Part(parameter.index, center)
-    if parameter.shard is not None:
-        part = Part(parameter.index, parameter.shard.whole, parameter.shard.start, center)
-    return population.perturbation.members([direction], [step], [part])[0][0]
+def _part(parameter: EvolvingParameter, center: Tensor) -> Part:
+    """What is made of a parameter, in the weight's own memory if that is contiguous.
+
+    Args:
+        parameter: The parameter.
+        center: A copy of what this process holds of it.
+    """
+    local, shard = parameter.local, parameter.shard
+    whole, start = (center, 0) if shard is None else (shard.whole, shard.start)
+    return Part(parameter.index, whole, start, center, local.view(1, -1) if local.is_contiguous() else None)
