@@ -41,7 +41,7 @@ class State:
     def state_dict(self) -> dict[str, Any]:
         """All that is not ``None`` or empty, as plain numbers and tensors: a checkpoint holds it as it is."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value != ()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor) or value not in (None, ())}
 
     @classmethod
     def from_state_dict(cls: type[AnyState], saved: Mapping[str, Any]) -> AnyState:
@@ -158,6 +158,8 @@ class Algorithm(ABC, Generic[AnyState]):
     @abstractmethod
     def learn(self, state: AnyState, population: Population, fitness: Tensor, numel: int) -> tuple[AnyState, Lesson]:
         """The state after a generation, and what it teaches. Leaves ``state`` as it is.
+
+        The center is not moved here: who carries the lesson out puts a :class:`NewCenter` into the state.
 
         Args:
             state: The one that ``population`` was asked from.

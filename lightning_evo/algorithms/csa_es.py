@@ -123,7 +123,7 @@ class CSAEvolutionStrategy(Algorithm[CSAState]):
         grown = math.exp(min(1.0, c / d * (float(path.norm()) / expected - 1)))
         assert state.center is not None
         center = (state.center.double() + sigma * step).to(state.center.dtype)
-        return replace(following, center=center, path=path, sigma=sigma * grown), NewCenter(center)
+        return replace(following, path=path, sigma=sigma * grown), NewCenter(center)
 
 
 def _recombination_weights(fitness: Tensor, per_direction: int = 1) -> Tensor:

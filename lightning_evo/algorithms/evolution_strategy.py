@@ -178,7 +178,7 @@ class EvolutionStrategy(Algorithm[ESState]):
             if self.momentum and noise // noises_per_basis == self._window(state)
         )
 
-    def direction_weights(self, population: Population, fitness: Tensor, dimension: int) -> Tensor:
+    def direction_weights(self, population: Population, fitness: Tensor, numel: int) -> Tensor:
         """The estimate as weights of the noise directions: ``g = sum_d weight_d eps_d`` (without weight decay).
 
         With momentum it is the estimate's part in the step, ``(1 - beta) g``.
@@ -186,7 +186,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         Args:
             population: From :meth:`ask`.
             fitness: ``[members]``, higher is better; NaN is a failure and left out.
-            dimension: Number of evolving elements.
+            numel: Number of evolving elements.
 
         Returns:
             float64 ``[directions]`` on the CPU; all zero if there is nothing to learn.
@@ -209,7 +209,7 @@ class EvolutionStrategy(Algorithm[ESState]):
         shaped = shaped / shaped.abs().max()  # the squares of very small weights would be zero
         quotients = weights(raw) / population.sigma
         length = (shaped @ quotients).abs() / (shaped @ shaped)  # makes `shaped` the best fit to `quotients`
-        dimension = round(dimension * (1 - (self.sparsity or 0)))
+        dimension = round(numel * (1 - (self.sparsity or 0)))
         directions = members // population.per_direction
         return shaped * length * math.sqrt(directions / (directions + dimension + 1))
 

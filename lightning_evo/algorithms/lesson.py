@@ -45,10 +45,9 @@ class Directions:
 
     def moved(self, center: Tensor) -> Tensor:
         """``theta + learning_rate g``, of a vector ``[d]``."""
-        gradient = sum((perturbation.weighted_sum(weights, 0, center) for perturbation, weights in self.terms[1:]),
-                       start=self.terms[0].perturbation.weighted_sum(self.weights, 0, center))  # fmt: skip
-        gradient = gradient - self.weight_decay * center
-        return (center + self.learning_rate * gradient).to(center.dtype)
+        now, *past = [perturbation.weighted_sum(weights, 0, center) for perturbation, weights in self.terms]
+        g = sum(past, now) - self.weight_decay * center
+        return (center + self.learning_rate * g).to(center.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Algorithm, Population, State
+from lightning_evo.algorithms import Algorithm, Population, Recipe, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
@@ -25,12 +25,12 @@ from lightning_evo.evaluation.fitness import as_record
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
-from lightning_evo.generation.update import Update, update_from
+from lightning_evo.generation.update import Update, learn_from
 from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.values import draw
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
-from lightning_evo.utils.messages import shown
+from lightning_evo.utils.messages import preview, shown
 from lightning_evo.utils.options import as_whole, number
 from lightning_evo.utils.random_state import RandomState
 
@@ -96,6 +96,10 @@ class Evolution:
             raise ValueError(
                 f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
             )
+        if isinstance(algorithm, Recipe):
+            raise TypeError(
+                f"algorithm is the recipe {algorithm.name!r}; call it to make an algorithm, or give its name."
+            )
         if not isinstance(algorithm, Algorithm):
             raise TypeError(
                 f"algorithm must be a name ({', '.join(algorithms.available())}) or an Algorithm, got "
@@ -119,8 +123,11 @@ class Evolution:
         self._evolve = checked_choice(evolve)
         self._module: nn.Module | None = None
         self._resumed = False
+        self._searched: list[int] | None = None  # indices of the parameters of an algorithm's own center
         self._space: SearchSpace | None = None
         self._population: Population | None = None
+        self._sigma_recorded: float | None = None  # of the current generation
+        self._sigma_set_since: float | None = None  # by hand, after the current generation was asked for
         self._scores = Scores(algorithm.population)
         self._reports = Reports()
 
@@ -140,6 +147,7 @@ class Evolution:
         if not self._resumed:
             self._forget_batches()  # of a fit that was interrupted
             if module is not self._module:
+                self._searched = None
                 self.evaluation.forget()
                 self._chunk = self._members_per_forward
                 seed = self.seed if self.seed is not None else torch.initial_seed()
@@ -150,13 +158,20 @@ class Evolution:
             self._follow_weights()
 
     def _follow_weights(self) -> None:
-        """Begin where the weights are, and go on from there if they were moved by others."""
+        """Begin where the weights are, and go on from there if they were moved by others.
+
+        Raises:
+            ValueError: If other parameters evolve than those that the search has begun with.
+        """
         center, space = self.state.center, self.space
-        if center is not None and center.numel() != space.numel:
+        evolving = [parameter.index for parameter in space]
+        if center is not None and (center.numel() != space.numel or self._searched not in (None, evolving)):
             raise ValueError(
-                f"{self.algorithm.name} searches in {center.numel():,} dimensions, and {space.numel:,} elements evolve "
-                "now. Freeze and unfreeze parameters before the fit, not during it."
+                f"{self.algorithm.name} has begun to search among {center.numel():,} elements, and others evolve now: "
+                f"{space.numel:,} elements of {preview([parameter.name for parameter in space])}. Freeze and unfreeze "
+                "parameters before the search begins; for another choice make another Evolution or strategy."
             )
+        self._searched = evolving
         if center is not None:
             parts = [(p.local, p.keep_padding(space.part_of(center, p).to(p.local), p.local)) for p in space]
             if all(torch.equal(weights, rounded) for weights, rounded in parts):
@@ -193,12 +208,16 @@ class Evolution:
     def sigma(self, value: float) -> None:
         sigma = self.algorithm.init(sigma=value).sigma  # validated there
         self.state = replace(self.state, sigma=sigma)
+        if self._population is not None:
+            self._sigma_set_since = sigma
 
     @property
     def population(self) -> Population:
         """The current generation's members."""
         if self._population is None:
-            self._population = laid_over(self.algorithm.ask(self.state), self.space)
+            population = laid_over(self.algorithm.ask(self.state), self.space)
+            recorded = self._sigma_recorded
+            self._population = population if recorded is None else replace(population, sigma=recorded)
         return self._population
 
     # --- a generation ---
@@ -288,7 +307,7 @@ class Evolution:
                 f"A fitness for each of {len(self.population)} members is needed, got {list(fitness.shape)}."
             )
         if sigma is not None:
-            self._population = replace(self.population, sigma=sigma)
+            self._sigma_recorded, self._population = sigma, None
         self._scores.recall(fitness)
 
     def conclude(self) -> Update:
@@ -300,8 +319,9 @@ class Evolution:
         if not self.has_fitness:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
         population, fitness, generation = self.population, self._scores.fitness, self.state.generation
-        self.state, lesson = self.algorithm.learn(self.state, population, fitness, self.space.numel)
-        update = update_from(lesson, population, self.space, fitness)
+        self.state, update = learn_from(self.algorithm, self.state, population, self.space, fitness)
+        if self._sigma_set_since is not None:  # it counts from the next generation on, whatever was learnt about it
+            self.state = replace(self.state, sigma=self._sigma_set_since)
         self._reports.learning(generation, update, self._scores.failed)
         self._forget_batches()
         return update
@@ -319,7 +339,7 @@ class Evolution:
         return self._scores.statistics()
 
     def _forget_batches(self) -> None:
-        self._population = None
+        self._population = self._sigma_recorded = self._sigma_set_since = None
         self._scores = Scores(self.algorithm.population)
 
     def _subset(self, batch: Any) -> tuple[Any, float]:
@@ -350,6 +370,8 @@ class Evolution:
             **self._scores.state_dict(),
             "random_state": random_state.state_dict(),
         }
+        if self.has_fitness:
+            saved["generation_sigma"] = self.population.sigma  # of the members that were evaluated
         return {**saved, **self.evaluation.state_dict()}
 
     def load_evaluation(self, saved: Mapping[str, Any]) -> None:
@@ -399,6 +421,8 @@ class Evolution:
             self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
         self._forget_batches()
-        self._scores = scores
+        self._scores, self._sigma_recorded = scores, saved.get("generation_sigma")
+        if self._sigma_recorded not in (None, self.sigma):
+            self._sigma_set_since = self.sigma
         self._resumed = True
         RandomState(device).load_state_dict(saved["random_state"])

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_evo.algorithms import Population
-from lightning_evo.perturbations import without_padding
+from lightning_evo.perturbations import Perturbation, without_padding
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["laid_over"]
+__all__ = ["laid_over", "noise_over"]
 
 
 def laid_over(population: Population, space: SearchSpace) -> Population:
-    """The same members, whose vectors, if they are vectors, are cut into the module's parameters.
+    """The same members, with the noise of :func:`noise_over`."""
+    return replace(population, perturbation=noise_over(population.perturbation, space))
+
+
+def noise_over(perturbation: Perturbation, space: SearchSpace) -> Perturbation:
+    """The same noise, whose vectors, if it is one of vectors, are cut into the module's parameters.
 
     Rows that stand for padding are left alone.
     """
-    perturbation = population.perturbation.over(space.offsets)
-    return replace(population, perturbation=without_padding(perturbation, space))
+    return without_padding(perturbation.over(space.offsets), space)

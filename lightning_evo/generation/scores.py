@@ -31,6 +31,7 @@ from torch import Tensor
 from lightning_evo.algorithms.shaping import centered_ranks, evaluated
 from lightning_evo.evaluation.faults import Failure
 from lightning_evo.generation.update import Update
+from lightning_evo.processes.ranks import ALIKE, kinds_of
 from lightning_evo.utils.messages import first_line
 
 __all__ = ["Reports", "Scores", "break_ties", "results_of"]
@@ -135,7 +136,8 @@ class Scores:
 
     def state_dict(self) -> dict[str, Any]:
         """The batches so far, as plain numbers and a tensor."""
-        return {"fitness_weight": self.weight, **({"fitness_sums": self.sums.clone()} if self.weight else {})}
+        batches = {"fitness_sums": self.sums.clone(), "failed": self.failed.clone()} if self.weight else {}
+        return {"fitness_weight": self.weight, **batches}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue after the batches of :meth:`state_dict`.
@@ -151,6 +153,7 @@ class Scores:
                 f"members; this run has population={len(self.sums) - 1}. Resume with the same population."
             )
         self.sums, self.weight = saved["fitness_sums"].cpu().clone(), saved["fitness_weight"]
+        self.failed = saved["failed"].cpu().clone()
 
 
 def _sums(results: Tensor) -> Tensor:
@@ -212,7 +215,12 @@ def break_ties(fitness: Tensor, tie_breaker: Tensor) -> Tensor:
     steps = ordered.diff()
     apart = steps > ordered.abs().max() * _EQUAL
     if not apart.any():
-        return fitness.masked_scatter(finite, tie_breaker[finite])
+        alone = tie_breaker[finite]
+        known = alone.isfinite()
+        if not known.any():
+            return fitness
+        worst = torch.nextafter(alone[known].min(), torch.tensor(-math.inf, dtype=alone.dtype))
+        return fitness.masked_scatter(finite, alone.where(known, worst))
     first = torch.cat([apart.new_ones(1), apart])
     ordered = ordered[first][first.cumsum(0) - 1]  # of values that count as equal, the smallest
     ranks = centered_ranks(tie_breaker[finite])[order]
@@ -234,7 +242,7 @@ def results_of(values: Sequence[Any], weight: float) -> Tensor:
         weight: Of the batch.
 
     Raises:
-        ValueError: If members reported records of different lengths.
+        ValueError: If members reported records of different kinds.
     """
     weights = torch.tensor(
         [-1.0 if isinstance(value, Failure) else weight * (value is not None) for value in values], dtype=torch.float64
@@ -242,10 +250,7 @@ def results_of(values: Sequence[Any], weight: float) -> Tensor:
     records = [value for value in values if isinstance(value, Tensor)]
     lengths = sorted({record.numel() for record in records})
     if len(lengths) > 1:
-        raise ValueError(
-            f"Members reported {lengths} numbers for the same batch. If one member's Fitness has a tie breaker or "
-            "`missing`, all need it (`missing` false for every sample if none is), and values for the same samples."
-        )
+        raise ValueError(f"Members reported {kinds_of(lengths)} for the same batch. {ALIKE}")
     length = lengths[0] if lengths else 1
     results = torch.full((len(values), 1 + length), math.nan, dtype=torch.float64)
     results[:, 1] = weights
@@ -254,6 +259,9 @@ def results_of(values: Sequence[Any], weight: float) -> Tensor:
         reported = ~torch.tensor([value is None or isinstance(value, Failure) for value in values])
         results[reported, 0] = found[:, 0]
         results[reported, 2:] = found[:, 1:]
+        without = found[:, 1].isnan() if length > 1 else found[:0, 0].bool()
+        if without.any() and not without.all():
+            raise ValueError(f"Some members reported a tie breaker for a batch, and others none. {ALIKE}")
     return results
 
 

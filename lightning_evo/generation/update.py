@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_evo.algorithms import Directions, Lesson, NewCenter, Population, Term
+from lightning_evo.algorithms import Algorithm, Directions, Lesson, NewCenter, Population, State, Term
+from lightning_evo.generation.laying import noise_over
 from lightning_evo.generation.norms import Norms
 from lightning_evo.generation.step import Clipping, Step
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
-from lightning_evo.perturbations import Moving, without_padding
+from lightning_evo.perturbations import Moving
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["AlongDirections", "ToCenter", "Update", "update_from"]
+__all__ = ["AlongDirections", "ToCenter", "Update", "learn_from"]
 
 _PIECE = 1 << 20  # elements of a tensor that move at a time, so that they stay in the cache
 
@@ -44,7 +46,7 @@ class Update(ABC):
     @property
     @abstractmethod
     def numbers(self) -> Tensor:
-        """What follows from the fitness, float64 ``[numbers]``: two updates with the same numbers move alike."""
+        """What follows from the fitness, float64 ``[numbers]``: another fitness gives others."""
 
     @abstractmethod
     def step(self, optimizers: Iterable[torch.optim.Optimizer] = (), clipping: Clipping | None = None) -> Step:
@@ -67,13 +69,30 @@ class Update(ABC):
         """
 
 
-def update_from(lesson: Lesson, population: Population, space: SearchSpace, fitness: Tensor) -> Update:
-    """The update that carries a lesson out."""
-    if isinstance(lesson, Directions):
-        now, *past = lesson.terms
-        terms = now, *(Term(without_padding(perturbation, space), weights) for perturbation, weights in past)
-        return AlongDirections(population, space, fitness, replace(lesson, terms=terms))
-    return ToCenter(population, space, fitness, lesson)
+def learn_from(
+    algorithm: Algorithm[Any], state: State, population: Population, space: SearchSpace, fitness: Tensor
+) -> tuple[State, Update]:
+    """The state after a generation in a module, and the update that carries its lesson out.
+
+    Args:
+        algorithm: Learns.
+        state: Before the generation.
+        population: Asked from it, and laid over ``space``.
+        space: The evolving parameters.
+        fitness: Of the members.
+    """
+    following, lesson = algorithm.learn(state, population, fitness, space.numel)
+    if isinstance(lesson, NewCenter):
+        if lesson:
+            following = replace(following, center=lesson.center)
+        return following, ToCenter(population, space, fitness, lesson)
+    terms = tuple(
+        term
+        if term.perturbation is population.perturbation
+        else Term(noise_over(term.perturbation, space), term.weights)
+        for term in lesson.terms
+    )
+    return following, AlongDirections(population, space, fitness, replace(lesson, terms=terms))
 
 
 @dataclass(frozen=True)

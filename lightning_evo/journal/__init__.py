@@ -9,6 +9,10 @@ a file ``*.evoj`` that is only ever appended to:
 :mod:`.format`                the same as bytes: head, frames, torn and damaged files
 :mod:`.file`                  the file: created, opened, read and appended to
 :mod:`.disk`                  what it asks of the file system: fsync, locks, names that are never overwritten
+:mod:`.recorder`              how a run writes its generations, and recalls those that are there
+:mod:`.resume`                which journal a run continues
+:mod:`.checksums`             when checksums of the weights are written and compared
+:mod:`.replay`                a generation's weights from a checkpoint and a journal
 ============================  ==========================================================================
 """
 

@@ -8,7 +8,7 @@ import hashlib
 import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -23,7 +23,7 @@ __all__ = ["check_of", "describe_algorithm", "describe_parameters", "rebuild_alg
 
 
 def describe_algorithm(algorithm: Algorithm[Any]) -> dict[str, Any]:
-    """All options of an algorithm, which is a dataclass, and its class as plain data.
+    """An algorithm's class, name and, if it is a dataclass, its options as plain data.
 
     A function, or a class from another package, becomes ``{"not_plain": its name}``.
 
@@ -32,11 +32,12 @@ def describe_algorithm(algorithm: Algorithm[Any]) -> dict[str, Any]:
         >>> describe_algorithm(get("mezo")())["shaping"]
         'raw'
     """
-    dataclass: Any = algorithm
-    described = {f.name: _plain(getattr(algorithm, f.name)) for f in fields(dataclass)}
+    given: Any = algorithm
+    options = {f.name: _plain(getattr(given, f.name)) for f in fields(given)} if is_dataclass(given) else {}
     name = type(algorithm).__name__
     known = getattr(algorithms, name, None) is type(algorithm)
-    return {"class": name if known else {"not_plain": _qualified_name(type(algorithm))}, **described}
+    kind = name if known else {"not_plain": _qualified_name(type(algorithm))}
+    return {"class": kind, "name": algorithm.name, **options}
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from lightning_evo.journal import (
     weights_checksum,
 )
 from lightning_evo.journal.checksums import WeightsCheck
-from lightning_evo.journal.records import parameter_names, recorded_step, same_parameters
+from lightning_evo.journal.records import meddled, parameter_names, recorded_step, same_parameters
 from lightning_evo.journal.resume import is_restart, open_journal
 from lightning_evo.spaces.search_space import SearchSpace
 
@@ -236,8 +236,9 @@ class Recorder:
             self._warn_once(
                 "check",
                 f"Generation {record.generation} of {self.path}: its fitness gives another update here than when it "
-                "was written, by another version of lightning-evo or torch, or on another processor. The weights will "
-                "not be those of the run that wrote it, bit for bit.",
+                "was written, by another version of lightning-evo or torch, or on another processor"
+                f"{meddled(self._evolution.algorithm.owns_center)}. The weights will not be those of the run that "
+                "wrote it, bit for bit.",
             )
 
     def _weights_differ(self, generation: int) -> None:

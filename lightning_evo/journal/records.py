@@ -16,6 +16,7 @@ __all__ = [
     "JournalError",
     "Record",
     "RecordedParameter",
+    "meddled",
     "parameter_names",
     "recorded_step",
     "same_parameters",
@@ -125,6 +126,11 @@ def recorded_step(record: Record, conditions: Conditions) -> Step:
         limit, by = conditions.clipping
         clipping = Clipping(limit, by, record.coefficient)
     return Step(record.learning_rates, {p.index: p.group for p in conditions.parameters}, clipping)
+
+
+def meddled(owns_center: bool) -> str:
+    """The further reason, as a part of a message, why an algorithm with a center of its own learns something else."""
+    return ", or something else than evolution (a callback) moved the weights, which its search follows" * owns_center
 
 
 def same_parameters(some: Sequence[RecordedParameter], others: Sequence[RecordedParameter]) -> bool:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm, State
+from lightning_evo.generation.evolution import CHECKPOINT_KEY
 from lightning_evo.generation.laying import laid_over
-from lightning_evo.generation.update import update_from
+from lightning_evo.generation.update import learn_from
 from lightning_evo.journal import (
     Journal,
     JournalError,
@@ -24,13 +25,11 @@ from lightning_evo.journal import (
     rebuild_algorithm,
     weights_checksum,
 )
-from lightning_evo.journal.records import recorded_step
+from lightning_evo.journal.records import meddled, recorded_step
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import first_line
 
 __all__ = ["replay"]
-
-_KEY = "lightning_evo"  # of checkpoints
 
 
 def replay(
@@ -105,7 +104,7 @@ def _replay(
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]:
     algorithm = _algorithm(journal, algorithm)
-    saved = base.get(_KEY, {})
+    saved = base.get(CHECKPOINT_KEY, {})
     if saved and "state" not in saved:
         raise JournalError(
             "The checkpoint was written by an older version of lightning-evo, which this one can't continue. Replay it "
@@ -128,13 +127,13 @@ def _replay(
         state = replace(state, seed=conditions.seed)
         population = replace(laid_over(algorithm.ask(state), space), sigma=record.sigma)
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
-        state, lesson = algorithm.learn(state, population, fitness, space.numel)
-        update = update_from(lesson, population, space, fitness)
+        state, update = learn_from(algorithm, state, population, space, fitness)
         if exact and check_of(update) != record.check:
             raise JournalError(
                 f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
-                "written, by another version of lightning-evo or torch, or on another processor. Replay it there; or "
-                "accept weights that differ in their last bits: exact=False (`--inexact`)."
+                "written, by another version of lightning-evo or torch, or on another processor"
+                f"{meddled(algorithm.owns_center)}. Replay it there; or accept weights that are not the run's: "
+                "exact=False (`--inexact`)."
             )
         if update:
             update.apply(recorded_step(record, conditions))
@@ -355,7 +354,7 @@ def _checkpoint(
     base: Mapping[str, Any], weights: _Weights, journal: Journal, state: State, compared: int | None
 ) -> dict[str, Any]:
     # States of the checkpoint's own generation, from which no run must be resumed by mistake.
-    dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", _KEY]
+    dropped = ["loops", "callbacks", "optimizer_states", "lr_schedulers", "state_dict", CHECKPOINT_KEY]
     dropped += ["current_model_state", "averaging_state"]  # the average is not replayed
     others = {name: value for name, value in base.items() if name not in dropped} if "state_dict" in base else {}
     saved: dict[str, Any] = {
@@ -366,4 +365,4 @@ def _checkpoint(
     }
     if "global_step" in others:
         others["global_step"] = state.generation
-    return {**others, "state_dict": weights.state_dict(), _KEY: saved}
+    return {**others, "state_dict": weights.state_dict(), CHECKPOINT_KEY: saved}

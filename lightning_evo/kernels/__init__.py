@@ -80,7 +80,7 @@ def built() -> Native | str:
 @lru_cache(maxsize=1)
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"The noise kernels could not be built, so noise is many times slower ({reason}). The results are the same. "
-        f"{_ADVICE} to silence this.",
+        f"The noise kernels could not be built, so noise is many times slower ({reason}). The results are the "
+        f"same (with noise of low rank but for rounding). {_ADVICE} to silence this.",
         stacklevel=5,
     )

@@ -1,7 +1,7 @@
 """Perturbations that are given: each direction is a vector, cut into a module's parameters.
 
 So an algorithm that samples vectors, as search distributions do, hands its members over as any other population, and
-every way of evaluating them works unchanged: the "noise" of member i is ``x_i - m``, and sigma is 1.
+every way of evaluating them works unchanged: sigma times the "noise" of member i is ``x_i - m``.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_evo.algorithms import Population
 from lightning_evo.utils.messages import preview
 
-__all__ = ["Ranks"]
+__all__ = ["ALIKE", "Ranks", "kinds_of"]
 
 
 def _only_own(values: Tensor) -> list[Tensor]:
@@ -145,8 +145,24 @@ def _compare_columns(widths: list[int], data: int) -> None:
     kinds = {min(width, 4) for width in widths if width}
     same = [{width for width in widths[part::data] if width} for part in range(data)]
     if len(kinds) > 1 or any(len(different) > 1 for different in same):
-        raise ValueError(
-            f"Members of different processes reported {sorted({width - 1 for width in widths if width})} numbers for "
-            "the same batch. If one member's Fitness has a tie breaker or `missing`, all need it (`missing` false for "
-            "every sample if none is), and values for the same samples."
-        )
+        lengths = sorted({width - 1 for width in widths if width})
+        raise ValueError(f"Members of different processes reported {kinds_of(lengths)} for the same batch. {ALIKE}")
+
+
+ALIKE = (
+    "If one member's Fitness has a tie breaker or `missing`, all need it (`missing` false for every sample if none "
+    "is), and values for the same samples."
+)
+"""What to do where members report differently."""
+
+
+def kinds_of(lengths: list[int]) -> str:
+    """What records of these lengths hold, in words.
+
+    Example:
+        >>> kinds_of([1, 2, 6])
+        'a number, a number with a tie breaker and values of 4 samples'
+    """
+    kinds = ["a number" if n == 1 else "a number with a tie breaker" if n == 2 else f"values of {n - 2} samples"
+             for n in lengths]  # fmt: skip
+    return f"{', '.join(kinds[:-1])} and {kinds[-1]}" if len(kinds) > 1 else kinds[0]

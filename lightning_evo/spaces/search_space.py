@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -61,6 +62,7 @@ class EvolvingParameter:
     def keep_padding(self, values: Tensor, center: Tensor) -> Tensor:
         """``values``, with the padding row of ``center``; both of the parameter's shape."""
         if self.padding_row is not None:
+            values = values.clone()
             values[self.padding_row] = center[self.padding_row]
         return values
 
@@ -128,7 +130,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
         """Number of evolving elements."""
         return sum(parameter.shape.numel() for parameter in self)
 
-    @property
+    @cached_property
     def offsets(self) -> dict[int, int]:
         """Where each parameter begins in a vector of all evolving elements, by its index.
 
@@ -170,6 +172,7 @@ class SearchSpace(Sequence[EvolvingParameter]):
         """A search space of some of these parameters."""
         smaller = copy.copy(self)
         smaller._parameters = tuple(parameters)
+        vars(smaller).pop("offsets", None)
         return smaller
 
     def by_identity(self) -> dict[int, EvolvingParameter]:

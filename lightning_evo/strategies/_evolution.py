@@ -90,7 +90,8 @@ class EvoStrategyMixin(Strategy):
         accelerator: Set by the Trainer.
         checkpoint_io: A checkpoint plugin.
         precision_plugin: A precision plugin.
-        **algorithm_options: Further options of algorithms that are registered by other packages.
+        **algorithm_options: ``member_timeout`` and ``minimum_evaluated``, for members that fail (docs/faults.md), and
+            options of algorithms that are registered by other packages.
 
     Raises:
         ValueError: If an option has an impossible value; the message says what was expected.

@@ -70,13 +70,13 @@ def test_ties_share_their_weights_and_failures_have_none():
     z = algorithm.ask(state).vectors()
     w = [math.log(3.5) - math.log(i) for i in (1, 2, 3)]
     both = (w[0] + w[1]) / 2
-    learnt, _ = algorithm.learn(state, algorithm.ask(state), torch.tensor([2.0, 0, 2, 1, -1, -2]), 3)
+    _, lesson = algorithm.learn(state, algorithm.ask(state), torch.tensor([2.0, 0, 2, 1, -1, -2]), 3)
     expected = (both * (z[0] + z[2]) + w[2] * z[3]) / sum(w)
-    torch.testing.assert_close(learnt.center, expected)
+    torch.testing.assert_close(lesson.center, expected)
     nan = math.nan
-    learnt, _ = algorithm.learn(state, algorithm.ask(state), torch.tensor([nan, 0, nan, 1, -1, -2]), 3)
+    _, lesson = algorithm.learn(state, algorithm.ask(state), torch.tensor([nan, 0, nan, 1, -1, -2]), 3)
     four = [math.log(2.5) - math.log(i) for i in (1, 2)]  # as if only four had been there
-    torch.testing.assert_close(learnt.center, (four[0] * z[3] + four[1] * z[1]) / sum(four))
+    torch.testing.assert_close(lesson.center, (four[0] * z[3] + four[1] * z[1]) / sum(four))
 
 
 def test_a_generation_that_ties_changes_neither_center_nor_sigma():

@@ -190,6 +190,14 @@ MODELS: dict[str, Case] = {
     "embedding_bag": Case(lambda: nn.EmbeddingBag(10, 6), lambda m: m(ids(3, 4))),
     # --- normalization and parametrizations ---
     "layer_norm": Case(lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)), of(3, 6)),
+    "layer_norm_of_the_weights_shape": Case(  # a torch.Size beside weights
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)),
+        lambda m: F.layer_norm(m[0](x(3, 6)), m[1].weight.shape, m[1].weight, m[1].bias),
+    ),
+    "weights_by_sizes": Case(
+        lambda: nn.Linear(6, 8),
+        lambda m: x(3, 8) @ m.weight.view(torch.Size([8, 6])) + m.bias[:6].expand(torch.Size([3, 6])),
+    ),
     "group_norm": Case(lambda: nn.Sequential(nn.Conv1d(3, 6, 2), nn.GroupNorm(2, 6)), of(3, 3, 5)),
     "instance_norm": Case(
         lambda: nn.Sequential(nn.Conv1d(3, 6, 2), nn.InstanceNorm1d(6, affine=True, track_running_stats=True)),

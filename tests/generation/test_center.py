@@ -1,16 +1,19 @@
 """Algorithms that keep a center of their own, in a module: the weights are its rounding."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_evo import Evolution, algorithms
-from lightning_evo.algorithms import NewCenter
+from lightning_evo.algorithms import Directions, NewCenter, Population, Term
 from lightning_evo.generation.step import Clipping, Step
-from lightning_evo.generation.update import ToCenter, update_from
-from lightning_evo.perturbations import Vectors
+from lightning_evo.generation.update import ToCenter
+from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.perturbations import Dense, Vectors
+from lightning_evo.spaces import search_space
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.utils.random_state import RandomState
 
@@ -149,8 +152,136 @@ def test_the_dimension_can_not_change_during_a_search():
     subject = evolution(module)
     generation(subject, module)
     module.last.requires_grad_(False)
-    with pytest.raises(ValueError, match="csa_es searches in 56 dimensions, and 31 elements evolve now"):
+    with pytest.raises(ValueError, match="csa_es has begun to search among 56 elements, and others evolve now: 31"):
         subject.setup(module)
+    module.last.requires_grad_(True)
+    subject.setup(module)
+
+
+def test_other_parameters_of_the_same_size_are_another_search():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].requires_grad_(False)
+    subject = evolution(module)
+    module[1].requires_grad_(True)
+    module[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="search among 12 elements, and others evolve now: 12 elements of 1.weight, 1"):
+        subject.setup(module)
+    other = nn.Sequential(nn.Linear(2, 2))
+    subject.setup(other)  # another module begins anew
+    assert subject.state.center.numel() == 6
+
+
+def test_the_update_does_not_write_into_the_state():
+    module = Network(torch.float64)
+    subject = evolution(module)
+    assert subject.evaluate(module.fitness, IDS)
+    update = subject.conclude()
+    before = update.lesson.center.clone()
+    update.apply()
+    subject.setup(module)
+    assert torch.equal(update.lesson.center, before)
+    assert torch.equal(subject.state.center, before)
+
+
+@pytest.mark.parametrize("name", ["csa_es", "openai_es"])
+def test_a_sigma_that_is_set_in_the_midst_of_a_generation_counts_from_the_next_on(name):
+    module = nn.Sequential(nn.Linear(3, 1))
+
+    def fitness(batch):
+        return module[0].weight.sum()
+
+    found = []
+    for stop in (False, True):
+        torch.nn.init.zeros_(module[0].weight)
+        subject = Evolution(name, population=4, sigma=0.5, seed=1)
+        subject.setup(module)
+        subject.evaluate(fitness, None)
+        subject.sigma = 1e-3
+        if stop:
+            saved = subject.state_dict(RandomState(CPU))
+            subject = Evolution(name, population=4, sigma=0.5, seed=1)
+            subject.load_state_dict(saved, CPU)
+            subject.setup(module)
+        subject.evaluate(fitness, None)
+        assert subject.population.sigma == 0.5
+        found.append(subject.conclude().fitness)
+        assert subject.sigma == 1e-3
+    assert torch.equal(*found)
+
+
+class Wanderer(algorithms.Algorithm):
+    """Somebody's own search, no dataclass: one step of the sampled vectors, whatever their fitness."""
+
+    name, population, samples_per_generation = "wanderer", 4, None
+
+    def current_sigma(self, state):
+        return 1.0
+
+    def ask(self, state):
+        vectors = Vectors(torch.eye(4, state.center.numel(), dtype=torch.float64))
+        return Population(vectors, 1.0, 4, False, state.center, state.seed, state.generation)
+
+    def learn(self, state, population, fitness, numel):
+        return replace(state, generation=state.generation + 1), NewCenter(state.center + 1.0)
+
+
+def test_a_search_of_ones_own_leaves_its_center_to_the_engine(recwarn):
+    module = nn.Sequential(nn.Linear(3, 1, dtype=torch.bfloat16))
+    subject = Evolution(Wanderer(), seed=0)
+    subject.setup(module)
+    start = subject.state.center
+    for _ in range(3):
+        subject.setup(module)
+        subject.evaluate(lambda batch: module[0].weight.sum(), None)
+        subject.conclude().apply()
+    assert torch.equal(subject.state.center, start + 1.0 + 1.0 + 1.0)
+    assert not recwarn.list
+    state = Wanderer().init(start)
+    assert torch.equal(Wanderer().tell(state, Wanderer().ask(state), torch.arange(4.0)).center, start + 1)
+
+
+class Tables(algorithms.Algorithm):
+    """Directions from a table of its own and from noise, as terms of one update."""
+
+    name, population, owns_center, updates = "tables", 2, False, ("in_place",)
+
+    def current_sigma(self, state):
+        return 0.1
+
+    def ask(self, state):
+        return Population(Dense(NoiseKey(state.seed, state.generation)), 0.1, 1, True, None, state.seed)
+
+    def learn(self, state, population, fitness, numel):
+        terms = Term(Dense(NoiseKey(1, 1)), (1.0,)), Term(Vectors(torch.ones(1, numel)), (2.0,))
+        return replace(state, generation=state.generation + 1), Directions(terms)
+
+
+def test_all_terms_are_laid_over_the_parameters():
+    """Vectors are cut, and padding rows stay, also of noise that is not the population's."""
+    module = nn.Sequential(nn.Embedding(4, 3, padding_idx=1), nn.Linear(3, 2))
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    subject = Evolution(Tables(), seed=0)
+    subject.setup(module)
+    subject.evaluate(lambda batch: module(torch.tensor([0, 2])).sum(), None)
+    subject.conclude().apply()
+    for index, (old, new) in enumerate(zip(before, module.parameters(), strict=True)):
+        expected = Dense(NoiseKey(1, 1)).noise([0], index, old)[0] + 2.0
+        if index == 0:
+            expected[1] = 0
+        torch.testing.assert_close(new.detach(), old + expected)
+
+
+def test_many_tensors_cost_no_square(monkeypatch):
+    """Where each parameter begins is computed once for a space."""
+    module = nn.ModuleList([nn.Linear(2, 2) for _ in range(50)])
+    space = SearchSpace(module)
+    made = []
+    monkeypatch.setattr(search_space, "accumulate", lambda sizes: made.append(sizes) or accumulate(sizes))
+    for parameter in space:
+        space.part_of(space.vector(), parameter)
+    assert len(made) == 1
+    some = space.subset(list(space)[3:])
+    assert some.offsets[some[0].index] == 0
 
 
 def test_a_generation_that_ties_moves_nothing():
@@ -171,7 +302,7 @@ def test_the_way_to_the_center_is_measured_and_no_step_counts():
     module = nn.Sequential(nn.Linear(3, 1))
     space = SearchSpace(module)
     population = algorithms.get("csa_es")(population=4).ask(algorithms.get("csa_es")(population=4).init(torch.zeros(4)))
-    update = update_from(NewCenter(space.vector() + 3.0), population, space, torch.zeros(4))
+    update = ToCenter(population, space, torch.zeros(4), NewCenter(space.vector() + 3.0))
     assert update.step([torch.optim.SGD(module.parameters(), lr=0.5)], Clipping(0.1)) == Step(())
     assert update.apply() == pytest.approx(6.0, rel=1e-6)  # 3 along each of 4 axes
 

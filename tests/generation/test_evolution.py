@@ -532,7 +532,7 @@ def test_too_early():
         (
             {"algorithm": algorithms.get("mezo")},
             TypeError,
-            "must be a name .*mezo.* or an Algorithm, got Recipe",
+            "the recipe 'mezo'; call it to make an algorithm",
         ),
         ({"algorithm": 3}, TypeError, "must be a name .* got int"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number or None, got 1.5"),

@@ -172,7 +172,7 @@ def test_processes_weigh_by_their_samples():
 
 def test_different_reports_are_refused():
     one, two = as_record(1.0), as_record(Fitness(1.0, tie_breaker=2.0))
-    with pytest.raises(ValueError, match=r"Members reported \[1, 2\] numbers for the same batch.*all need it"):
+    with pytest.raises(ValueError, match="reported a number and a number with a tie breaker for .*all need it"):
         results_of([one, two, None], 1.0)
 
 
@@ -215,7 +215,8 @@ def test_differences_of_rounding_are_ties():
 
 
 def test_one_fitness_for_all_leaves_it_to_the_tie_breaker():
-    same(break_ties(vector(2, 2, nan, 2, inf), vector(-3.5, 0.25, 9, -inf, 1)), [-3.5, 0.25, nan, -inf, inf])
+    worst = math.nextafter(-3.5, -inf)
+    same(break_ties(vector(2, 2, nan, 2, inf), vector(-3.5, 0.25, 9, -inf, 1)), [-3.5, 0.25, nan, worst, inf])
 
 
 def test_failed_members_have_no_part_in_ties():
@@ -233,7 +234,7 @@ def test_scores_with_a_tie_breaker():
     assert scores.statistics()["fitness_mean"] == pytest.approx(4 / 3)
     # The next batch turns the order: tie breakers are averaged, as fitness is; a NaN stays worst.
     scores.add(records(*[Fitness(f, t) for f, t in zip([2, 2, 1, nan], [1.0, 8.0, 2.0, 0.0], strict=True)]))
-    same(scores.fitness, [1.0, -inf, 3.0, nan])
+    same(scores.fitness, [1.0, math.nextafter(1.0, -inf), 3.0, nan])
 
 
 def test_the_tie_breaker_of_what_a_member_has():
@@ -274,3 +275,20 @@ def test_the_middle_of_a_generation_can_be_saved():
     assert resumed.statistics() == scores.statistics()
     with pytest.raises(ValueError, match="middle of a generation of 3 members; this run has population=4"):
         Scores(4).load_state_dict(scores.state_dict())
+
+
+def test_some_tie_breakers_among_samples_are_refused():
+    """Their records are equally long."""
+    nan = math.nan
+    some = [torch.tensor([1.0, t, 1.0, nan], dtype=torch.float64) for t in (0.5, nan)]
+    with pytest.raises(ValueError, match="Some members reported a tie breaker for a batch, and others none"):
+        results_of(some, 1.0)
+    assert results_of([some[0], None, Failure(RuntimeError())], 1.0)[0, 2] == 0.5
+
+
+def test_tie_breakers_that_are_no_numbers_rank_worst_and_are_not_taken_for_fitness():
+    tied, inf = torch.full((3,), 2.0, dtype=torch.float64), math.inf
+    broken = break_ties(tied, torch.tensor([0.5, -inf, 0.25], dtype=torch.float64))
+    assert broken.isfinite().all()
+    assert broken.argsort().tolist() == [1, 2, 0]
+    assert torch.equal(break_ties(tied, torch.full((3,), -inf, dtype=torch.float64)), tied)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_evo import EvolutionStrategy, Schedule, algorithms
 from lightning_evo.algorithms import Directions, Term
-from lightning_evo.generation.update import update_from
+from lightning_evo.generation.update import AlongDirections
 from lightning_evo.journal import (
     Conditions,
     Header,
@@ -611,6 +611,24 @@ def test_an_algorithm_that_is_not_plain_data():
         rebuild_algorithm({**known, "warp": 9})
 
 
+class Foreign(algorithms.Algorithm):
+    """No dataclass."""
+
+    name = "foreign"
+
+    def current_sigma(self, state):
+        raise NotImplementedError
+
+    ask = learn = current_sigma
+
+
+def test_an_algorithm_without_options_is_described_by_its_name():
+    described = describe_algorithm(Foreign())
+    assert described == {"class": {"not_plain": f"{__name__}.Foreign"}, "name": "foreign"}
+    with pytest.raises(JournalError, match="class=.*Foreign is code, not data. Pass the algorithm"):
+        rebuild_algorithm(described)
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
@@ -655,7 +673,7 @@ def check(*weights, dtype=torch.float32):
     algorithm = algorithms.get("openai_es")(population=2 * len(weights))
     population = algorithm.ask(algorithm.init())
     lesson = Directions((Term(population.perturbation, weights),))
-    return check_of(update_from(lesson, population, space, torch.zeros(len(population))))
+    return check_of(AlongDirections(population, space, torch.zeros(len(population)), lesson))
 
 
 def test_the_check_of_an_update():

@@ -114,7 +114,7 @@ def test_gathering_single_samples():
     ],
 )
 def test_processes_that_report_different_things(groups, data, found):
-    with pytest.raises(ValueError, match=r"different processes reported \[\d, \d\] numbers.*all need it"):
+    with pytest.raises(ValueError, match="different processes reported (a number|values) .*all need it"):
         world(groups, data, found, population(4 if groups > 1 else 2))
 
 

@@ -14,9 +14,9 @@ from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.plain import Plain
-from lightning_evo.generation.laying import laid_over
+from lightning_evo.generation.laying import laid_over, noise_over
 from lightning_evo.generation.step import Clipping
-from lightning_evo.generation.update import update_from
+from lightning_evo.generation.update import AlongDirections
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense, LowRank, Part
 from lightning_evo.spaces.search_space import SearchSpace
@@ -79,9 +79,9 @@ def generation(name, **options):
 
 
 def update(space, population, weight_decay):
-    terms = (Term(population.perturbation, (0.5, -2.0)), Term(Dense(NoiseKey(7, 1)), (0.25, 0.0)))
+    terms = (Term(population.perturbation, (0.5, -2.0)), Term(noise_over(Dense(NoiseKey(7, 1)), space), (0.25, 0.0)))
     lesson = Directions(terms, weight_decay, learning_rate=0.1)
-    return update_from(lesson, population, space, torch.zeros(4))
+    return AlongDirections(population, space, torch.zeros(4), lesson)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

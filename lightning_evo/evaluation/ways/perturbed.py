@@ -365,6 +365,8 @@ class Perturbed(TorchFunctionMode):
         if isinstance(argument, Tensor):
             return self.replace(argument)
         if isinstance(argument, _SEQUENCES):
+            if not self._concerned(argument):
+                return argument
             replaced = [self.replace_all(part) for part in argument]
-            return type(argument)(replaced) if type(argument) in (list, tuple) else type(argument)(*replaced)
+            return type(argument)(*replaced) if hasattr(argument, "_fields") else type(argument)(replaced)
         return argument
