@@ -90,7 +90,7 @@ class Worker:
         shape = (2, 32, 2, 64) if tiny else (4, 384, 6, 4096)
         torch.manual_seed(0)
         model, batch = gpt2(*shape), tokens(2 if tiny else 4, 8 if tiny else 128, shape[-1])
-        together = Ranks(groups=world, rank=rank, gather_from_all=self._gather, sum_over_all=self._sum)
+        together = Ranks(groups=world, rank=rank, gather_from_all=self._gather)
         self.parameters = parameters(model)
         self.calls: dict[str, Generation] = {}
         for algorithm in CASES:
@@ -107,11 +107,6 @@ class Worker:
         everything = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(everything, values)
         return everything
-
-    def _sum(self, values: Tensor) -> Tensor:
-        self.sent += values.numel() * values.element_size()
-        torch.distributed.all_reduce(values)
-        return values
 
     def run(self, row: str) -> dict[str, float]:
         """One generation: bytes that this rank sent, seconds from the last fitness on, and those of the processor."""

@@ -111,7 +111,9 @@ def repeats_noise(way: Way, noise_made: float, space: SearchSpace) -> str | None
     times, needed = noise_made / max(1, space.numel), sum(parameter.local.nbytes for parameter in space)
     if times <= _REPEATS or 2 * needed > free_memory(space[0].tensor.device):  # for the plain loop's copy
         return None
-    return f"{way.name} would make each member's noise {times:.1f} times, as its weights are read again and again"
+    return (
+        f"{way.name} would make each member's noise {round(times, 1):g} times, as its weights are read again and again"
+    )
 
 
 def is_slower(way: Way, job: Job) -> bool:

@@ -285,13 +285,13 @@ def test_a_hidden_read_behind_a_text_is_found():
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
 def test_one_wrong_member_of_several_is_found_though_the_fitness_ties(wrong, name, monkeypatch):
     module = mlp()
-    tensor = Perturbed.stack
+    right = Perturbed.tensor
 
-    def stack(self, parameter):
-        values = tensor(self, parameter)
-        return parameter.tensor.detach()[None] if parameter.name == name and list(self.members) == [wrong] else values
+    def tensor(self, parameter):
+        values = right(self, parameter)
+        return parameter.tensor.detach() if parameter.name == name and list(self.members) == [wrong] else values
 
-    monkeypatch.setattr(Perturbed, "stack", stack)
+    monkeypatch.setattr(Perturbed, "tensor", tensor)
     _, evolution = generations(module, lambda batch: module(batch).sum() * 0, evaluation="in_forward", count=1)
     expected = (
         f"in_forward is not possible: linear gives something else than in the plain loop where {name[:2]}weight, "
@@ -316,8 +316,14 @@ def test_a_pair_that_shares_the_wrong_tensors_is_found_though_the_fitness_ties(m
 
 def test_members_that_are_mixed_up_in_a_forward_are_found_though_the_fitness_ties(monkeypatch):
     module = mlp()
-    tensor = Perturbed.stack
-    monkeypatch.setattr(Perturbed, "stack", lambda self, parameter: tensor(self, parameter).flip(0))
+    make = Perturbed._make_small
+
+    def make_small(self):
+        make(self)
+        if self.layout.shares_forward:
+            self._small = {index: members.flip(0) for index, members in self._small.items()}
+
+    monkeypatch.setattr(Perturbed, "_make_small", make_small)
     _, evolution = generations(module, lambda batch: module(batch).sum() * 0, evaluation="batched", count=1)
     assert "batched is not possible: linear gives something else" in evolution.evaluation.summary
 
