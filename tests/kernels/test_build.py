@@ -57,7 +57,8 @@ def assert_warns_once_and_draws_the_same(plain, reason):
     expected = expected_draw(plain)
     message = (
         rf"^The noise kernels could not be built, so noise is many times slower \({reason}\)\. The results "
-        r"are the same \(with noise of low rank but for rounding\)\. Install a C\+\+ compiler \(g\+\+ or clang\+\+; \$CXX names another\), or set "
+        r"are the same \(with noise of low rank but for rounding\)\. Install a "
+        r"C\+\+ compiler \(g\+\+ or clang\+\+; \$CXX names another\), or set "
         r"LIGHTNING_EVO_KERNELS=torch to silence this\.$"
     )
     with pytest.warns(UserWarning, match=message) as said:
