@@ -28,6 +28,7 @@ from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
 from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.values import draw
+from lightning_evo.processes.groups import Groups
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
 from lightning_evo.utils.messages import preview, shown
@@ -116,8 +117,7 @@ class Evolution:
         )
         self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
         self.ranks = Ranks()
-        self._members_per_forward = as_whole(members_per_forward) or 0
-        self._chunk = self._members_per_forward  # members that stay together, once that is known
+        self._groups = Groups(as_whole(members_per_forward) or 0)
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
         self._evolve = checked_choice(evolve)
@@ -149,7 +149,7 @@ class Evolution:
             if module is not self._module:
                 self._searched = None
                 self.evaluation.forget()
-                self._chunk = self._members_per_forward
+                self._groups.forget()
                 seed = self.seed if self.seed is not None else torch.initial_seed()
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
                 self.state = self.algorithm.init(seed=seed, sigma=sigma)
@@ -238,16 +238,15 @@ class Evolution:
         batch, weight = self._subset(batch)
         if not weight:
             return False
-        largest = self._largest_share(self.ranks)
-        if self._chunk > max(largest, self._members_per_forward):  # of a run of fewer processes
-            self._chunk = largest
-            self.evaluation.limit_groups(self._chunk)
-        ranks = self._ranks_with_groups
+        if self._groups.shrink(self.ranks, population):
+            self.evaluation.limit_groups(self._groups.size)
+        ranks = self._groups.divide(self.ranks, population)
         members = ranks.share(population)
         values = self._evaluate_members(fitness, batch, members)
         failures = [value.error for value in values if isinstance(value, Failure)]
         results, sizes = ranks.gather(results_of(values, weight), population, self.evaluation.group_size)
-        self._keep_groups(sizes)
+        if self._groups.keep(sizes, self.ranks, population):
+            self.evaluation.limit_groups(self._groups.size)
         failed = (results[..., 1] < 0).any(0)
         self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
         return self._scores.add(results)
@@ -263,29 +262,6 @@ class Evolution:
                 return self.evaluation(module, space, self.population, run, isolation, members)
         finally:
             shared.restore()
-
-    def _keep_groups(self, sizes: list[int]) -> None:
-        """Keep the same members together from now on: rounding depends on which members share a forward.
-
-        Args:
-            sizes: How many members each process ran at once; 0 where that was not decided yet.
-        """
-        if self._chunk or not all(sizes):
-            return
-        self._chunk = min(*sizes, self._largest_share(self.ranks))
-        if self.ranks.groups > 1:
-            self.evaluation.limit_groups(self._chunk)
-
-    @property
-    def _ranks_with_groups(self) -> Ranks:
-        """The processes; groups stay whole if that was asked for, or if no process gets more members by it."""
-        whole = replace(self.ranks, chunk=max(1, self._chunk))
-        as_even = self._largest_share(whole) == self._largest_share(self.ranks)
-        return whole if self._members_per_forward or as_even else self.ranks
-
-    def _largest_share(self, ranks: Ranks) -> int:
-        """Members of the process that has most."""
-        return max(len(ranks.share(self.population, group)) for group in range(ranks.groups))
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
@@ -381,7 +357,7 @@ class Evolution:
             saved: From :meth:`Evaluation.state_dict <lightning_evo.evaluation.choice.Evaluation.state_dict>`.
         """
         self.evaluation.load_state_dict(saved)
-        self._chunk = self._members_per_forward or int(saved.get("members_per_forward", 0))
+        self._groups.load(int(saved.get("members_per_forward", 0)))
 
     def start_at(self, generation: int) -> None:
         """Set the number of the coming generation: a run that continues other training should not repeat noise."""

@@ -9,20 +9,22 @@ from typing import Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from lightning_evo.algorithms import UpdateName
+from lightning_evo.generation.evolution import Evolution
 from lightning_evo.strategies import _compat
 from lightning_evo.utils.messages import preview
 
 __all__ = ["check_module"]
 
 
-def check_module(module: Any, optimizers: Sequence[Any], in_place: bool, learning_rate_was_given: bool) -> None:
+def check_module(module: Any, optimizers: Sequence[Any], evolution: Evolution, update: UpdateName) -> None:
     """Refuse what can't work, and say what has no effect.
 
     Args:
         module: A LightningModule, optimized automatically.
         optimizers: What its ``configure_optimizers`` returned.
-        in_place: Whether weights are moved without an optimizer.
-        learning_rate_was_given: Whether the strategy was given one.
+        evolution: What would evolve it.
+        update: Who moves the weights.
 
     Raises:
         ValueError: If it can't be trained by evolution; the message says what to change.
@@ -45,13 +47,18 @@ def check_module(module: Any, optimizers: Sequence[Any], in_place: bool, learnin
             "estimate. Use SGD, Adam or any other first-order optimizer."
         )
     has_optimizer = any(group["params"] for optimizer in optimizers for group in optimizer.param_groups)
-    if not has_optimizer and not in_place:
+    if not has_optimizer and update == "optimizer":
         raise ValueError(
             "update='optimizer' needs an optimizer, but `configure_optimizers` returned none. Return one, or use "
             "update='in_place' with learning_rate=…"
         )
-    if has_optimizer and learning_rate_was_given:
+    if has_optimizer and evolution.learning_rate_was_given:
         raise ValueError(
             "learning_rate was given to the strategy, but `configure_optimizers` returns an optimizer, whose "
             "learning rate counts. Set it there, or return None and use update='in_place'."
+        )
+    if evolution.algorithm.owns_center and module.trainer.gradient_clip_val:
+        raise ValueError(
+            f"gradient_clip_val has no effect on {evolution.algorithm.name!r}, which has no gradient: it says where "
+            "the weights go. Leave it out."
         )

@@ -243,12 +243,7 @@ class EvoStrategyMixin(Strategy):
             self._random_state = None
 
     def _check(self, module: Any) -> None:
-        check_module(module, self.optimizers, self.update == "in_place", self.evolution.learning_rate_was_given)
-        if self.evolution.algorithm.owns_center and module.trainer.gradient_clip_val:
-            raise ValueError(
-                f"gradient_clip_val has no effect on {self.evolution.algorithm.name!r}, which has no gradient: it says "
-                "where the weights go. Leave it out."
-            )
+        check_module(module, self.optimizers, self.evolution, self.update)
 
     def _choose_parameters(self) -> None:
         """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""
