@@ -125,14 +125,16 @@ def _metric_class() -> type | None:
 
 
 class _Registries:
-    """The parameters and buffers of all modules: which tensors they are, and what buffers hold in memory of their own.
+    """The parameters, buffers and parts of all modules: which they are, and what buffers hold in memory of their own.
 
-    What parameters hold is handled elsewhere, but a forward may put another one in a parameter's place.
+    What parameters hold is handled elsewhere, but a forward may put another one in a parameter's place, or add a part.
     """
 
     def __init__(self, modules: list[nn.Module], weights: _Memory) -> None:
         # TorchScript modules keep theirs to themselves.
-        registries: list[Any] = [own for module in modules for own in (module._parameters, module._buffers)]
+        registries: list[Any] = [
+            own for module in modules for own in (module._parameters, module._buffers, module._modules)
+        ]
         self._registries = [(own, dict(own)) for own in registries if isinstance(own, dict)]
         buffers = (buffer for module in modules for _, buffer in module.named_buffers(recurse=False))
         # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
@@ -179,11 +181,14 @@ class Contents:
         different = {id(tensor): tensor for tensor in tensors if _is_plain(tensor)}
         self._tensors = list(different.values())
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
+        self._places = [_Place(tensor) for tensor in self._tensors]
         self._versions = [version_of(tensor) for tensor in self._tensors] if trust_versions else None
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back what they held."""
+        """Put back what they held, in the sizes that they had."""
+        for tensor, place in zip(self._tensors, self._places, strict=True):
+            place.restore(tensor)
         if self._versions is None:
             if self._tensors:
                 torch._foreach_copy_(self._tensors, self._copies)
@@ -192,6 +197,19 @@ class Contents:
             if version is None or version_of(tensor) != version:
                 tensor.copy_(self._copies[i])
                 self._versions[i] = version_of(tensor)
+
+
+class _Place:
+    """A tensor's size, and where it lies in its memory, which ``resize_`` changes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._shape, self._stride, self._offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+        self._memory = None if is_sharded(tensor) else tensor.untyped_storage()
+
+    def restore(self, tensor: Tensor) -> None:
+        """Have a tensor of another size be as it was."""
+        if self._memory is not None and tensor.shape != self._shape:
+            tensor.set_(self._memory, self._offset, self._shape, self._stride)
 
 
 def version_of(tensor: Tensor) -> int | None:
@@ -298,7 +316,8 @@ class _MetricState(_Attributes):
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         names: Any = module._defaults
-        self._states = {name: self._values[name] for name in names}
+        # A wrapper may show the states of another metric, which is a module of its own, as if they were its own.
+        self._states = {name: self._values[name] for name in names if name in self._values}
         self._contents = [(value, copy) for value, copy in self._contents if not self._is_state(value)]
 
     def tensors(self) -> list[Tensor]:
