@@ -8,6 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import wrappers
 
+from lightning_evo import EvoStrategy
+
 
 def data():
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
@@ -94,8 +96,6 @@ class Resized(Plain):
 
 @pytest.mark.parametrize("evaluation", ["plain", "in_forward", "batched"])
 def test_buffers_of_changing_size(evaluation, recwarn):
-    from lightning_evo import EvoStrategy
-
     expected, module = fit(Resized(), "auto"), fit(Resized(), EvoStrategy(population=8, evaluation=evaluation))
     assert torch.equal(module.seen, expected.seen)
     assert module.grown.tolist() == expected.grown.tolist() == [0, 0, 0, 1, 2, 3]
@@ -118,3 +118,19 @@ def test_quantisation_aware_training():
     assert any("min_val" in name and len(buffer) == 3 for name, buffer in buffers.items() if buffer.dim())
     for name, buffer in expected.named_buffers():
         assert torch.equal(buffers[name], buffer), name
+
+
+@torch.library.custom_op("lightning_evo_tests::twice", mutates_args=())
+def twice(values: torch.Tensor) -> torch.Tensor:
+    return values * 2
+
+
+class WithoutBatchingRule(Plain):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(twice(self.net(batch[0])), batch[1])
+
+
+def test_operations_without_a_batching_rule_print_no_line_each_time(capfd):
+    module = fit(WithoutBatchingRule(), EvoStrategy(population=8, evaluation="batched"))
+    assert module.trainer.strategy.evolution.evaluation.summary == "evaluation: batched, 8 members per forward"
+    assert "performance drop" not in "".join(capfd.readouterr())

@@ -109,8 +109,7 @@ class Batched:
         job.isolation.start_member()
         numbers = torch.tensor(members, dtype=torch.float32, device=job.space[0].tensor.device)
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            with vmap.without_fallback_warnings():
                 fitnesses = torch.func.vmap(run, randomness="same")(numbers)
         finally:
             torch.clear_autocast_cache()

@@ -6,12 +6,14 @@ which costs 100 microseconds a call; this costs six.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["batch_first", "current", "is_wrapped", "level_of", "outside", "wrap"]
+__all__ = ["batch_first", "current", "is_wrapped", "level_of", "outside", "without_fallback_warnings", "wrap"]
 
 
 def level_of(batched: Tensor) -> int:
@@ -63,3 +65,17 @@ def current() -> tuple[int | None, int]:
 
     interpreter = retrieve_current_functorch_interpreter()
     return interpreter.level(), interpreter.batch_size() if isinstance(interpreter, VmapInterpreter) else 1
+
+
+@contextmanager
+def without_fallback_warnings() -> Iterator[None]:
+    """No line for each operation that has no batching rule and is done for one member after the other.
+
+    torch would print it in every forward. (It has no way to ask whether such warnings were on, as they are by default.)
+    """
+    functorch: Any = torch._C._functorch
+    functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_warning_enabled(True)
