@@ -123,8 +123,13 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     coarse = expected[0].calls[-1].eps > 1e-4  # 16 bits
     if not coarse:  # in which rounding would hide that the center itself is evaluated differently
         moved = expected[0]
-        if _compare(center, still[0], moved, share=1e-4, rounding=100).difference is not None:
-            return Verdict("the center's fitness differs: are its random numbers (dropout) different?")
+        first = _compare(center, still[0], moved, share=1e-4, rounding=100).difference
+        if first is not None:
+            where = "in its fitness" if first.function == "fitness" else f"first in {first.function}"
+            return Verdict(
+                f"the center itself comes out differently, {where}: random numbers differ (dropout, or a generator of "
+                "the module's own), or something is kept from one forward to the next"
+            )
 
     def compared(expected: _Run, found: _Run) -> Comparison:
         return _compare(expected, found, center, share=0.25 if coarse else 0.01, rounding=4 if coarse else 100)
