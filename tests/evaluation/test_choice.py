@@ -422,5 +422,8 @@ def test_batched_with_other_dropout_masks_is_refused(seed):
         evolution.setup(layer)
         evolution.evaluate(lambda x: -layer(x).mean(1).square().mean(), x)
         fitness.append(evolution.conclude().fitness)
-    assert "batched is not possible: the center itself comes out differently, first in layer_norm" in evolution.evaluation.summary
+    assert (
+        "batched is not possible: the center itself comes out differently, first in layer_norm"
+        in evolution.evaluation.summary
+    )
     torch.testing.assert_close(fitness[1], fitness[0], rtol=0, atol=1e-6 * float(fitness[0].std()) + 1e-6)
