@@ -143,11 +143,13 @@ class _Registries:
         self._contents = Contents(own_memory, trust_versions=False)
 
     def restore(self) -> None:
-        for registry, tensors in self._registries:
-            same = len(registry) == len(tensors) and all(map(operator.is_, registry.values(), tensors.values()))
+        for registry, entries in self._registries:
+            if not registry and not entries:  # as most are
+                continue
+            same = len(registry) == len(entries) and all(map(operator.is_, registry.values(), entries.values()))
             if not same:
                 registry.clear()
-                registry.update(tensors)
+                registry.update(entries)
         self._contents.restore()
 
 
@@ -181,14 +183,18 @@ class Contents:
         different = {id(tensor): tensor for tensor in tensors if _is_plain(tensor)}
         self._tensors = list(different.values())
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
-        self._places = [_Place(tensor) for tensor in self._tensors]
+        self._shapes = [tensor.shape for tensor in self._tensors]
+        self._places = [_place(tensor) for tensor in self._tensors]
         self._versions = [version_of(tensor) for tensor in self._tensors] if trust_versions else None
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what they held, in the sizes that they had."""
-        for tensor, place in zip(self._tensors, self._places, strict=True):
-            place.restore(tensor)
+        if [tensor.shape for tensor in self._tensors] != self._shapes:  # by `resize_`
+            for tensor, shape, place in zip(self._tensors, self._shapes, self._places, strict=True):
+                if tensor.shape != shape and place is not None:
+                    memory, offset, stride = place
+                    tensor.set_(memory, offset, shape, stride)
         if self._versions is None:
             if self._tensors:
                 torch._foreach_copy_(self._tensors, self._copies)
@@ -199,17 +205,9 @@ class Contents:
                 self._versions[i] = version_of(tensor)
 
 
-class _Place:
-    """A tensor's size, and where it lies in its memory, which ``resize_`` changes."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._shape, self._stride, self._offset = tensor.shape, tensor.stride(), tensor.storage_offset()
-        self._memory = None if is_sharded(tensor) else tensor.untyped_storage()
-
-    def restore(self, tensor: Tensor) -> None:
-        """Have a tensor of another size be as it was."""
-        if self._memory is not None and tensor.shape != self._shape:
-            tensor.set_(self._memory, self._offset, self._shape, self._stride)
+def _place(tensor: Tensor) -> tuple[torch.UntypedStorage, Any, tuple[int, ...]] | None:
+    """A tensor's memory, and its offset and strides there; ``None`` if it is spread over processes."""
+    return None if is_sharded(tensor) else (tensor.untyped_storage(), tensor.storage_offset(), tensor.stride())
 
 
 def version_of(tensor: Tensor) -> int | None:

@@ -292,3 +292,13 @@ def test_tie_breakers_that_are_no_numbers_rank_worst_and_are_not_taken_for_fitne
     assert broken.isfinite().all()
     assert broken.argsort().tolist() == [1, 2, 0]
     assert torch.equal(break_ties(tied, torch.full((3,), -inf, dtype=torch.float64)), tied)
+
+
+def test_who_failed_is_saved_in_the_midst_of_a_generation():
+    """Or a resumed generation would report the same failures once more, as fitness that is no number."""
+    scores, resumed = Scores(3), Scores(3)
+    assert "failed" not in scores.state_dict()
+    scores.add(results_of([torch.tensor(1.0), Failure(RuntimeError()), torch.tensor(2.0)], 1.0)[None])
+    resumed.load_state_dict(scores.state_dict())
+    assert resumed.failed.tolist() == [False, True, False]
+    same(resumed.fitness, [1, nan, 2])

@@ -7,6 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_evo import Evolution, EvolutionMixin, EvoStrategy
+from lightning_evo.callbacks import SeedJournal
+from lightning_evo.journal import JournalError
+from lightning_evo.journal.replay import replay
 from lightning_evo.strategies import _evolution
 
 
@@ -95,3 +98,20 @@ def test_options_without_a_meaning(options, error, message):
 def test_clipping_has_no_effect():
     with pytest.raises(ValueError, match="gradient_clip_val has no effect on 'csa_es', which has no gradient"):
         fit(Linear(), EvoStrategy("csa_es"), gradient_clip_val=1.0)
+
+
+class Clamps(L.Callback):
+    def on_train_batch_end(self, trainer, module, *args):
+        with torch.no_grad():
+            module.layer.weight.clamp_(-0.05, 0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*the weights were moved by something else than evolution")
+def test_a_replay_names_a_callback_as_a_cause(tmp_path):
+    """Which a search follows, so it is its update that differs, before any weight is compared."""
+    module = Linear()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    journal = SeedJournal(tmp_path)
+    fit(module, EvoStrategy("csa_es", sigma=0.3, seed=3), epochs=1, callbacks=[journal, Clamps()])
+    with pytest.raises(JournalError, match="or something else than evolution .a callback. moved the weights, which"):
+        replay(start, journal.path)
