@@ -103,7 +103,7 @@ class LowRank(Perturbation):
         shape = len(directions), last - first, columns
         noise = torch.empty(shape, dtype=noise_dtype(center), device=center.device)
         for matrix, begin, end in _pieces(first, last, rows):
-            a = self._a(self.key, directions, parameter, center, begin, end)
+            a = self._a(directions, parameter, center, begin, end)
             noise[:, begin - first : end - first] = _product(a, self._b(directions, parameter, center, matrix))
         return noise.flatten(1)[:, start - first * columns : stop - first * columns]
 
@@ -203,7 +203,7 @@ class LowRank(Perturbation):
             b = self._b(directions, parameter, center, matrix).permute(1, 0, 2).flatten(1)
             for begin in range(top + (first - top) // block * block, last, block):
                 end = min(begin + block, top + rows)
-                a = self._a(self.key, directions, parameter, center, begin, end) * scales
+                a = self._a(directions, parameter, center, begin, end) * scales
                 a = a.permute(1, 0, 2).flatten(1)
                 lower, upper = max(begin, first), min(end, last)
                 part, is_complete = total[lower - first : upper - first], (lower, upper) == (begin, end)
@@ -225,16 +225,14 @@ class LowRank(Perturbation):
             values = values.view(len(directions), -1, self.rank)
             a, b = self._scaled(values[:, :above]), values[:, above:]
         else:
-            a = self._a(self.key, directions, parameter, center, 0, above)
+            a = self._a(directions, parameter, center, 0, above)
             b = torch.cat([self._b(directions, parameter, center, matrix) for matrix in range(count)], dim=1)
         each = len(directions), count
         return a.view(*each, rows, self.rank), b.view(*each, columns, self.rank)
 
-    def _a(
-        self, key: NoiseKey, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int
-    ) -> Tensor:
+    def _a(self, directions: Sequence[int], parameter: int, center: Tensor, first: int, last: int) -> Tensor:
         """Rows of A, counted through a stack: ``[directions, rows, rank]``, divided by ``sqrt(rank)``."""
-        values = self._draw(key, directions, parameter, center, first * self.rank, last * self.rank)
+        values = self._draw(self.key, directions, parameter, center, first * self.rank, last * self.rank)
         return self._scaled(values.view(len(directions), -1, self.rank))
 
     def _scaled(self, a: Tensor) -> Tensor:
