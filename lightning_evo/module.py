@@ -90,7 +90,8 @@ class EvolutionMixin:
             with plugin.train_step_context():
                 return step(batch)
 
-        evolution.evaluate(fitness, batch)
+        with _compat.nothing_is_logged(self.trainer):
+            evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
@@ -166,6 +167,7 @@ class EvolutionMixin:
                 "learning_rate was given to the evolution, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there."
             )
+        evolution.traces.also = lambda: _compat.optimizers_and_schedulers(self.trainer)
         evolution.setup(self, parameters or None)
         return evolution
 

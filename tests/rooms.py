@@ -16,6 +16,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "kernels",
     "noise",
     "spaces",
+    "isolation",
     "perturbations",
     "algorithms",
     "evaluation",  # with evaluation/ways

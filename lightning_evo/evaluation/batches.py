@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.isolation import Contents
+from lightning_evo.isolation.contents import Contents
 
 __all__ = ["SharedBatch", "choose", "count", "random_samples"]
 

@@ -13,14 +13,11 @@ from contextlib import contextmanager
 
 import torch
 
-from lightning_evo.evaluation.isolation import version_of
+from lightning_evo.isolation.contents import version_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
 
-__all__ = ["LARGEST_COPY", "Center", "CenterMoved", "NeedsWeights", "Writes", "kept"]
-
-LARGEST_COPY = 1 << 26
-"""Evolving elements above which there may be no memory for a copy of all weights."""
+__all__ = ["Center", "CenterMoved", "NeedsWeights", "Writes", "kept"]
 
 
 class NeedsWeights(RuntimeError):

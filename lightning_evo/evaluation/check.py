@@ -12,6 +12,7 @@ nothing.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -22,11 +23,12 @@ from typing import Any, TypeVar
 import torch
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights, Writes, kept
+from lightning_evo.evaluation.center import CenterMoved, NeedsWeights, Writes, kept
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.recording import Call, CallRecorder, Comparison, compare, same
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.perturbations import noise_dtype
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
@@ -104,6 +106,12 @@ def judge(way: Way, job: Job) -> Verdict:
 
 def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_overflow: bool) -> Verdict:
     found = trial.by_way(space, population, watch_memory=True)
+    outliving = trial.outliving(found)
+    if outliving is not None:
+        return Verdict(
+            f"a tensor that {outliving} gives is kept where it can't be taken back, after a forward in which it stood "
+            "for many members; keep it in an attribute of the module, or nowhere"
+        )
     aliases = {p.name: p for run in found for p in run.recorder.aliases.values()}
     if aliases:
         return Verdict(f"{_names(list(aliases.values()))} is read through another tensor that shares its memory")
@@ -222,6 +230,15 @@ class _Trial:
                 self._plain(_representatives(space), population, group)
                 raise
         return runs[:members]
+
+    def outliving(self, runs: list[_Run]) -> str | None:
+        """The function that gave a tensor of a ``vmap`` that is there after the forwards, whatever was put back."""
+        self._job.isolation.start_member()
+        found = [run.recorder.outliving() for run in runs]
+        if any(found):
+            gc.collect()  # it may only lie in a cycle
+            found = [run.recorder.outliving() for run in runs]
+        return next(filter(None, found), None)
 
     def by_plain_loop(self, space: SearchSpace, population: Population, members: int = _MEMBERS) -> list[_Run]:
         """The first members, at most ``members``."""

@@ -24,14 +24,15 @@ from lightning_evo.evaluation.candidates import (
     repeats_noise,
     ways_from,
 )
-from lightning_evo.evaluation.center import LARGEST_COPY, CenterMoved, NeedsWeights
+from lightning_evo.evaluation.center import CenterMoved, NeedsWeights
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, Verdict, judge
 from lightning_evo.evaluation.faults import Failure, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.running import checked, run
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.isolation import Isolation
+from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.utils.messages import first_line
 from lightning_evo.utils.options import one_of, whole_or_auto

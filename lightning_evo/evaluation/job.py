@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.faults import guarded, limited
-from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.isolation import Isolation
 from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = ["Job", "Way"]

@@ -11,6 +11,7 @@ counts where floating-point numbers differ and no such choice came before.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,15 @@ class CallRecorder(TorchFunctionMode):
         self._level, self.members = vmap.current()
         self._eps = max((torch.finfo(p.tensor.dtype).eps for p in space), default=0.0)
         self._elements = 0
+        self._given: list[tuple[weakref.ref[Tensor], str]] = []
+
+    def outliving(self) -> str | None:
+        """The function that gave a tensor of a ``vmap`` that is there after the forward; ``None`` if there is none."""
+        for reference, name in self._given:
+            tensor = reference()
+            if tensor is not None and vmap.is_wrapped(tensor):
+                return name
+        return None
 
     def run(self, fitness: Callable[[], Any]) -> Any:
         """Record a forward."""
@@ -148,13 +158,16 @@ class CallRecorder(TorchFunctionMode):
         inputs = self._samples(read) if parameters else ()  # before they are written to
         result = function(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        name = getattr(function, "__name__", "?")
+        if self._level is not None and len(self._given) < _CALLS:
+            self._given += [(weakref.ref(tensor), name) for tensor in outputs]
         self._eps = max([self._eps, *(torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point())])
         chooses = function in _TO_PYTHON or any(not tensor.is_floating_point() for tensor in outputs)
         chooses = chooses and any(tensor.is_floating_point() for tensor in read)
         if (parameters or chooses) and len(self.calls) < _CALLS and self._elements < _ELEMENTS:
             inputs = inputs if parameters else self._samples(read)
             given = () if function in _UNINITIALISED else self._samples(outputs)
-            self.calls.append(Call(getattr(function, "__name__", "?"), parameters, inputs, given, self._eps))
+            self.calls.append(Call(name, parameters, inputs, given, self._eps))
         return result
 
     def _note_aliases(self, tensors: list[Tensor]) -> None:

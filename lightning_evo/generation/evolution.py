@@ -22,10 +22,10 @@ from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.fitness import as_record
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
+from lightning_evo.isolation import Isolation, Traces
 from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.values import draw
 from lightning_evo.processes.groups import Groups
@@ -120,6 +120,8 @@ class Evolution:
         self._groups = Groups(as_whole(members_per_forward) or 0)
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
+        self.traces = Traces()
+        """What members were seen to change; a strategy says what they can reach besides the module."""
         self._evolve = checked_choice(evolve)
         self._module: nn.Module | None = None
         self._resumed = False
@@ -149,6 +151,7 @@ class Evolution:
             if module is not self._module:
                 self._searched = None
                 self.evaluation.forget()
+                self.traces.forget()
                 self._groups.forget()
                 seed = self.seed if self.seed is not None else torch.initial_seed()
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
@@ -257,7 +260,9 @@ class Evolution:
         assert module is not None
         shared = batches.SharedBatch(batch)
         try:
-            with Isolation(module, space[0].tensor.device) as isolation, self.evaluating():
+            evolving = [parameter.tensor for parameter in space]
+            isolation = Isolation(module, evolving[0].device, evolving, self.traces)
+            with isolation, self.evaluating():
                 run = partial(self._run, fitness, shared)
                 return self.evaluation(module, space, self.population, run, isolation, members)
         finally:

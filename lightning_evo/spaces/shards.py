@@ -61,6 +61,8 @@ def shard_of(parameter: nn.Parameter, name: str = "?") -> Shard | None:
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether FSDP2 or DeepSpeed handles this parameter."""
+    if type(parameter) is Tensor:
+        return False
     # By name: importing `torch.distributed.tensor` takes a second, also where nothing is sharded.
     return hasattr(parameter, "ds_tensor") or any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
 

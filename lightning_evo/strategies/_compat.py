@@ -30,7 +30,9 @@ __all__ = [
     "leave_validation",
     "lightning_module_class",
     "load_sharded",
+    "nothing_is_logged",
     "only_note_sigterm",
+    "optimizers_and_schedulers",
     "optimizers_without_state",
     "parent_strategy",
     "remove_module_hooks",
@@ -72,6 +74,40 @@ def synchronizes_batch_norm(strategy: Any) -> bool:
 def is_attached(module: Any) -> bool:
     """Whether a LightningModule has a Trainer; asking for one that is not there raises an exception."""
     return module._trainer is not None
+
+
+class _NoResults:
+    """Takes the place of a loop's collection of logged values."""
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Drop a value."""
+
+    def reset(self, *args: Any, **kwargs: Any) -> None:
+        """Keep what was logged."""
+
+
+@contextmanager
+def nothing_is_logged(trainer: Any) -> Iterator[None]:
+    """In this context neither ``self.log``, however it is reached, nor the Trainer's loggers take anything."""
+    loop, connector, loggers = trainer.fit_loop.epoch_loop, trainer._logger_connector, trainer.loggers
+    results, current = loop._results, connector._current_fx
+    loop._results = _NoResults()
+    if loggers:
+        module = type(trainer).__module__.partition(".trainer")[0]  # of one of Lightning's two packages
+        dummy = importlib.import_module(f"{module}.loggers.logger").DummyLogger()
+        trainer.loggers = [dummy] * len(loggers)
+    try:
+        yield
+    finally:
+        loop._results, connector._current_fx = results, current
+        trainer.loggers = loggers
+
+
+def optimizers_and_schedulers(trainer: Any) -> dict[str, Any]:
+    """What a step reaches by ``self.optimizers()`` and ``self.lr_schedulers()``, by names for people."""
+    optimizers = {f"optimizers[{i}]": optimizer for i, optimizer in enumerate(trainer.optimizers)}
+    schedulers = {f"lr_schedulers[{i}]": each.scheduler for i, each in enumerate(trainer.lr_scheduler_configs)}
+    return {**optimizers, **schedulers}
 
 
 def seed_workers(dataloader: object, rank: int) -> None:

@@ -214,6 +214,7 @@ class EvoStrategyMixin(Strategy):
             )
             return
         self._check(module)
+        self.evolution.traces.also = lambda: _compat.optimizers_and_schedulers(trainer)
         _compat.around_validation(trainer, self._keep_random_state)
         self._choose_parameters()
         if isinstance(self._moves, InPlace):
@@ -288,10 +289,10 @@ class EvoStrategyMixin(Strategy):
         start = time.perf_counter()
         if not self.evolution.has_fitness:
             self._choose_parameters()
-        if self._journal is not None and self._journal.recall(module.trainer):
-            pass  # the generation is in the journal
-        elif self.evolution.evaluate(fitness, batch):
-            self._evaluations += len(self.evolution.population)
+        if self._journal is None or not self._journal.recall(module.trainer):  # the generation is not in the journal
+            with _compat.nothing_is_logged(module.trainer):
+                evaluated = self.evolution.evaluate(fitness, batch)
+            self._evaluations += len(self.evolution.population) if evaluated else 0
         self._seconds += time.perf_counter() - start
         if self.evolution.evaluation.summary != self._summary:
             self._summary = self.evolution.evaluation.summary

@@ -11,10 +11,10 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from lightning_evo.algorithms import EvolutionStrategy, Population
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.laying import laid_over
+from lightning_evo.isolation import Isolation
 from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")

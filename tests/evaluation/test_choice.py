@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from lightning_evo.evaluation import candidates
 from lightning_evo.evaluation.choice import Evaluation
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.generation.evolution import Evolution
+from lightning_evo.isolation import Isolation
 from lightning_evo.spaces.search_space import SearchSpace
 from tests.evaluation.models import CPU, NOISE, cnn, evaluate, mlp, population
 

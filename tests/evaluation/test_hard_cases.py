@@ -7,13 +7,13 @@ from torch import nn
 from lightning_evo import Evolution, SearchSpace, algorithms
 from lightning_evo.algorithms import Directions, Term
 from lightning_evo.evaluation import check
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.update import AlongDirections
+from lightning_evo.isolation import Isolation
 from lightning_evo.kernels import Native
 from lightning_evo.perturbations import Part
 from tests.conftest import has_kernels

@@ -11,12 +11,12 @@ from torch import nn
 
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Directions, Term
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.generation.laying import laid_over, noise_over
 from lightning_evo.generation.step import Clipping
 from lightning_evo.generation.update import AlongDirections
+from lightning_evo.isolation import Isolation
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.perturbations import Dense, LowRank, Part
 from lightning_evo.spaces.search_space import SearchSpace

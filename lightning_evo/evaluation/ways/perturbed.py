@@ -28,10 +28,10 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import NeedsWeights
-from lightning_evo.evaluation.isolation import version_of
 from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
 from lightning_evo.evaluation.ways.layouts import Layout
 from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
+from lightning_evo.isolation.contents import version_of
 from lightning_evo.perturbations import Part
 from lightning_evo.spaces.memory import Scratch, copies_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_evo.algorithms import EvolutionStrategy
-from lightning_evo.evaluation.isolation import Isolation
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.isolation import Isolation
 from lightning_evo.spaces.search_space import SearchSpace
 
 CPU = torch.device("cpu")

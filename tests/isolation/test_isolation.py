@@ -13,7 +13,7 @@ import torchmetrics
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 
-from lightning_evo.evaluation.isolation import Isolation
+from lightning_evo.isolation import Isolation
 from lightning_evo.utils.random_state import RandomState
 
 CPU = torch.device("cpu")

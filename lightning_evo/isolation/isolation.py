@@ -1,0 +1,271 @@
+"""Keeps members from affecting each other and the run.
+
+While members are evaluated nothing is logged, and every member starts from the same random numbers, buffers
+(BatchNorm's statistics), metric states, attributes and train or eval modes. Afterwards what the module can reach is as
+it was before the first, or a warning names what is not.
+
+* What lies near is put back after every member: attributes of modules, and small objects, containers and tensors that
+  they hold.
+* All that can be reached (:mod:`~lightning_evo.isolation.reach`) is compared in generations 0, 1, 2, 4, 8, …; what was
+  ever seen changed is put back after every member from then on. So a vocabulary in an attribute costs nothing.
+* An object that holds what can't be put back (a lock, a file, a simulator) is left alone as a whole, and named if it
+  changes. ``evolution_shared = {"pool"}`` in a module says that members are meant to share an attribute.
+
+What a member writes into an evolving parameter is the affair of :mod:`~lightning_evo.evaluation.center`.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo.isolation.code import Names
+from lightning_evo.isolation.contents import Contents, Memory, parts_of
+from lightning_evo.isolation.glance import size_of
+from lightning_evo.isolation.reach import is_of_torch, names_shared_by, near, reach
+from lightning_evo.isolation.rows import Rows
+from lightning_evo.isolation.snapshots import INTERNAL, Snapshot, take
+from lightning_evo.isolation.traces import Others, Traces
+from lightning_evo.utils.random_state import RandomState
+
+__all__ = ["Isolation"]
+
+_SMALL = 1 << 16  # elements of a tensor or an array
+_TINY = 1 << 12  # those that are put back whether they count their writes or not
+
+
+class Isolation:
+    """A context in which members leave no traces.
+
+    Args:
+        module: The user's module.
+        device: Where it computes.
+        evolving: Its evolving parameters, which are not put back here; all parameters by default.
+        traces: What members were seen to change in earlier generations.
+
+    Raises:
+        TypeError: If the module's ``evolution_shared`` is not a collection of names.
+
+    Example:
+        >>> module = nn.BatchNorm1d(3)
+        >>> with Isolation(module, torch.device("cpu")) as isolation:
+        ...     for _ in range(5):
+        ...         isolation.start_member()
+        ...         _ = module(torch.randn(8, 3))
+        >>> module.num_batches_tracked
+        tensor(0)
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        evolving: Iterable[Tensor] | None = None,
+        traces: Traces | None = None,
+    ) -> None:
+        self._module = module
+        self._device = device
+        self._evolving = module.parameters() if evolving is None else evolving
+        self._traces = Traces() if traces is None else traces
+
+    def __enter__(self) -> Isolation:
+        modules = dict(self._module.named_modules())
+        self._silenced: list[tuple[Any, dict[str, Any]]] = [
+            (vars(m), {name: vars(m)[name] for name in ("log", "log_dict") if name in vars(m)})
+            for m in modules.values()
+            if callable(getattr(type(m), "log_dict", None))
+        ]
+        for dictionary, _ in self._silenced:
+            dictionary["log"] = dictionary["log_dict"] = _silent
+        try:
+            self._take_snapshot(modules)
+        except BaseException:
+            self._unsilence()
+            raise
+        return self
+
+    def _take_snapshot(self, modules: dict[str, nn.Module]) -> None:
+        self._random = RandomState(self._device)
+        modules = _without_shared(modules)
+        roots = {**modules, **self._traces.also()}
+        known = {id(value): value for value in self._traces.known(roots)}
+        lying = {id(found.value): found.value for found in near(roots) if found.keeper is None}
+        lying.update(known)
+        hidden = [value for value in lying.values() if isinstance(value, nn.Module) and value not in roots.values()]
+        every = [*modules.values(), *hidden]
+        self._modes = [(module, module.training) for module in every]
+        # A buffer that shares a weight's memory is part of the member, not of what it may leave behind.
+        weights = Memory(self._evolving)
+        self._registries = _Registries(every, weights)
+        metric = _metric_class()
+        self._attributes = [
+            _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
+            for m in every
+            if not is_of_torch(m)  # torch's own modules keep their state in buffers
+        ]
+        done = {id(module) for module in every}.union(self._registries.ids, *(each.ids for each in self._attributes))
+        values = {key: v for key, v in lying.items() if key not in done and (key in known or _is_small(v))}
+        values = {key: value for key, value in values.items() if value not in weights}
+        tensors = [value for value in values.values() if isinstance(value, Tensor)]
+        self._snapshots: list[Snapshot] = [
+            Contents((tensor for tensor in tensors if tensor.numel() <= _TINY), trust_versions=False),
+            Contents(tensor for tensor in tensors if tensor.numel() > _TINY),
+            *(take(value) for value in values.values() if not isinstance(value, Tensor)),
+        ]
+        self._others: Others | None = None
+        if self._traces.compares():
+            done |= values.keys()
+            made = {value for value in known.values() if isinstance(value, Names | Rows)}  # anew each time
+            found = [f for f in reach(roots) if id(f.value) not in done]
+            found = [f for f in found if not (isinstance(f.value, Names | Rows) and f.value in made)]
+            self._others = Others(f for f in found if f.value not in weights)
+        self._started = 0
+
+    def start_member(self) -> None:
+        """Put everything back to where it was when the context was entered."""
+        often = self._traces.generation == 0 and self._started & (self._started - 1) == 0  # as the check tries ways
+        if self._started == 1 or (self._started and often):  # what some have changed, others will, too
+            self._compare()
+        self._started += 1
+        self._random.restore()
+        self._registries.restore()
+        for module, mode in self._modes:
+            if module.training != mode:
+                module.training = mode
+        for attributes in self._attributes:
+            attributes.restore()
+        for snapshot in self._snapshots:
+            snapshot.restore()
+
+    def _compare(self) -> None:
+        """Put back what was changed of all that is only compared, and see to it from now on."""
+        if self._others is None:
+            return
+        for found, copied in self._others.put_back():
+            if found.keeper is not None:
+                self._traces.leaves_alone(found)
+                continue
+            self._traces.note(found, copied=copied)
+            if not isinstance(found.value, Tensor) or parts_of(found.value):
+                self._snapshots.append(take(found.value))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.start_member()
+        self._compare()
+        for attributes in self._attributes:
+            attributes.release()
+        self._unsilence()
+        self._traces.end()
+
+    def _unsilence(self) -> None:
+        for dictionary, own in self._silenced:
+            del dictionary["log"], dictionary["log_dict"]
+            dictionary.update(own)
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ``log`` and ``log_dict`` while members run."""
+
+
+def _metric_class() -> type | None:
+    torchmetrics = sys.modules.get("torchmetrics")
+    return None if torchmetrics is None else torchmetrics.Metric
+
+
+def _is_small(value: Any) -> bool:
+    """Whether it is worth a copy per generation, in case it is a counter."""
+    return size_of(value) <= _SMALL and not (isinstance(value, Tensor) and not parts_of(value))
+
+
+def _without_shared(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules that members are not meant to share."""
+    shared = [f"{name}.{each}".lstrip(".") for name, module in modules.items() for each in names_shared_by(module)]
+    if not shared:
+        return modules
+    return {n: m for n, m in modules.items() if not any(f"{n}.".startswith(f"{each}.") for each in shared)}
+
+
+class _Registries:
+    """The parameters, buffers and parts of all modules: which they are, and what buffers hold in memory of their own.
+
+    What parameters hold is handled elsewhere, but a forward may put another one in a parameter's place, or add a part.
+    """
+
+    def __init__(self, modules: list[nn.Module], weights: Memory) -> None:
+        # TorchScript modules keep theirs to themselves.
+        registries: list[Any] = [
+            own for module in modules for own in (module._parameters, module._buffers, module._modules)
+        ]
+        self._registries = [(own, dict(own)) for own in registries if isinstance(own, dict)]
+        buffers = [
+            buffer
+            for module in modules
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in names_shared_by(module)
+        ]
+        self.ids = {id(buffer) for buffer in buffers}
+        # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
+        # writes through `.data` count it up.
+        self._contents = Contents((buffer for buffer in buffers if buffer not in weights), trust_versions=False)
+
+    def restore(self) -> None:
+        for registry, entries in self._registries:
+            if not registry and not entries:  # as most are
+                continue
+            same = len(registry) == len(entries) and all(map(operator.is_, registry.values(), entries.values()))
+            if not same:
+                registry.clear()
+                registry.update(entries)
+        self._contents.restore()
+
+
+class _Attributes:
+    """A module's plain attributes: which objects they are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._left_out = INTERNAL | names_shared_by(module)
+        self._values = {name: value for name, value in vars(module).items() if name not in self._left_out}
+        self.ids: set[int] = set()
+        """Of objects that are seen to here."""
+
+    def restore(self) -> None:
+        current = vars(self._module)
+        for name in [name for name in current if name not in self._left_out and name not in self._values]:
+            del current[name]
+        current.update(self._values)
+
+    def release(self) -> None:
+        """Nothing to do once members are finished."""
+
+
+class _MetricState(_Attributes):
+    """A torchmetrics metric: members work on copies of its state, the state itself is never touched."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
+        names: Any = module._defaults
+        # A wrapper may show the states of another metric, which is a module of its own, as if they were its own.
+        self._states = {name: self._values[name] for name in names if name in self._values}
+        states = self._states.values()
+        self.ids = {
+            id(entry) for state in states for entry in ([state, *state] if isinstance(state, list) else [state])
+        }
+
+    def restore(self) -> None:
+        super().restore()
+        vars(self._module).update(
+            {name: list(s) if isinstance(s, list) else s.detach().clone() for name, s in self._states.items()}
+        )
+
+    def release(self) -> None:
+        """Hand the metric its own state back."""
+        vars(self._module).update(self._states)

@@ -1,0 +1,472 @@
+"""What an object holds, to be compared and put back: one handler for each kind of object.
+
+A handler says what its objects hold, and takes a snapshot of one. Only what an object holds directly belongs to its
+snapshot; what that holds in turn has its own. :func:`register` adds a handler.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import random
+import sys
+import types
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_evo.isolation.contents import Contents
+
+__all__ = [
+    "INTERNAL",
+    "OPAQUE",
+    "Handler",
+    "Part",
+    "Snapshot",
+    "Step",
+    "attributes_of",
+    "handle",
+    "handler_of",
+    "register",
+    "shared",
+    "take",
+]
+
+T = TypeVar("T")
+
+INTERNAL = frozenset(vars(nn.Module()))
+"""The attributes of a module for its parameters, buffers, submodules and hooks."""
+
+_FOREIGN = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_evo", "logging"}
+"""Packages whose objects are none of the user's state: the Trainer above all, from which everything can be reached."""
+
+_STATELESS = {
+    "numpy", "torch", "builtins", "re", "datetime", "decimal", "fractions", "uuid", "zoneinfo", "typing", "types",
+    "operator", "functools", "tokenizers", "_abc", "weakref",
+}  # fmt: skip
+"""Packages whose compiled types hold nothing that a program changes, but for those with a handler and iterators."""
+
+
+class Snapshot(Protocol):
+    """What an object held."""
+
+    def changed(self) -> bool:
+        """Whether it holds something else now."""
+
+    def restore(self) -> None:
+        """Have it hold what it held."""
+
+
+Step = tuple[Callable[[Any, Any], Any], Any]
+"""From an object to one that it holds: a function, and what it takes besides the object."""
+
+
+Part = tuple[Any, Step, str]
+"""What an object holds, the step that leads to it, and how people write that step."""
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How objects of one kind are looked into.
+
+    Attributes:
+        take: Takes a snapshot of one; ``None`` if they can't be changed.
+        parts: Gives what one holds.
+        owns: Whether what an object holds is its own affair, so that all of it is put back or nothing.
+        is_code: Whether they are code, and what code holds on to.
+    """
+
+    take: Callable[[Any], Snapshot] | None = None
+    parts: Callable[[Any], Iterable[Part]] = lambda value: ()
+    owns: bool = False
+    is_code: bool = False
+
+
+OPAQUE = Handler()
+"""Of objects that change in ways that can't be seen: locks, files, threads, iterators, simulators in C."""
+
+_HANDLERS: dict[type, Handler | None] = {}  # None: it never changes
+_FOUND: weakref.WeakKeyDictionary[type, Handler | None] = weakref.WeakKeyDictionary()
+_SLOTS: weakref.WeakKeyDictionary[type, list[Any]] = weakref.WeakKeyDictionary()
+
+
+def register(kind: type, take: Callable[[Any], Snapshot]) -> None:
+    """Isolate objects of a class, and of those derived from it, in a way of their own.
+
+    Args:
+        kind: The class.
+        take: Takes a snapshot of one of its objects. What the object holds is the snapshot's affair, too.
+
+    Example:
+        >>> class Simulator:
+        ...     state = 0  # as if it lay in a library
+        >>> class State:
+        ...     def __init__(self, simulator):
+        ...         self.simulator, self.state = simulator, simulator.state
+        ...
+        ...     def changed(self):
+        ...         return self.simulator.state != self.state
+        ...
+        ...     def restore(self):
+        ...         self.simulator.state = self.state
+        >>> register(Simulator, State)
+    """
+    handle(kind, Handler(take))
+
+
+def shared(kind: type[T]) -> type[T]:
+    """A class decorator: members are meant to share objects of this class, which are left as members leave them.
+
+    Example:
+        >>> @shared
+        ... class Pool:
+        ...     requests = 0
+    """
+    handle(kind, None)
+    return kind
+
+
+def handle(kind: type, handler: Handler | None) -> None:
+    """Have a handler for objects of a class, and of those derived from it; ``None`` if nothing is to be seen to."""
+    _HANDLERS[kind] = handler
+    _FOUND.clear()
+
+
+def take(value: Any) -> Snapshot:
+    """A snapshot of an object of which there can be one."""
+    handler = handler_of(type(value))
+    assert handler is not None
+    assert handler.take is not None
+    return handler.take(value)
+
+
+def handler_of(kind: type) -> Handler | None:
+    """The handler for objects of a type; ``None`` if they never change, as numbers and strings."""
+    try:
+        return _FOUND[kind]
+    except KeyError:
+        found = _FOUND[kind] = _find(kind)
+        return found
+
+
+def _find(kind: type) -> Handler | None:
+    for base in kind.__mro__[:-1]:
+        if base in _HANDLERS:
+            return _HANDLERS[base]
+    if issubclass(kind, Enum | BaseException | types.ModuleType):
+        return None
+    names = _of_numpy(kind)
+    if names is not None:
+        return names
+    if hasattr(kind, "__next__"):
+        return OPAQUE
+    package = kind.__module__.partition(".")[0]
+    if package in _FOREIGN:
+        return None
+    if _is_written_in_python(kind):
+        return _OBJECT
+    return None if package in _STATELESS else OPAQUE
+
+
+def _is_written_in_python(kind: type) -> bool:
+    """Whether all that an object holds is in its attributes: no class that it derives from is compiled."""
+    for base in kind.__mro__:
+        new = base.__new__
+        builds_itself = isinstance(new, types.BuiltinFunctionType) and new.__self__ is base
+        has_attributes = "__slots__" in vars(base) or any("__dict__" in vars(each) for each in base.__mro__)
+        if builds_itself or not has_attributes:
+            return base is object
+    return False
+
+
+# --- containers -----------------------------------------------------------------------------------------------------
+# By the methods of the built-in classes: classes derived from them may refuse to be written to, as the outputs and
+# configurations of transformers and diffusers do, and they are only to hold what they held.
+
+
+@dataclass(slots=True)
+class _List:
+    """A list's or a deque's entries, or a set's in some order."""
+
+    container: Any
+    entries: list[Any]
+
+    def changed(self) -> bool:
+        now, before = self.container, self.entries
+        return len(now) != len(before) or not all(map(operator.is_, now, before))
+
+    def restore(self) -> None:
+        if not self.changed():
+            return
+        if isinstance(self.container, list):
+            list.__setitem__(self.container, slice(None), self.entries)
+        elif isinstance(self.container, deque):
+            deque.clear(self.container)
+            deque.extend(self.container, self.entries)
+        else:
+            set.clear(self.container)
+            set.update(self.container, self.entries)
+
+
+@dataclass(slots=True)
+class _Dict:
+    """A dictionary's entries."""
+
+    container: dict[Any, Any]
+    entries: dict[Any, Any]
+
+    def changed(self) -> bool:
+        now, before = self.container, self.entries
+        if len(now) != len(before) or not all(map(operator.is_, dict.values(now), before.values())):
+            return True
+        return dict.keys(now) != before.keys()
+
+    def restore(self) -> None:
+        if not self.changed():
+            return
+        kind: Any = OrderedDict if isinstance(self.container, OrderedDict) else dict
+        kind.clear(self.container)
+        for key, value in self.entries.items():
+            kind.__setitem__(self.container, key, value)
+
+
+def _take_dict(container: dict[Any, Any]) -> Snapshot:
+    if isinstance(container, OrderedDict):  # which may have another order than the dictionary beneath it
+        return _Dict(container, dict(OrderedDict.items(container)))
+    return _Dict(container, dict(dict.items(container)))
+
+
+def _take_list(container: Any) -> Snapshot:
+    return _List(container, list(container))
+
+
+def _item(container: Any, key: Any) -> Any:
+    return container[key]
+
+
+def _parts_of_dict(container: dict[Any, Any]) -> Iterator[Part]:
+    for key, value in dict.items(container):
+        yield value, (dict.get, key), f"[{key!r}]"
+
+
+def _parts_of_sequence(container: Any) -> Iterator[Part]:
+    for index, value in enumerate(container):
+        yield value, (_item, index), f"[{index}]"
+
+
+# --- attributes -----------------------------------------------------------------------------------------------------
+
+_GONE = object()
+
+
+@dataclass
+class _Attributes:
+    """Names and what they stand for, in a dictionary of Python's own, or in slots."""
+
+    owner: Any
+    names: dict[str, Any]
+    slots: list[tuple[Any, Any]]
+
+    def changed(self) -> bool:
+        own = _names_of(self.owner)
+        if len(own) != len(self.names) or any(own.get(name, _GONE) is not v for name, v in self.names.items()):
+            return True
+        return any(_slot(self.owner, slot) is not value for slot, value in self.slots)
+
+    def restore(self) -> None:
+        if not self.changed():
+            return
+        own = _names_of(self.owner)
+        own.clear()
+        own.update(self.names)
+        for slot, value in self.slots:
+            if value is not _GONE:
+                slot.__set__(self.owner, value)
+            elif _slot(self.owner, slot) is not _GONE:
+                slot.__delete__(self.owner)
+
+
+def _names_of(owner: Any) -> dict[str, Any]:
+    return getattr(owner, "__dict__", {})
+
+
+def _slots(kind: type) -> list[Any]:
+    found = _SLOTS.get(kind)
+    if found is None:
+        entries = (entry for base in kind.__mro__ for entry in vars(base).values())
+        found = _SLOTS[kind] = [entry for entry in entries if isinstance(entry, types.MemberDescriptorType)]
+    return found
+
+
+def _slot(owner: Any, slot: Any) -> Any:
+    try:
+        return slot.__get__(owner)
+    except AttributeError:
+        return _GONE
+
+
+def _take_attributes(owner: Any) -> Snapshot:
+    return _Attributes(owner, dict(_names_of(owner)), [(slot, _slot(owner, slot)) for slot in _slots(type(owner))])
+
+
+def _take_module(module: nn.Module) -> Snapshot:
+    return _Attributes(module, dict(vars(module)), [])
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    return _names_of(owner).get(name)
+
+
+def _parts_of_object(owner: Any) -> Iterator[Part]:
+    for name, value in _names_of(owner).items():
+        yield value, (_attribute, name), f".{name}"
+    for slot in _slots(type(owner)):
+        value = _slot(owner, slot)
+        if value is not _GONE:
+            yield value, (_slot, slot), f".{slot.__name__}"
+    yield type(owner), (_class, None), type(owner).__qualname__
+
+
+def attributes_of(module: nn.Module) -> Iterator[Part]:
+    """What a module holds besides its parameters, buffers and submodules."""
+    for name, value in vars(module).items():
+        if name not in INTERNAL:
+            yield value, (_attribute, name), f".{name}"
+
+
+def registered_in(module: nn.Module) -> Iterator[Part]:
+    """A module's parameters, buffers and submodules."""
+    for registry in ("_parameters", "_buffers", "_modules"):
+        entries = vars(module).get(registry)
+        for name, value in entries.items() if isinstance(entries, dict) else ():  # TorchScript keeps them to itself
+            yield value, (_registered, (registry, name)), f".{name}"
+
+
+def _parts_of_module(module: nn.Module) -> Iterator[Part]:
+    yield from attributes_of(module)
+    yield from registered_in(module)
+    yield type(module), (_class, None), type(module).__qualname__
+
+
+def _registered(module: nn.Module, where: tuple[str, str]) -> Any:
+    registry, name = where
+    return vars(module)[registry].get(name)
+
+
+def _class(owner: Any, _: object) -> type:
+    return type(owner)
+
+
+# --- callables ------------------------------------------------------------------------------------------------------
+
+
+def _get(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)
+
+
+def _parts_of_method(method: types.MethodType) -> Iterator[Part]:
+    yield method.__self__, (_get, "__self__"), ".__self__"
+
+
+def _parts_of_partial(partial: functools.partial[Any]) -> Iterator[Part]:
+    for name in ("func", "args", "keywords"):
+        yield getattr(partial, name), (_get, name), f".{name}"
+
+
+# --- arrays and generators ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _State:
+    """Of an object that gives its state, and takes it."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+    state: Any
+
+    def changed(self) -> bool:
+        return not _equal(self.get(), self.state)
+
+    def restore(self) -> None:
+        self.set(self.state)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return all(_equal(value, second[key]) for key, value in first.items())
+    same = first == second
+    return bool(same if isinstance(same, bool) else same.all())
+
+
+def _take_torch_generator(generator: torch.Generator) -> Snapshot:
+    return _State(generator.get_state, generator.set_state, generator.get_state())
+
+
+def _take_python_generator(generator: random.Random) -> Snapshot:
+    return _State(generator.getstate, generator.setstate, generator.getstate())
+
+
+def _take_numpy_generator(generator: Any) -> Snapshot:
+    if hasattr(generator, "get_state"):  # a RandomState, which may keep half a pair of normal numbers
+        get = functools.partial(generator.get_state, legacy=False)
+        return _State(get, generator.set_state, get())
+    bits = getattr(generator, "bit_generator", generator)
+    return _State(lambda: bits.state, lambda state: setattr(bits, "state", state), bits.state)
+
+
+@dataclass
+class _Array:
+    array: Any
+    copy: Any
+
+    def changed(self) -> bool:
+        return bool(self.array.shape != self.copy.shape or self.array.tobytes() != self.copy.tobytes())
+
+    def restore(self) -> None:
+        if self.array.shape != self.copy.shape:
+            self.array.resize(self.copy.shape, refcheck=False)
+        self.array[...] = self.copy
+
+
+def _take_array(array: Any) -> Snapshot:
+    return _Array(array, array.copy())
+
+
+def _of_numpy(kind: type) -> Handler | None:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if issubclass(kind, numpy.ndarray):
+        return Handler(_take_array)
+    generators = (numpy.random.Generator, numpy.random.BitGenerator, numpy.random.RandomState)
+    return Handler(_take_numpy_generator) if issubclass(kind, generators) else None
+
+
+_LIST = Handler(_take_list, _parts_of_sequence)
+_OBJECT = Handler(_take_attributes, _parts_of_object, owns=True)
+
+_HANDLERS.update(dict.fromkeys((int, float, complex, bool, str, bytes, type(None), range, slice, torch.dtype), None))
+_HANDLERS.update(
+    {
+        list: _LIST,
+        deque: _LIST,
+        set: Handler(_take_list),
+        dict: Handler(_take_dict, _parts_of_dict),
+        types.MappingProxyType: Handler(parts=lambda proxy: ()),
+        tuple: Handler(parts=_parts_of_sequence),
+        Tensor: Handler(lambda tensor: Contents([tensor], trust_versions=False)),
+        torch.Generator: Handler(_take_torch_generator),
+        random.Random: Handler(_take_python_generator),
+        nn.Module: Handler(_take_module, _parts_of_module),
+        types.MethodType: Handler(parts=_parts_of_method),
+        functools.partial: Handler(parts=_parts_of_partial),
+    }
+)
