@@ -106,11 +106,14 @@ def _label(groups: list[Group]) -> None:
     short = {name: _last(name) for name in names}
     short = {name: last if list(short.values()).count(last) == 1 else name for name, last in short.items()}
     for group, own, evolves in zip(groups, settings, evolve, strict=True):
-        parts = [f"{short[name]}={_shown(own[name])}" for name in names if name in own]
-        if mixed:
-            kind = next((own[name] for name in own if _last(name) == "algorithm" and isinstance(own[name], str)), None)
-            kind = (kind or "evolution") if evolves else "backpropagation"
-            parts = [kind, *(part for part in parts if part != f"algorithm={kind}")]
+        named = [name for name in own if _last(name) == "algorithm" and isinstance(own[name], str)]
+        parts = [f"{short[name]}={_shown(own[name])}" for name in names if name in own and name not in named]
+        if mixed and not evolves:
+            parts = ["backpropagation", *parts]
+        elif named and (mixed or any(name in names for name in named)):
+            parts = [str(own[named[0]]), *parts]
+        elif mixed:
+            parts = ["evolution", *parts]
         group.label = ", ".join(parts) or group.runs[0].folder.name
     labels = [group.label for group in groups]
     for group in groups:

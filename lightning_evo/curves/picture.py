@@ -59,7 +59,9 @@ def _figure(file: Path, who: str, panels: int = 1) -> Iterator[Any]:
         plot.close(figure)
 
 
-def draw_groups(groups: Sequence[Group], metrics: Sequence[str], file: Path, who: str = "This") -> None:
+def draw_groups(
+    groups: Sequence[Group], metrics: Sequence[str], file: Path, who: str = "This", logarithmic: Sequence[str] = ()
+) -> None:
     """Several runs in one picture: a panel for each metric, a colour for each group.
 
     Runs that differ in their seeds only are drawn thin, with their median thick and the spread between the lowest and
@@ -70,6 +72,7 @@ def draw_groups(groups: Sequence[Group], metrics: Sequence[str], file: Path, who
         metrics: Names of what is drawn.
         file: Where to, ``.png``, ``.pdf`` or ``.svg``; replaced if it exists.
         who: What draws, for messages.
+        logarithmic: Metrics that are drawn on a logarithmic scale.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -81,7 +84,8 @@ def draw_groups(groups: Sequence[Group], metrics: Sequence[str], file: Path, who
         for axes, metric in zip(panels, metrics, strict=True):
             for number, group in enumerate(groups):
                 _draw_group(axes, group, metric, f"C{number % 10}", "-" if number < 10 else "--")
-            axes.set(xlabel="step", ylabel=metric)
+            axes.set(xlabel="step", ylabel=metric, yscale="log" if metric in logarithmic else "linear")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
         lines: dict[str, Any] = {}
         for axes in panels:

@@ -68,6 +68,15 @@ def test_runs_without_settings_have_their_folders_names():
     assert labels(run({}, "a"), run({"lr": 0.1}, "b")) == [("a", 1), ("lr=0.1", 1)]
 
 
+def test_algorithms_are_named_without_a_key():
+    assert labels(run({"strategy.algorithm": "mezo", "lr": 1}), run({"strategy.algorithm": "lozo", "lr": 2})) == [
+        ("mezo, lr=1", 1),
+        ("lozo, lr=2", 1),
+    ]
+    both = ("algorithm", "strategy.algorithm")
+    assert labels(run(dict.fromkeys(both, "mezo")), run(dict.fromkeys(both, "lozo"))) == [("mezo", 1), ("lozo", 1)]
+
+
 def test_values_are_short():
     assert labels(run({"lr": 1e-5, "note": "x" * 99}), run({"lr": 0.25, "note": None})) == [
         (f"lr=1e-05, note={'x' * 29}…", 1),
