@@ -120,7 +120,7 @@ def run(name: str, seed: int, generations: int, folder: Path, smollm2: bool = Fa
     L.seed_everything(seed, verbose=False)
     options = ALGORITHMS[name]
     if smollm2:
-        options = {"population": 8, "sigma": 0.01, "learning_rate": 0.3}
+        options = {"population": 8, "sigma": 0.01, "learning_rate": 0.005}
     learning, held_out = verses() if smollm2 else (torch.randint(0, 26, (8, 4)), torch.zeros(1, 4, dtype=torch.int64))
     logger = CSVLogger(folder)
     trainer = L.Trainer(

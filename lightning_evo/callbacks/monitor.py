@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
@@ -97,10 +98,7 @@ class EvolutionMonitor(Callback):
             name: curve for name, curve in ((FITNESS, self.fitness), (self.metric, self.validation)) if name and curve
         }
         write_run(folder, curves, _settings(trainer, pl_module))
-        if self.compare_with and curves:
-            runs = [read_run(folder / "learning_curve.csv"), *map(read_run, self.compare_with)]
-            draw_groups(grouped(runs), metric_names(runs), picture, "EvolutionMonitor")
-        else:
+        if not (self.compare_with and curves and self._draw_beside_others(folder, picture)):
             draw_run(self.fitness, self.validation, self.metric, picture, "EvolutionMonitor")
         table = Table(title="Evolution", show_header=False)
         table.add_column(style="bold")
@@ -111,6 +109,16 @@ class EvolutionMonitor(Callback):
         print(f"Learning curve: {picture}")
         if trainer.logger is not None and trainer.log_dir:
             print(f"Log: {trainer.log_dir}")
+
+    def _draw_beside_others(self, folder: Path, picture: Path) -> bool:
+        """Whether the run could be drawn with those that it is compared with; if not, a warning says why."""
+        try:
+            runs = [read_run(folder / "learning_curve.csv"), *map(read_run, self.compare_with)]
+            draw_groups(grouped(runs), metric_names(runs), picture, "EvolutionMonitor")
+        except ValueError as error:  # a run that has ended must not fail of a picture
+            rank_zero_warn(f"EvolutionMonitor draws this run alone: {error}")
+            return False
+        return True
 
     def _summary(self, trainer: Any, pl_module: Any) -> dict[str, str]:
         summary = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def write_run(folder: Path, curves: Mapping[str, Curve], settings: Mapping[str, 
         writer.writeheader()
         writer.writerows({"step": step, **values} for step, values in sorted(steps.items()))
     with written_file(folder / "learning_curve.yaml", overwrite=True) as new:
-        new.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+        plain = json.loads(json.dumps(dict(settings), default=str))  # no NumPy scalars, and the like
+        new.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
 def metric_names(runs: Iterable[Run], asked_for: Iterable[str] = ()) -> list[str]:

@@ -1,5 +1,7 @@
 """EvolutionMonitor leaves a picture, and values and options that tell its run from others."""
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -78,6 +80,17 @@ def test_a_picture_of_several_runs(tmp_path):
     fit(tmp_path / "one", EvoStrategy(population=8))
     fit(tmp_path / "two", EvoStrategy(population=4), compare_with=str(tmp_path / "one"))
     assert (tmp_path / "two" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_has_ended_does_not_fail_of_a_picture(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.csv").write_text("step,other_metric\n1,0.5\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(tmp_path / "new", EvoStrategy(population=4), compare_with=[tmp_path / "other"])
+    expected = "EvolutionMonitor draws this run alone: The runs have no metric in common"
+    assert sum(str(warning.message).startswith(expected) for warning in said) == 1
+    assert (tmp_path / "new" / "learning_curve.png").exists()
 
 
 def test_what_holds_no_run_is_said_before_training(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy
 import pytest
 import yaml
 
@@ -79,10 +80,10 @@ def test_settings_that_can_not_be_read_are_left_out(folder):
 
 def test_what_the_monitor_writes_is_read_again(tmp_path):
     curves = {FITNESS: [(1, -2.0), (2, -1.0)], "val_acc": [(2, 0.5)]}
-    write_run(tmp_path, curves, {"lr": 0.1, "strategy": {"sigma": 0.02}})
+    write_run(tmp_path, curves, {"lr": numpy.float64(0.1), "n": numpy.int64(3), "strategy": {"sigma": 0.02}})
     run = read_run(tmp_path)
     assert run.curves == curves
-    assert run.settings == {"lr": 0.1, "strategy.sigma": 0.02}
+    assert run.settings == {"lr": 0.1, "n": "3", "strategy.sigma": 0.02}
 
 
 def test_tensorboard(tmp_path, monkeypatch):
