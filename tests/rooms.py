@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "processes",
     "generation",
     "journal",
+    "curves",
     "callbacks",
     "strategies",
     "module",

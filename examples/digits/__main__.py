@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_evo.cli.command import main
+from lightning_evo.cli.main import main
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # from Lightning about torch, nothing to act on

@@ -1,17 +1,24 @@
-"""A summary and a learning curve at the end of a run."""
+"""A summary and a learning curve at the end of a run, alone or beside earlier ones."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
+
+from lightning_evo.curves.groups import grouped
+from lightning_evo.curves.picture import draw_groups, draw_run, pyplot
+from lightning_evo.curves.runs import FITNESS, Curve, metric_names, read_run, write_run
+from lightning_evo.journal import describe_algorithm
 
 __all__ = ["EvolutionMonitor"]
 
@@ -19,32 +26,44 @@ __all__ = ["EvolutionMonitor"]
 class EvolutionMonitor(Callback):
     """Records fitness and one validation metric, and at the end prints a table and draws the learning curve.
 
+    The picture is ``learning_curve.png``. Beside it ``learning_curve.csv`` and ``learning_curve.yaml`` hold the values
+    and options of the run, so that ``lightning-evo compare`` can draw it among others, whatever the logger.
+
     Args:
         metric: Name of a validation metric that the module logs, such as ``"val_acc"``; ``None`` for fitness only.
-        output_dir: Folder for ``learning_curve.png``; ``None`` takes the logger's folder, or the Trainer's
-            ``default_root_dir``.
+        output_dir: Folder for these files; ``None`` takes the logger's folder, or the Trainer's ``default_root_dir``.
+        compare_with: Folders of earlier runs, as ``lightning-evo compare`` takes them, to draw in the same picture.
 
     Raises:
         ModuleNotFoundError: At the start of fit, if matplotlib is not installed.
+        ValueError: At the start of fit, if a folder of ``compare_with`` holds no run.
 
     Example:
         >>> from lightning_evo.callbacks import EvolutionMonitor
         >>> monitor = EvolutionMonitor(metric="val_acc")
     """
 
-    def __init__(self, metric: str | None = None, output_dir: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        metric: str | None = None,
+        output_dir: str | Path | None = None,
+        compare_with: Sequence[str | Path] = (),
+    ) -> None:
         self.metric = metric
         self.output_dir = output_dir
-        self.fitness: list[tuple[int, float]] = []
+        self.compare_with = [compare_with] if isinstance(compare_with, str | Path) else list(compare_with)
+        self.fitness: Curve = []
         """(generation, mean fitness of the population) for every generation."""
-        self.validation: list[tuple[int, float]] = []
+        self.validation: Curve = []
         """(generation, value of ``metric``) for every validation run."""
         self._members_per_second: list[float] = []
         self._start = 0.0
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        _pyplot()  # say at the start, not at the end, that it is missing
+        pyplot("EvolutionMonitor")  # say at the start, not at the end, that it is missing
+        for folder in self.compare_with:
+            read_run(folder)
         self.fitness, self.validation, self._members_per_second = [], [], []
         self._start = time.perf_counter()
 
@@ -75,7 +94,12 @@ class EvolutionMonitor(Callback):
         folder = Path(self.output_dir or trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         picture = folder / "learning_curve.png"
-        self._draw(picture)
+        curves = {
+            name: curve for name, curve in ((FITNESS, self.fitness), (self.metric, self.validation)) if name and curve
+        }
+        write_run(folder, curves, _settings(trainer, pl_module))
+        if not (self.compare_with and curves and self._draw_beside_others(folder, picture)):
+            draw_run(self.fitness, self.validation, self.metric, picture, "EvolutionMonitor")
         table = Table(title="Evolution", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
@@ -85,6 +109,16 @@ class EvolutionMonitor(Callback):
         print(f"Learning curve: {picture}")
         if trainer.logger is not None and trainer.log_dir:
             print(f"Log: {trainer.log_dir}")
+
+    def _draw_beside_others(self, folder: Path, picture: Path) -> bool:
+        """Whether the run could be drawn with those that it is compared with; if not, a warning says why."""
+        try:
+            runs = [read_run(folder / "learning_curve.csv"), *map(read_run, self.compare_with)]
+            draw_groups(grouped(runs), metric_names(runs), picture, "EvolutionMonitor")
+        except ValueError as error:  # a run that has ended must not fail of a picture
+            rank_zero_warn(f"EvolutionMonitor draws this run alone: {error}")
+            return False
+        return True
 
     def _summary(self, trainer: Any, pl_module: Any) -> dict[str, str]:
         summary = {}
@@ -102,33 +136,21 @@ class EvolutionMonitor(Callback):
         summary["peak memory"] = _peak_memory(pl_module.device)
         return summary
 
-    def _draw(self, picture: Path) -> None:
-        pyplot = _pyplot()
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        if self.fitness:
-            axes.plot(
-                *zip(*self.fitness, strict=True),
-                color="C0",
-                alpha=0.5,
-                linewidth=1,
-                label="mean fitness of the population",
-            )
-        if self.validation:
-            right = axes if self._same_scale() else axes.twinx()
-            right.plot(*zip(*self.validation, strict=True), color="C3", linewidth=2, label=f"{self.metric} (held out)")
-            right.set_ylabel(self.metric)
-        shared = self.validation and self._same_scale()
-        axes.set(
-            xlabel="generation", ylabel=f"fitness and {self.metric}" if shared else "fitness", title="Learning curve"
-        )
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside lower center", ncols=2)
-        figure.savefig(picture, dpi=150)
-        pyplot.close(figure)
 
-    def _same_scale(self) -> bool:
-        """Whether fitness and metric can share an axis: both within [0, 1], as accuracies are."""
-        return all(0 <= value <= 1 for _, value in [*self.fitness, *self.validation])
+def _settings(trainer: Any, pl_module: Any) -> dict[str, Any]:
+    """What tells this run from others, as plain values: options of the algorithm, and hyperparameters."""
+    evolution = getattr(trainer.strategy, "evolution", None)
+    options: dict[str, Any] = {}
+    if evolution is not None:
+        options = {**describe_algorithm(evolution.algorithm), "seed": evolution.state.seed}
+        options["algorithm"] = options.pop("name")
+        options.pop("class")
+    datamodule = getattr(trainer, "datamodule", None)
+    own = {}
+    for part in (datamodule, pl_module):
+        given = {} if part is None else dict(part.hparams)
+        own.update({str(name): value for name, value in given.items() if isinstance(value, bool | int | float | str)})
+    return {**own, "strategy": options} if options else own
 
 
 def _peak_memory(device: torch.device) -> str:
@@ -140,16 +162,3 @@ def _peak_memory(device: torch.device) -> str:
         return "not measured on this system"
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:,.0f} MiB (whole process)"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "EvolutionMonitor draws with matplotlib: pip install 'lightning-evo[plot]', or leave the callback out."
-        ) from error
-    matplotlib.use("agg", force=False)
-    from matplotlib import pyplot
-
-    return pyplot

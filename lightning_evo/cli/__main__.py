@@ -1,5 +1,5 @@
 """``python -m lightning_evo.cli`` is ``lightning-evo``."""
 
-from lightning_evo.cli.command import main
+from lightning_evo.cli.main import main
 
 main()

@@ -9,9 +9,7 @@ from rich.table import Table
 
 from lightning_evo import algorithms
 
-__all__ = ["SUMMARY", "algorithms_table", "parser", "run"]
-
-SUMMARY = "every algorithm with its defaults"
+__all__ = ["algorithms_table", "parser", "run"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,12 +23,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def algorithms_table() -> Table:
-    """Each algorithm's name, one line about it, its paper and its defaults."""
+    """Each algorithm's name, one line about it, its paper and its defaults, each of which stays on one line."""
     table = Table(title="Algorithms: EvoStrategy(name, …)", show_lines=True)
-    for heading in ("name", "what it is", "paper", "defaults"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is, and its paper", overflow="fold")
+    table.add_column("defaults", no_wrap=True)
     for name in algorithms.available():
         factory = algorithms.get(name)
-        defaults = ", ".join(f"{option}={value}" for option, value in factory.defaults.items())
-        table.add_row(f"[bold]{name}[/bold]", factory.summary, factory.paper, defaults)
+        defaults = "\n".join(f"{option}={value}" for option, value in factory.defaults.items())
+        table.add_row(f"[bold]{name}[/bold]", f"{factory.summary}\n[dim]{factory.paper}[/dim]", defaults)
     return table

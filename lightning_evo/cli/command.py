@@ -1,8 +1,8 @@
 """``lightning-evo``: LightningCLI with the strategies registered, plus tools.
 
 ``lightning-evo fit --config config.yaml`` (and ``validate``, ``test``, ``predict``) is LightningCLI; the current
-folder is importable, so that ``class_path: my_file.MyModule`` finds your code. ``lightning-evo`` and a name of
-:data:`TOOLS` runs that tool.
+folder is importable, so that ``class_path: my_file.MyModule`` finds your code. :mod:`~lightning_evo.cli.main` comes
+before it, and runs tools without importing Lightning.
 """
 
 from __future__ import annotations
@@ -15,15 +15,10 @@ from typing import Any
 from lightning.pytorch.cli import LightningCLI
 
 import lightning_evo
-from lightning_evo.cli import algorithms, journal, replay
-from lightning_evo.cli.tool import Tool, ToolError
-from lightning_evo.journal import JournalError
+from lightning_evo.cli.tools import SUMMARIES, TOOLS, run_tool
 from lightning_evo.utils.messages import did_you_mean
 
 __all__ = ["TOOLS", "EvoCLI", "main"]
-
-TOOLS: dict[str, Tool] = {"algorithms": algorithms, "journal": journal, "replay": replay}
-"""Every tool by its name on the command line."""
 
 
 class EvoCLI(LightningCLI):
@@ -55,22 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hint = did_you_mean(arguments[0], commands)
         sys.exit(f"lightning-evo has no command {arguments[0]!r}.{hint} Commands: {', '.join(commands)}.")
     if arguments and arguments[0] in TOOLS:
-        _run_tool(arguments[0], arguments[1:])
+        run_tool(arguments[0], arguments[1:])
     elif arguments[:1] == ["--version"]:
         print(f"lightning-evo {lightning_evo.__version__}")
     else:
         _run_lightning(arguments)
-
-
-def _run_tool(name: str, arguments: Sequence[str]) -> None:
-    options = TOOLS[name].parser().parse_args(arguments)
-    try:
-        TOOLS[name].run(options)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        given = "does not exist" if isinstance(error, FileNotFoundError) else "is a folder"
-        sys.exit(f"lightning-evo {name}: {error.filename} {given}. Name a file (journals end with .evoj).")
-    except (ToolError, JournalError, OSError) as error:
-        sys.exit(f"lightning-evo {name}: {error}")
 
 
 def _run_lightning(arguments: Sequence[str]) -> None:
@@ -78,5 +62,5 @@ def _run_lightning(arguments: Sequence[str]) -> None:
     # reads a configuration, the current folder is the configuration's.)
     sys.path.insert(0, os.getcwd())
     sys.argv[:] = ["lightning-evo", *arguments]  # where LightningCLI reads them
-    tools = "; ".join(f"{name}: {tool.SUMMARY}" for name, tool in TOOLS.items())
+    tools = "; ".join(f"{name}: {summary}" for name, summary in SUMMARIES.items())
     EvoCLI(parser_kwargs={"epilog": f"Further commands: {tools}."})

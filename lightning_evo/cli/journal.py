@@ -1,29 +1,52 @@
-"""``lightning-evo journal``: what a seed journal holds, as tables and as a picture."""
+"""``lightning-evo journal``: what a seed journal holds, in tables and a picture, and whether its run is so."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from lightning_evo.cli.tool import ToolError, add_overwrite
-from lightning_evo.journal import VERSION, Journal
+from lightning_evo.curves.picture import draw_fitness
+from lightning_evo.journal import VERSION, Journal, JournalError
+from lightning_evo.journal.replay import load_checkpoint
+from lightning_evo.journal.verify import verify
 from lightning_evo.utils.files import written_file
 
-__all__ = ["SUMMARY", "journal_tables", "parser", "run"]
-
-SUMMARY = "what a seed journal holds"
+__all__ = ["journal_tables", "parser", "run"]
 
 
 def parser() -> argparse.ArgumentParser:
     """The journal, and where to draw it."""
-    parser = argparse.ArgumentParser("lightning-evo journal", description="Say what a seed journal holds.")
+    parser = argparse.ArgumentParser(
+        "lightning-evo journal",
+        description="Say what a seed journal holds; or, with --verify, in one sentence whether the weights of its run "
+        "are what it gives, with exit code 0 if they are.",
+    )
     parser.add_argument("journal", type=Path, help="the file, *.evoj; it is only read, also during a run")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw fitness as a picture (.png, .pdf, .svg)")
     add_overwrite(parser, "--plot")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="replay the run from its first checkpoint, and compare with all others and with the journal's checksums "
+        "of the weights",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="for --verify: a checkpoint of the run, or the weights that it began with; may be given several times "
+        "(default: those of the run that lie beside the journal)",
+    )
+    parser.add_argument("--device", default="cpu", help="for --verify: where to compute (default: cpu)")
     return parser
 
 
@@ -33,14 +56,61 @@ def run(options: argparse.Namespace) -> None:
         raise ToolError(
             f"The name {options.plot} does not say which kind of picture it is. Add the kind: {options.plot}.png."
         )
+    if options.checkpoint and not options.verify:
+        raise ToolError("--checkpoint is for --verify, which compares checkpoints with the journal. Add --verify.")
+    try:
+        _run(options)
+    except JournalError as error:
+        raise ToolError(str(error)) from error
+
+
+def _run(options: argparse.Namespace) -> None:
     with Journal.open(options.journal) as journal:
+        if options.verify:
+            _verify(journal, options.checkpoint, options.device)
+            return
         fitness = _fitness(journal)
         for table in journal_tables(journal, fitness):
             Console().print(table)
         if options.plot is not None:
-            with written_file(options.plot, overwrite=options.overwrite) as picture:
-                _draw(fitness, picture)
+            generations, means, bests, _ = zip(*fitness, strict=True) if fitness else ((), (), (), ())
+            try:
+                with written_file(options.plot, overwrite=options.overwrite) as picture:
+                    draw_fitness(generations, means, bests, picture)
+            except (ValueError, ModuleNotFoundError) as error:
+                raise ToolError(str(error)) from error
             print(f"Fitness: {options.plot}")
+
+
+def _verify(journal: Journal, checkpoints: list[Path], device: str) -> None:
+    """Prints the sentence; the exit code is 1 unless the run is verified."""
+    checkpoints = checkpoints or _beside(journal)
+    if not checkpoints:
+        raise ToolError(
+            f"No checkpoint of this run lies beside {journal.path}. Name one: --checkpoint FILE (the weights that the "
+            "run began with will do)."
+        )
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Replaying")
+        found = verify(
+            journal,
+            checkpoints,
+            device=device,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(found.sentence)
+    if not found.holds:
+        sys.exit(1)
+
+
+def _beside(journal: Journal) -> list[Path]:
+    """Checkpoints in the journal's folder that name its run."""
+    found = []
+    for path in sorted(journal.path.parent.glob("*.ckpt")):
+        if path.is_file():
+            named = load_checkpoint(path).get("lightning_evo", {}).get("journal") or {}
+            found += [path] if named.get("run") == journal.header.run else []
+    return found
 
 
 _Fitness = list[tuple[int, float, float, int]]
@@ -80,7 +150,7 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
     rows["evolving"] = f"{elements:,} elements in {len(parameters):,} tensors"
     rows["start weights"] = header.start
     if journal.weights:
-        rows["checksums"] = f"{len(journal.weights):,} of weights, the last at generation {max(journal.weights):,}"
+        rows["checksums"] = f"{len(journal.weights):,} of weights, the last after {max(journal.weights):,} generations"
     rows["size"] = f"{journal.size:,} bytes"
     rows["tail"] = f"torn: {journal.torn} bytes, which resuming cuts off" if journal.torn else "complete"
     for name, value in rows.items():
@@ -108,29 +178,3 @@ def _fitness_table(fitness: _Fitness, rows: int = 10) -> Table:
             f"{sum(failed for _, _, _, failed in part):,}",
         )
     return table
-
-
-def _draw(fitness: _Fitness, picture: Path) -> None:
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise ToolError("--plot draws with matplotlib: pip install 'lightning-evo[plot]'.") from error
-    matplotlib.use("agg", force=False)
-    from matplotlib import pyplot
-
-    generations, means, bests, _ = zip(*fitness, strict=True) if fitness else ((), (), (), ())
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(generations, means, linewidth=1, label="mean of the population")
-    axes.plot(generations, bests, linewidth=1, alpha=0.5, label="best member")
-    axes.set(xlabel="generation", ylabel="fitness")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    try:
-        if picture.suffix[1:].lower() not in (kinds := figure.canvas.get_supported_filetypes()):
-            raise ToolError(
-                f"matplotlib draws no {picture.suffix} files. Name the picture .png, .pdf or .svg (or "
-                f"{', '.join(f'.{kind}' for kind in sorted(kinds) if kind not in ('png', 'pdf', 'svg'))})."
-            )
-        figure.savefig(picture, dpi=150)
-    finally:
-        pyplot.close(figure)

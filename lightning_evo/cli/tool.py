@@ -1,4 +1,4 @@
-"""What a tool of ``lightning-evo`` is: a file with a summary, a parser and a function that runs it."""
+"""What a tool of ``lightning-evo`` is: a file with a parser and a function that runs it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ __all__ = ["Tool", "ToolError", "add_overwrite"]
 
 
 class Tool(Protocol):
-    """A tool, such as ``lightning-evo journal``: each is a module with these names, listed in ``command.TOOLS``."""
-
-    SUMMARY: str
-    """What it does, in a few words, for ``lightning-evo --help``."""
+    """A tool, such as ``lightning-evo journal``: each is a module with these names, listed in ``tools.SUMMARIES``."""
 
     def parser(self) -> argparse.ArgumentParser:
         """The tool's options."""
@@ -24,8 +21,7 @@ class Tool(Protocol):
             options: What :meth:`parser` made of the command line.
 
         Raises:
-            ToolError: The options don't fit each other or the files. Shown without a traceback, as ``OSError`` and
-                ``JournalError`` are.
+            ToolError: The options don't fit each other or the files. Shown without a traceback, as ``OSError`` is.
         """
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.reasons import faster_plain
 from lightning_evo.evaluation.ways.batched import Batched, free_memory
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.plain import Plain
@@ -116,13 +117,13 @@ def repeats_noise(way: Way, noise_made: float, space: SearchSpace) -> str | None
     )
 
 
-def is_slower(way: Way, job: Job) -> bool:
-    """Whether the plain loop is faster, and gives the same bits (if not, results would depend on a measured time).
+def is_slower(way: Way, job: Job) -> str | None:
+    """Why the plain loop is better: it is faster, and gives the same bits (if not, a time would decide results).
 
     The check says whether calls do; the fitness may differ all the same, by a kernel that is not there for members.
     """
     if job.space.numel >= _LARGE:
-        return False
+        return None
     seconds: dict[Way, list[float]] = {way: [], Plain(): []}
     for member in range(min(3, len(job.population))):
         values = []
@@ -131,13 +132,13 @@ def is_slower(way: Way, job: Job) -> bool:
             try:
                 (value,) = candidate.run(replace(job, members=[member], rerun=None))
             except Exception:  # raised by the user's code: both ways are known to work
-                return False
+                return None
             values.append(number_of(value))  # waits for a GPU
             times.append(time.perf_counter() - start)
         if repr(values[0]) != repr(values[1]):
-            return False
-    fast, plain = map(min, seconds.values())
-    return fast > plain
+            return None
+    other, plain = map(min, seconds.values())
+    return faster_plain(way.name, other, plain) if other > plain else None
 
 
 def _hides_its_weights(module: nn.Module) -> bool:

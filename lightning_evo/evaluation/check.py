@@ -126,7 +126,8 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     seen |= center.recorder.seen | still[0].recorder.seen  # it may go another way than members do
     unseen = _representatives(everything.subset(p for p in everything if p.index not in seen))
     if unseen and not same(trial.by_plain_loop(unseen, population, members=1)[0].calls, center.calls):
-        return Verdict(f"{_names(list(unseen))} is read where no call of a PyTorch function from Python shows it")
+        where = "where no call of a PyTorch function shows it: by a thread, NumPy, C++ code, or a view kept from before"
+        return Verdict(f"{_names(list(unseen))} is read {where}")
     expected = trial.by_plain_loop(space, population)
     coarse = expected[0].calls[-1].eps > 1e-4  # 16 bits
     if not coarse:  # in which rounding would hide that the center itself is evaluated differently

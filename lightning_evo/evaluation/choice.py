@@ -29,12 +29,13 @@ from lightning_evo.evaluation.check import MembersFail, NothingToCompare, Verdic
 from lightning_evo.evaluation.faults import Failure, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
 from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.reasons import reason_of
 from lightning_evo.evaluation.running import checked, run
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.isolation import Isolation
 from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.spaces.search_space import SearchSpace
-from lightning_evo.utils.messages import first_line
+from lightning_evo.utils.messages import first_sentence
 from lightning_evo.utils.options import one_of, whole_or_auto
 
 __all__ = ["Evaluation", "EvaluationName"]
@@ -179,7 +180,7 @@ class Evaluation:
         if self.name == "plain" or not self._choice.way.in_place:
             return []
         hidden = hidden_modules(module)[:1]
-        obstacles = [f"{name} is compiled or scripted, which hides its weights" for name in hidden]
+        obstacles = [f"{name} is compiled or scripted, which hides its weights: leave that out" for name in hidden]
         if space.is_sharded:
             obstacles.append("weights are sharded over processes, and each writes its own part")
         return obstacles
@@ -221,7 +222,9 @@ class Evaluation:
                 verdict = Verdict(_reason(error))
             if verdict.mismatch is None:
                 measured = verdict.exact and way.members_per_forward is None and not self._asked_for
-                self._decide(plain if measured and is_slower(way, job) else ways[number:], _reasons(refuted, obstacles))
+                slower = is_slower(way, job) if measured else None
+                obstacles = [*obstacles, slower] if slower else obstacles
+                self._decide(plain if slower else ways[number:], _reasons(refuted, obstacles))
                 return values
             refuted.setdefault(verdict.mismatch, []).append(way.name)
         values = run(plain[0], job)
@@ -300,14 +303,11 @@ def _reasons(refuted: dict[str, list[str]], obstacles: list[str]) -> list[str]:
 
 def _nothing_proven(nothing: NothingToCompare) -> str:
     if isinstance(nothing, MembersFail):
-        return f"the check was interrupted in {_TRIES} batches: {_reason(nothing)}"
+        error = nothing.__cause__ or nothing
+        return f"the check was interrupted in {_TRIES} batches: {type(error).__name__}: {first_sentence(error)}"
     return f"{_TRIES} batches gave the check nothing to compare"
 
 
-def _reason(error: BaseException) -> str:
-    """An exception in one line."""
-    if isinstance(error, NeedsWeights):
-        return str(error)
-    if isinstance(error, MembersFail) and error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)}"
+def _reason(error: Exception) -> str:
+    """Why a way is not possible."""
+    return str(error) if isinstance(error, NeedsWeights) else reason_of(error)

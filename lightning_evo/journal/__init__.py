@@ -13,6 +13,7 @@ a file ``*.evoj`` that is only ever appended to:
 :mod:`.resume`                which journal a run continues
 :mod:`.checksums`             when checksums of the weights are written and compared
 :mod:`.replay`                a generation's weights from a checkpoint and a journal
+:mod:`.verify`                whether a run's weights are those
 ============================  ==========================================================================
 """
 

@@ -29,7 +29,32 @@ from lightning_evo.journal.records import meddled, recorded_step
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import first_line
 
-__all__ = ["replay"]
+__all__ = ["Departed", "OtherUpdate", "load_checkpoint", "replay"]
+
+
+class Departed(JournalError):
+    """The run's weights are not those that its journal gives.
+
+    Attributes:
+        since: Generations after which they were last found to be the same.
+        generation: Generations after which they were not.
+    """
+
+    def __init__(self, message: str, since: int, generation: int) -> None:
+        super().__init__(message)
+        self.since, self.generation = since, generation
+
+
+class OtherUpdate(JournalError):
+    """A generation's fitness gives another update here than when it was recorded.
+
+    Attributes:
+        generation: Its number.
+    """
+
+    def __init__(self, message: str, generation: int) -> None:
+        super().__init__(message)
+        self.generation = generation
 
 
 def replay(
@@ -88,7 +113,7 @@ def replay(
     """
     opened = Journal.open(journal) if not isinstance(journal, Journal) else journal
     try:
-        return _replay(_load(checkpoint), opened, to, algorithm, _device(device), exact, progress)
+        return _replay(load_checkpoint(checkpoint), opened, to, algorithm, _device(device), exact, progress)
     finally:
         if opened is not journal:
             opened.close()
@@ -129,11 +154,12 @@ def _replay(
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
         state, update = learn_from(algorithm, state, population, space, fitness)
         if exact and check_of(update) != record.check:
-            raise JournalError(
+            raise OtherUpdate(
                 f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
                 "written, by another version of lightning-evo or torch, or on another processor"
                 f"{meddled(algorithm.owns_center)}. Replay it there; or accept weights that are not the run's: "
-                "exact=False (`--inexact`)."
+                "exact=False (`--inexact`).",
+                generation,
             )
         if update:
             update.apply(recorded_step(record, conditions))
@@ -178,9 +204,11 @@ class _Comparison:
             "them), which is not in a journal; or another processor or version of torch rounds differently. "
         )
         if self._exact:
-            raise JournalError(
+            raise Departed(
                 f"{message}Resume the fit instead, which runs that code again; replay no further than {since}; or "
-                "accept weights that are not the run's: exact=False (`--inexact`)."
+                "accept weights that are not the run's: exact=False (`--inexact`).",
+                since,
+                generation,
             )
         if not self._warned:
             self._warned = True
@@ -247,7 +275,13 @@ class _Weights:
         return self._state_dict
 
 
-def _load(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+def load_checkpoint(checkpoint: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is in a checkpoint, on the CPU.
+
+    Raises:
+        JournalError: If it is not one, or holds more than plain data.
+        OSError: If it can't be read.
+    """
     if isinstance(checkpoint, Mapping):
         return checkpoint
     if Path(checkpoint).is_dir():

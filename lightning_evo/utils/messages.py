@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 
-__all__ = ["did_you_mean", "first_line", "preview", "shown"]
+__all__ = ["did_you_mean", "first_line", "first_sentence", "preview", "shown"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -34,6 +35,27 @@ def first_line(error: object, limit: int = 200) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else ""
+
+
+def first_sentence(error: object, limit: int = 160) -> str:
+    r"""The first sentence of what an error says, without its full stop; cut between words if it is longer.
+
+    Args:
+        error: An exception, or a text.
+        limit: The most characters.
+
+    Example:
+        >>> first_sentence(ValueError("No such layer: fc.2. Known are:\nfc.0, fc.1"))
+        'No such layer: fc.2'
+        >>> first_sentence("a rather long story of a failure", limit=20)
+        'a rather long story…'
+    """
+    line = first_line(error, limit=len(str(error)))
+    sentence = re.split(r"(?<=[\w)\]'\"`])[.!?](?=\s|$)", line, maxsplit=1)[0].strip()
+    if len(sentence) <= limit:
+        return sentence
+    words = sentence[: limit + 1].rpartition(" ")[0].rstrip(" ,;:")
+    return f"{words or sentence[:limit]}…"
 
 
 def preview(names: Collection[str], limit: int = 20) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _peers, digits, engine, gpu, memory, noise, overhead, rounding, scaling
+from benchmarks import _peers, digits, engine, gpu, language_model, memory, noise, overhead, rounding, scaling, tuning
 from lightning_evo import kernels
 
 
@@ -266,3 +266,36 @@ def test_peers_learn(package, make, data):
     result = digits.race({"peer": (make, 0.1, 0.05)}, 0, 32, data, target=0.5, limit=80)["peer"]
     assert result["accuracy"] >= 0.5
     assert math.isfinite(result["seconds"])
+
+
+@pytest.mark.slow
+def test_tuning(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(tuning, "SERIES", {"sigma": (0.0005, 0.05)})
+    arguments = ["--generations", "10", "--seeds", "1", "--pictures", str(tmp_path)]
+    tuning.main([*arguments, "--output", str(tmp_path / "tuning.json")])
+    still, good = json.loads((tmp_path / "tuning.json").read_text())["results"]
+    assert still["settings"] == "sigma=0.0005"
+    assert still["last"]["evo/ties"] == [1.0]
+    assert still["last"]["evo/fitness_std"] == [0.0]
+    assert 0 < good["last"]["evo/ties"][0] < 1
+    assert good["last"]["evo/fitness_std"][0] > 0
+    assert (tmp_path / "tuning_sigma.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_language_model(tmp_path):
+    needs_transformers()
+    pytest.importorskip("matplotlib")
+    arguments = ["--generations", "1", "--seeds", "1", "--pictures", str(tmp_path)]
+    language_model.main([*arguments, "--output", str(tmp_path / "generate.json")])
+    results = json.loads((tmp_path / "generate.json").read_text())["results"]
+    assert [result["settings"].partition(",")[0] for result in results] == [
+        "es_at_scale",
+        "eggroll",
+    ]
+    for result in results:
+        ((_, reward),) = result["reward"][0]
+        assert 0 <= reward <= 1
+    assert language_model.vowels("aeb ") == 0.5

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 from lightning_evo.cli import command as cli
 from lightning_evo.journal import Journal
@@ -69,4 +70,47 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["journal", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert all(words in text for words in ("--plot", "only read", "--overwrite"))
+    assert all(words in text for words in ("--plot", "only read", "--overwrite", "--verify", "exit code 0"))
+
+
+def verify(folder, *arguments):
+    cli.main(["journal", "--verify", str(folder / "evolution.evoj"), *arguments])
+
+
+def test_verify(journaled, capsys):
+    verify(journaled)
+    out = capsys.readouterr().out
+    assert out == (
+        "Verified: after 4 to 12 generations the run's weights are what its journal gives, bit for bit (1 checksum and "
+        "2 later checkpoints agree).\n"
+    )
+    verify(journaled, f"--checkpoint={journaled / 'step=8.ckpt'}", f"--checkpoint={journaled / 'step=4.ckpt'}")
+    assert "(1 checksum and 1 later checkpoint agree)" in capsys.readouterr().out
+
+
+def test_verify_finds_changed_weights(journaled, tmp_path, capsys):
+    for name in ("evolution.evoj", "step=4.ckpt", "step=12.ckpt"):
+        (tmp_path / name).write_bytes((journaled / name).read_bytes())
+    changed = torch.load(tmp_path / "step=12.ckpt", weights_only=True)
+    changed["state_dict"]["layer.bias"][1] += 1e-3
+    torch.save(changed, tmp_path / "step=12.ckpt")
+    with pytest.raises(SystemExit) as ended:
+        verify(tmp_path)
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith(
+        "Not verified: between 4 and 12 generations the run's weights (layer.bias of step=12.ckpt) departed from what"
+    )
+
+
+def test_what_verify_refuses(journaled, tmp_path):
+    (tmp_path / "evolution.evoj").write_bytes((journaled / "evolution.evoj").read_bytes())
+    for arguments, message in (
+        ([], "No checkpoint of this run lies beside .*evolution.evoj. Name one: --checkpoint FILE"),
+        ([f"--checkpoint={journaled / 'nowhere.ckpt'}"], "nowhere.ckpt does not exist"),
+        ([f"--checkpoint={journaled / 'end.pt'}"], "weights have the checksum"),
+        (["--device=foo", f"--checkpoint={journaled / 'step=4.ckpt'}"], "There is no device 'foo' here"),
+    ):
+        with pytest.raises(SystemExit, match=f"lightning-evo journal: .*{message}"):
+            verify(tmp_path, *arguments)
+    with pytest.raises(SystemExit, match="--checkpoint is for --verify"):
+        cli.main(["journal", str(journaled / "evolution.evoj"), "--checkpoint=x.ckpt"])

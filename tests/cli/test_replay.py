@@ -18,8 +18,8 @@ def replay(folder, *arguments):
 @pytest.mark.parametrize("step", [None, 4, 7, 8, 12])
 def test_replay(journaled, tmp_path, capsys, step):
     output = tmp_path / "folder" / "out.ckpt"
-    replay(journaled, f"--output={output}", *([] if step is None else [f"--to-step={step}"]))
-    assert f"out.ckpt: the weights after generation {step or 12}" in capsys.readouterr().out
+    replay(journaled, f"--output={output}", *([] if step is None else [f"--to-generation={step}"]))
+    assert f"out.ckpt: the weights after {step or 12} generations" in capsys.readouterr().out
     replayed = torch.load(output, weights_only=True)
     if step == 7:
         replay(journaled, f"--output={tmp_path / 'next.ckpt'}", f"--checkpoint={output}")
@@ -54,8 +54,8 @@ def test_replay_overwrites_only_when_told(journaled, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to-step=3"], "a replay only goes forward: 3 is before it"),
-        (["--to-step=13"], "ends at generation 12"),
+        (["--to-generation=3"], "a replay only goes forward: 3 is before it"),
+        (["--to-generation=13"], "ends at generation 12"),
         (["--journal=nowhere.evoj"], "nowhere.evoj does not exist. Name a file"),
         (["--checkpoint=nowhere.ckpt"], "nowhere.ckpt does not exist. Name a file"),
         (["--journal={folder}/step=4.ckpt"], "is not a seed journal"),
@@ -80,7 +80,7 @@ def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["replay", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("--checkpoint", "--to-step", "--overwrite", "Neither the module's code"):
+    for words in ("--checkpoint", "--to-generation", "--overwrite", "Neither the module's code"):
         assert words in text
 
 

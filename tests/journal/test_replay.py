@@ -230,10 +230,10 @@ def test_a_journal_without_checksums_of_weights_is_replayed_as_ever(tmp_path):
 @pytest.mark.parametrize(
     ("first", "to", "says"),
     [
-        (0, 3, "the weights after generation 3. The run's had the same checksum."),
-        (0, 6, "the weights after generation 6. The run's were the same at 3; the next checksum of those is at 7."),
-        (5, 6, "after generation 6. They were not compared with the run's; the next checksum of those is at 7."),
-        (5, 9, "the weights after generation 9. The run's were the same at 8, and there is no later checksum."),
+        (0, 3, "after 3 generations. They are the run's: its checksum is the same."),
+        (0, 6, "After 3 they were the run's; the next checksum to compare with is after 7 (--to-generation 7)."),
+        (5, 6, "They were not compared with the run's; the next checksum to compare with is after 7 (--to-"),
+        (5, 9, "After 8 they were the run's; the journal has no later checksum to compare with."),
         (0, 9, None),
     ],
 )
@@ -241,7 +241,8 @@ def test_the_command_line_says_how_far_weights_were_compared(tmp_path, capsys, f
     path, algorithm = tmp_path / "run.evoj", algorithms.get("openai_es")(population=4)
     snapshots = train(path, 9, algorithm, keep=(5,), checksums=(2, 3, 7, 8), meddle=clamped_at_4)
     torch.save(snapshots[first], tmp_path / "base.ckpt")
-    command = ["replay", "--checkpoint", str(tmp_path / "base.ckpt"), "--journal", str(path), "--to-step", str(to)]
+    base = str(tmp_path / "base.ckpt")
+    command = ["replay", "--checkpoint", base, "--journal", str(path), "--to-generation", str(to)]
     output = tmp_path / "out.ckpt"
     if says is None:
         with pytest.raises(SystemExit, match="lightning-evo replay: Between generations 3 and 7 .* departed"):
@@ -249,12 +250,12 @@ def test_the_command_line_says_how_far_weights_were_compared(tmp_path, capsys, f
         assert not output.exists()
         with pytest.warns(UserWarning, match="Between generations 3 and 7 .* departed"):
             cli.main([*command, "--output", str(output), "--inexact"])
-        says = "the weights after generation 9. The run's were the same at 3, and there is no later checksum."
+        says = "After 3 they were the run's; the journal has no later checksum to compare with."
     else:
         cli.main([*command, "--output", str(output)])
     assert says in " ".join(capsys.readouterr().out.split())
     cli.main(["journal", str(path)])
-    assert "checksums │ 4 of weights, the last at generation 8" in " ".join(capsys.readouterr().out.split())
+    assert "checksums │ 4 of weights, the last after 8 generations" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_does_not_fit_together(tmp_path):

@@ -331,12 +331,11 @@ def test_fitness_without_a_loss(update, precision):
     assert sum(module.losses[-5:]) < 0.8 * sum(module.losses[:5])
 
 
-def test_monitor_has_one_entry_per_generation():
+def test_monitor_has_one_entry_per_generation(tmp_path):
     pytest.importorskip("matplotlib")
     from lightning_evo.callbacks import EvolutionMonitor
 
-    monitor = EvolutionMonitor()
-    monitor._draw = lambda picture: None
+    monitor = EvolutionMonitor(output_dir=tmp_path)
     t = trainer(EvoStrategy(population=4), accumulate_grad_batches=2, max_steps=3, callbacks=[monitor])
     t.fit(ConvNet())
     assert [generation for generation, _ in monitor.fitness] == [1, 2, 3]

@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 
-from lightning_evo.utils.messages import did_you_mean, first_line, preview, shown
+from lightning_evo.utils.messages import did_you_mean, first_line, first_sentence, preview, shown
 
 
 def test_the_closest_word():
@@ -27,6 +27,23 @@ def test_the_closest_word():
 )
 def test_the_first_line_of_an_error(error, line):
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("One. Two.", "One"),
+        ("a version 2.5 of it. And more", "a version 2.5 of it"),
+        ("calls `f()`! No", "calls `f()`"),
+        ("no stop", "no stop"),
+        ("first line\nsecond", "first line"),
+        ("word " * 100, ("word " * 32).rstrip() + "…"),
+        (ValueError(), ""),
+        ("x" * 500, "x" * 160 + "…"),
+    ],
+)
+def test_the_first_sentence_of_an_error(error, sentence):
+    assert first_sentence(error) == sentence
 
 
 def test_previews():
