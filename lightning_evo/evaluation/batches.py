@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_evo.isolation.contents import Contents
+from lightning_evo.isolation.reach import reach
+from lightning_evo.isolation.snapshots import take
 
 __all__ = ["SharedBatch", "choose", "count", "random_samples"]
 
@@ -86,20 +88,11 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
     return batch
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    if isinstance(batch, Mapping):
-        batch = batch.values()
-    elif not isinstance(batch, list | tuple):
-        return []
-    return [tensor for part in batch for tensor in _tensors(part)]
-
-
 class SharedBatch:
     """One batch for all members, whatever they do to it.
 
-    Each member gets lists and dictionaries of its own, and tensors that hold what they held at first.
+    Each member gets lists and dictionaries of its own. Tensors, arrays and objects (a dataclass, a graph of
+    torch_geometric) are the same for all, and hold what they held at first.
 
     Example:
         >>> batch = SharedBatch({"x": torch.ones(2)})
@@ -111,18 +104,26 @@ class SharedBatch:
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._contents = Contents(_tensors(batch))
+        held = reach({"the batch": batch}, code=False)
+        self._contents = Contents(found.value for found in held if isinstance(found.value, Tensor))
+        self._objects = [take(found.value) for found in held if not isinstance(found.value, Tensor)]
 
     def for_member(self) -> Any:
         """The batch as it was."""
-        self._contents.restore()
+        self.restore()
         return self._copy(self._batch)
+
+    def take_back(self) -> None:
+        """Have objects hold what they held, so that nothing that a member put there outlives its forward."""
+        for each in self._objects:
+            each.restore()
 
     def _copy(self, part: Any) -> Any:
         return _rebuild(part, self._copy)
 
     def restore(self) -> None:
         """Undo what the last member wrote."""
+        self.take_back()
         self._contents.restore()
 
 

@@ -270,8 +270,11 @@ class Evolution:
 
     @staticmethod
     def _run(fitness: FitnessFunction, shared: batches.SharedBatch) -> Any:
-        value = fitness(shared.for_member())
-        return None if value is None else as_record(value)
+        try:
+            value = fitness(shared.for_member())
+            return None if value is None else as_record(value)
+        finally:
+            shared.take_back()
 
     def recall(self, fitness: Tensor, sigma: float | None = None) -> None:
         """Take a recorded generation's fitness instead of evaluating it; :meth:`conclude` then gives the same update.

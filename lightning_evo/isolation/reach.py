@@ -98,9 +98,9 @@ def near(roots: Mapping[str, Any]) -> list[Found]:
     return _Walk(own, most=_NEAR, largest=_FEW, code=False).found()
 
 
-def reach(roots: Mapping[str, Any]) -> list[Found]:
-    """All that can be reached, nearest first."""
-    return _Walk(roots, most=_MOST).found()
+def reach(roots: Mapping[str, Any], *, code: bool = True) -> list[Found]:
+    """All that can be reached, nearest first; without ``code``, not what functions and classes hold on to."""
+    return _Walk(roots, most=_MOST, code=code).found()
 
 
 def follow(roots: Mapping[str, Any], path: Path) -> Any:

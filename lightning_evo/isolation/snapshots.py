@@ -300,7 +300,8 @@ def _slots(kind: type) -> list[Any]:
     found = _SLOTS.get(kind)
     if found is None:
         entries = (entry for base in kind.__mro__ for entry in vars(base).values())
-        found = _SLOTS[kind] = [entry for entry in entries if isinstance(entry, types.MemberDescriptorType)]
+        slots = (entry for entry in entries if isinstance(entry, types.MemberDescriptorType))
+        found = _SLOTS[kind] = [slot for slot in slots if slot.__name__ != "__dict__"]  # as a SimpleNamespace's
     return found
 
 
@@ -415,7 +416,7 @@ def _take_python_generator(generator: random.Random) -> Snapshot:
 
 
 def _take_numpy_generator(generator: Any) -> Snapshot:
-    if hasattr(generator, "get_state"):  # a RandomState, which may keep half a pair of normal numbers
+    if isinstance(generator, sys.modules["numpy"].random.RandomState):  # it may keep half a pair of normal numbers
         get = functools.partial(generator.get_state, legacy=False)
         return _State(get, generator.set_state, get())
     bits = getattr(generator, "bit_generator", generator)
@@ -460,6 +461,7 @@ _HANDLERS.update(
         deque: _LIST,
         set: Handler(_take_list),
         dict: Handler(_take_dict, _parts_of_dict),
+        types.SimpleNamespace: _OBJECT,
         types.MappingProxyType: Handler(parts=lambda proxy: ()),
         tuple: Handler(parts=_parts_of_sequence),
         Tensor: Handler(lambda tensor: Contents([tensor], trust_versions=False)),

@@ -1,8 +1,10 @@
 """Counting and choosing samples, whatever a batch looks like."""
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
-from types import MappingProxyType
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import default_collate
@@ -123,6 +125,60 @@ def test_mappings_that_refuse_to_be_updated(kind):
         assert batch["names"] == ["a"]
         batch["x"].zero_()
         batch["names"].append("b")
+
+
+@dataclass
+class Record:
+    x: torch.Tensor
+    names: list
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRecord:
+    x: torch.Tensor
+    names: list
+
+
+class Graph:
+    """As those of torch_geometric: what it holds lies in another object, in a dictionary."""
+
+    def __init__(self, x, names):
+        self.__dict__["store"] = SimpleNamespace(entries={"x": x, "names": names})
+
+    def __getattr__(self, name):
+        return self.store.entries[name]
+
+    def __setattr__(self, name, value):
+        self.store.entries[name] = value
+
+
+@pytest.mark.parametrize("kind", [Record, FrozenRecord, Graph, lambda x, names: SimpleNamespace(x=x, names=names)])
+@pytest.mark.parametrize("wrap", [lambda batch: batch, lambda batch: [batch], lambda batch: {"a": (batch,)}])
+def test_members_find_objects_as_they_were(kind, wrap):
+    batch = kind(x(), ["a"])
+    shared = SharedBatch(wrap(batch))
+    for _ in range(2):
+        shared.for_member()
+        assert torch.equal(batch.x, x())
+        assert batch.names == ["a"]
+        batch.x.zero_()
+        batch.names.append("b")
+        if kind is not FrozenRecord:
+            batch.x = y()
+            batch.further = 1
+    shared.take_back()
+    assert batch.x.shape == x().shape  # what it holds; what that holds may be what a member returned
+    shared.restore()
+    assert torch.equal(batch.x, x())
+    assert "further" not in vars(getattr(batch, "store", batch) if kind is not FrozenRecord else Record)
+
+
+def test_members_find_arrays_as_they_were():
+    shared = SharedBatch({"x": np.arange(3)})
+    for _ in range(2):
+        array = shared.for_member()["x"]
+        assert array.tolist() == [0, 1, 2]
+        array += 1
 
 
 def test_entries_of_lists_with_one_per_sample():

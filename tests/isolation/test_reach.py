@@ -5,6 +5,7 @@ import functools
 import itertools
 import random
 import threading
+import types
 import warnings
 from collections import Counter, deque
 
@@ -53,6 +54,16 @@ class Slotted:
 class State:
     step: int = 0
     by_name: dict = dataclasses.field(default_factory=dict)
+
+
+class Generator(numpy.random.Generator):
+    """As gym's, whose ``get_state`` is not NumPy's."""
+
+    def __init__(self):
+        super().__init__(numpy.random.PCG64(0))
+
+    def get_state(self):
+        raise AttributeError("use `bit_generator.state`")
 
 
 class Closure:
@@ -114,6 +125,11 @@ KINDS = {
         lambda: torch.Generator().manual_seed(0), lambda x: torch.randn(3, generator=x), lambda x: x.get_state().tolist()
     ),
     "numpy's generator": (lambda: numpy.random.default_rng(0), lambda x: x.normal(), lambda x: x.bit_generator.state),
+    "gym's generator": (Generator, lambda x: x.normal(), lambda x: x.bit_generator.state),
+    "namespace": (
+        lambda: types.SimpleNamespace(step=0, names=["a"]), lambda x: (setattr(x, "step", 1), x.names.append("b")),
+        lambda x: (x.step, list(x.names)),
+    ),
     "numpy's old generator": (
         lambda: numpy.random.RandomState(0), lambda x: x.normal(), lambda x: str(x.get_state(legacy=False))
     ),
