@@ -90,7 +90,7 @@ class EvolutionMixin:
             with plugin.train_step_context():
                 return step(batch)
 
-        with _compat.nothing_is_logged(self.trainer):
+        with _compat.nothing_is_heard(self.trainer):
             evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         moves = self._moves(evolution, optimizer)

@@ -37,6 +37,7 @@ from lightning_evo.utils.random_state import RandomState
 __all__ = ["Isolation"]
 
 _SMALL = 1 << 16  # elements of a tensor or an array
+_SILENCED = ("log", "log_dict", "print")  # of LightningModules
 _TINY = 1 << 12  # those that are put back whether they count their writes or not
 
 
@@ -77,12 +78,12 @@ class Isolation:
     def __enter__(self) -> Isolation:
         modules = dict(self._module.named_modules())
         self._silenced: list[tuple[Any, dict[str, Any]]] = [
-            (vars(m), {name: vars(m)[name] for name in ("log", "log_dict") if name in vars(m)})
+            (vars(m), {name: vars(m)[name] for name in _SILENCED if name in vars(m)})
             for m in modules.values()
             if callable(getattr(type(m), "log_dict", None))
         ]
         for dictionary, _ in self._silenced:
-            dictionary["log"] = dictionary["log_dict"] = _silent
+            dictionary.update(dict.fromkeys(_SILENCED, _silent))
         try:
             self._take_snapshot(modules)
         except BaseException:
@@ -167,12 +168,13 @@ class Isolation:
 
     def _unsilence(self) -> None:
         for dictionary, own in self._silenced:
-            del dictionary["log"], dictionary["log_dict"]
+            for name in _SILENCED:
+                del dictionary[name]
             dictionary.update(own)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
-    """Stands in for ``log`` and ``log_dict`` while members run."""
+    """Stands in for what a module says by itself, while members run."""
 
 
 def _metric_class() -> type | None:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_evo.strategies._quiet import Quiet
+
 __all__ = [
     "Namespace",
     "around_validation",
@@ -30,7 +32,7 @@ __all__ = [
     "leave_validation",
     "lightning_module_class",
     "load_sharded",
-    "nothing_is_logged",
+    "nothing_is_heard",
     "only_note_sigterm",
     "optimizers_and_schedulers",
     "optimizers_without_state",
@@ -87,20 +89,21 @@ class _NoResults:
 
 
 @contextmanager
-def nothing_is_logged(trainer: Any) -> Iterator[None]:
-    """In this context neither ``self.log``, however it is reached, nor the Trainer's loggers take anything."""
+def nothing_is_heard(trainer: Any) -> Iterator[None]:
+    """In this context the Trainer hears nothing of what a step says.
+
+    Neither ``self.log``, however it is reached, nor the Trainer's loggers take anything, and no member can stop the
+    run by ``trainer.should_stop``.
+    """
     loop, connector, loggers = trainer.fit_loop.epoch_loop, trainer._logger_connector, trainer.loggers
-    results, current = loop._results, connector._current_fx
+    results, current, should_stop = loop._results, connector._current_fx, trainer.should_stop
     loop._results = _NoResults()
-    if loggers:
-        module = type(trainer).__module__.partition(".trainer")[0]  # of one of Lightning's two packages
-        dummy = importlib.import_module(f"{module}.loggers.logger").DummyLogger()
-        trainer.loggers = [dummy] * len(loggers)
+    trainer.loggers = [Quiet(logger) for logger in loggers]
     try:
         yield
     finally:
         loop._results, connector._current_fx = results, current
-        trainer.loggers = loggers
+        trainer.loggers, trainer.should_stop = loggers, should_stop
 
 
 def optimizers_and_schedulers(trainer: Any) -> dict[str, Any]:

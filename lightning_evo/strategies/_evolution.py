@@ -290,7 +290,7 @@ class EvoStrategyMixin(Strategy):
         if not self.evolution.has_fitness:
             self._choose_parameters()
         if self._journal is None or not self._journal.recall(module.trainer):  # the generation is not in the journal
-            with _compat.nothing_is_logged(module.trainer):
+            with _compat.nothing_is_heard(module.trainer):
                 evaluated = self.evolution.evaluate(fitness, batch)
             self._evaluations += len(self.evolution.population) if evaluated else 0
         self._seconds += time.perf_counter() - start
