@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from lightning_evo.algorithms import Algorithm, Scaling, Schedule, UpdateName
 from lightning_evo.algorithms.shaping import Shaping
 from lightning_evo.evaluation.choice import EvaluationName
 from lightning_evo.evaluation.fitness import fitness_of_loss, fitness_of_step
+from lightning_evo.evaluation.questions import Questions
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.generation.step import Step
@@ -172,6 +173,7 @@ class EvoStrategyMixin(Strategy):
         self._journal_wanted = journal
         self._journal: SeedJournal | None = None
         self._random_state: RandomState | None = None  # while validation draws
+        self._questions: AbstractContextManager[object] = nullcontext()  # but in the first step
         self._stepping = False
         self._learnt_something = False
         self._seconds = 0.0
@@ -214,6 +216,7 @@ class EvoStrategyMixin(Strategy):
             )
             return
         self._check(module)
+        self._questions = Questions()
         self.evolution.traces.also = lambda: _compat.optimizers_and_schedulers(trainer)
         _compat.around_validation(trainer, self._keep_random_state)
         self._choose_parameters()
@@ -269,7 +272,9 @@ class EvoStrategyMixin(Strategy):
         with torch.no_grad():
             if not _compat.backward_is_skipped(self._user_module.trainer):
                 self._evaluate(*args, **kwargs)
-            output = super().training_step(*args, **kwargs)
+            questions, self._questions = self._questions, nullcontext()
+            with questions:
+                output = super().training_step(*args, **kwargs)
         if self.evolution.has_fitness:
             self._log(**self.evolution.statistics(), sigma=self.evolution.population.sigma)
         return output
