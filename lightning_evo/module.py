@@ -167,7 +167,7 @@ class EvolutionMixin:
                 "learning_rate was given to the evolution, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there."
             )
-        evolution.traces.also = lambda: _compat.optimizers_and_schedulers(self.trainer)
+        evolution.traces.also = lambda: _compat.within_reach(self.trainer)
         evolution.setup(self, parameters or None)
         return evolution
 

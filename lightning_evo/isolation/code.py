@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_evo.isolation.snapshots import Handler, Part, handle
 
-__all__ = ["Names"]
+__all__ = ["Names", "names_in_code_of"]
 
 _FOUNDATIONS = set(sys.stdlib_module_names) - {"__main__"} | {
     "torch", "torchvision", "torchaudio", "torchmetrics", "lightning", "pytorch_lightning", "lightning_fabric",
@@ -169,6 +169,12 @@ def _function(kind: type, name: str) -> Any:
 
 def _base(kind: type, index: int) -> Any:
     return kind.__bases__[index]
+
+
+def names_in_code_of(kind: type) -> frozenset[str]:
+    """The names of attributes and globals in the methods of a class and of those of the user's that it derives from."""
+    functions = (_function(base, name) for base in kind.__mro__ if _is_of_the_user(base) for name in vars(base))
+    return frozenset().union(*(_named_by(f.__code__) for f in functions if isinstance(f, types.FunctionType)))
 
 
 def _parts_of_class(kind: type) -> Iterator[Part]:

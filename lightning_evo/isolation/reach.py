@@ -11,12 +11,14 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from lightning_evo.isolation.code import Names
+from lightning_evo.isolation.code import Names, names_in_code_of
 from lightning_evo.isolation.rows import rows_in
 from lightning_evo.isolation.snapshots import (
+    ITERATOR,
     OPAQUE,
     Handler,
     Part,
+    Snapshot,
     Step,
     attributes_of,
     handler_of,
@@ -49,6 +51,10 @@ class Found:
     def __init__(self, value: Any, walk: _Walk, place: int) -> None:
         self.value, self._walk, self._place = value, walk, place
         self.keeper: Keeper | None = walk.keeper(place)
+
+    def take(self) -> Snapshot:
+        """A snapshot of it."""
+        return self._walk.take(self._place)
 
     @property
     def name(self) -> str:
@@ -143,6 +149,12 @@ class _Walk:
             if handler.take is not None
         ]
 
+    def take(self, position: int) -> Snapshot:
+        """A snapshot of an object."""
+        take = self._handlers[position].take
+        assert take is not None
+        return take(self._values[position])
+
     def _add(self, value: Any, parent: int, step: Step | None, text: str) -> None:
         handler = handler_of(type(value))
         if handler is None or id(value) in self._seen:
@@ -151,7 +163,9 @@ class _Walk:
             owner = self._owner(parent)
             if owner is not None:
                 self._because.setdefault(owner, f"{self.name(parent)}{text}, a {_class_name(type(value))}")
-            return
+            if owner is not None or not (self._code and self._takes_from(value, parent, text)):
+                return
+            handler = ITERATOR
         if handler.is_code and not self._code:
             return
         if self._largest is not None and isinstance(value, _CONTAINERS) and len(value) > self._largest:
@@ -196,6 +210,13 @@ class _Walk:
             kinds = set(map(type, chain.from_iterable(values)))
         return all(handler_of(kind) is None for kind in kinds)
 
+    def _takes_from(self, value: Any, parent: int, text: str) -> bool:
+        """Whether a module's code names an iterator that the module holds, and so may take from it."""
+        holder = self._values[parent] if parent >= 0 else None
+        if not (isinstance(holder, nn.Module) and hasattr(type(value), "__next__")):
+            return False
+        return text[1:] in names_in_code_of(type(holder))
+
     def _owner(self, position: int) -> int | None:
         """The object that something belongs to, which lies in it, or in containers in it."""
         while position >= 0:
@@ -214,6 +235,9 @@ class _Walk:
 
     def keeper(self, position: int) -> Keeper | None:
         """The object that another belongs to, if that is left alone."""
+        if self._handlers[position] is ITERATOR:
+            kind = _class_name(type(self._values[position]))
+            return Keeper(self.name(position), kind, "a place in something that can't be gone through again")
         if not self._because:
             return None
         for ancestor in self._ancestors(position):

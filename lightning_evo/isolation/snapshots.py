@@ -25,6 +25,7 @@ from lightning_evo.isolation.contents import Contents
 
 __all__ = [
     "INTERNAL",
+    "ITERATOR",
     "OPAQUE",
     "Handler",
     "Part",
@@ -90,6 +91,32 @@ class Handler:
 
 OPAQUE = Handler()
 """Of objects that change in ways that can't be seen: locks, files, threads, iterators, simulators in C."""
+
+
+@dataclass
+class _Iterator:
+    """How far an iterator has gone, as far as that can be seen."""
+
+    iterator: Any
+    place: Any
+
+    def changed(self) -> bool:
+        return self.place is None or _place_of(self.iterator) != self.place
+
+    def restore(self) -> None:
+        """It can't be put back."""
+
+
+def _place_of(iterator: Any) -> Any:
+    """What tells whether something was taken from it; ``None`` if nothing does."""
+    if isinstance(iterator, types.GeneratorType):
+        frame = iterator.gi_frame
+        return "ended" if frame is None else (frame.f_lasti, {name: id(v) for name, v in frame.f_locals.items()})
+    return operator.length_hint(iterator, -1) if hasattr(iterator, "__length_hint__") else None
+
+
+ITERATOR = Handler(lambda iterator: _Iterator(iterator, _place_of(iterator)))
+"""Of iterators that a module holds and takes from."""
 
 _HANDLERS: dict[type, Handler | None] = {}  # None: it never changes
 _FOUND: weakref.WeakKeyDictionary[type, Handler | None] = weakref.WeakKeyDictionary()

@@ -16,7 +16,7 @@ from lightning_evo.isolation.contents import LARGEST_COPY, Contents, parts_of
 from lightning_evo.isolation.glance import Glance, size_of
 from lightning_evo.isolation.reach import Found, Path, follow
 from lightning_evo.isolation.rows import Rows
-from lightning_evo.isolation.snapshots import Snapshot, handler_of, take
+from lightning_evo.isolation.snapshots import Snapshot, handler_of
 from lightning_evo.utils.messages import preview
 
 __all__ = ["Others", "Traces"]
@@ -83,7 +83,7 @@ class Traces:
         assert keeper is not None
         self._warn(
             f"{keeper.name} ({keeper.kind})",
-            f"changed by members and not put back, as it holds {keeper.because}: {_CONSEQUENCE}",
+            f"changed by members and not put back, for there is {keeper.because}: {_CONSEQUENCE}",
         )
 
     def _warn(self, name: str, what: str) -> None:
@@ -129,7 +129,7 @@ class Others:
             if left < 0 or parts == [] or many:
                 self._looks.append((each, Glance(each.value)))
             elif parts is None:
-                self._looks.append((each, take(each.value)))
+                self._looks.append((each, each.take()))
             else:
                 tensors += parts
                 self._by_part.update((id(part), each) for part in parts)

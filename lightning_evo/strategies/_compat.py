@@ -34,7 +34,6 @@ __all__ = [
     "load_sharded",
     "nothing_is_heard",
     "only_note_sigterm",
-    "optimizers_and_schedulers",
     "optimizers_without_state",
     "parent_strategy",
     "remove_module_hooks",
@@ -43,6 +42,7 @@ __all__ = [
     "set_device_mesh",
     "synchronizes_batch_norm",
     "unwrapped",
+    "within_reach",
     "without_scaler",
 ]
 
@@ -106,11 +106,12 @@ def nothing_is_heard(trainer: Any) -> Iterator[None]:
         trainer.loggers, trainer.should_stop = loggers, should_stop
 
 
-def optimizers_and_schedulers(trainer: Any) -> dict[str, Any]:
-    """What a step reaches by ``self.optimizers()`` and ``self.lr_schedulers()``, by names for people."""
+def within_reach(trainer: Any) -> dict[str, Any]:
+    """What a step reaches by the Trainer, by names for people."""
     optimizers = {f"optimizers[{i}]": optimizer for i, optimizer in enumerate(trainer.optimizers)}
     schedulers = {f"lr_schedulers[{i}]": each.scheduler for i, each in enumerate(trainer.lr_scheduler_configs)}
-    return {**optimizers, **schedulers}
+    callbacks = {f"trainer.callbacks[{i}]": callback for i, callback in enumerate(trainer.callbacks)}
+    return {**optimizers, **schedulers, **callbacks, "trainer.datamodule": trainer.datamodule}
 
 
 def seed_workers(dataloader: object, rank: int) -> None:

@@ -217,7 +217,7 @@ class EvoStrategyMixin(Strategy):
             return
         self._check(module)
         self._questions = Questions()
-        self.evolution.traces.also = lambda: _compat.optimizers_and_schedulers(trainer)
+        self.evolution.traces.also = lambda: _compat.within_reach(trainer)
         _compat.around_validation(trainer, self._keep_random_state)
         self._choose_parameters()
         if isinstance(self._moves, InPlace):

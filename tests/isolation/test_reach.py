@@ -269,7 +269,7 @@ def test_an_object_with_a_lock_is_left_alone_as_a_whole_and_named_once():
         generation(module, lambda member: module.pool.ask(), traces)
         generation(module, lambda member: module.pool.ask(), traces)
     assert [str(warning.message) for warning in caught] == [
-        "pool (tests.isolation.test_reach.Pool) is changed by members and not put back, as it holds pool.lock, a "
+        "pool (tests.isolation.test_reach.Pool) is changed by members and not put back, for there is pool.lock, a "
         "_thread.lock: each sees what others left in it, and so does the run. Keep it out of the fitness, or name it "
         "in the module's `evolution_shared` if members are meant to share it."
     ]
@@ -282,6 +282,28 @@ def test_objects_that_are_left_alone_and_unchanged_are_not_named():
         warnings.simplefilter("error")
         generation(module, lambda member: module.trained.update(1))
     assert module.trained.count == 0
+
+
+class Taking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.endless, self.generator, self.listed = itertools.cycle([1, 2]), (i for i in range(99)), iter(range(99))
+        self.untouched, self.unnamed = iter(range(9)), itertools.cycle([1])
+
+    def forward(self):
+        assert self.untouched is not None
+        return next(self.endless), next(self.generator), next(self.listed)
+
+
+def test_iterators_that_members_take_from_are_named():
+    module = Taking()
+    with pytest.warns(UserWarning, match=r"can't be gone through again") as caught:
+        assert generation(module, lambda member: module()) == [(1, 0, 0), (2, 1, 1), (1, 2, 2)]
+    (message,) = (str(warning.message) for warning in caught)
+    assert message.startswith(
+        "endless (itertools.cycle), generator (generator), listed (range_iterator) are changed by members and not put "
+        "back, as it holds a place"
+    )
 
 
 class Sharing(nn.Module):
