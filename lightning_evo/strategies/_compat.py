@@ -17,6 +17,8 @@ from torch import nn
 
 __all__ = [
     "Namespace",
+    "accumulates",
+    "after_closures",
     "around_validation",
     "backward_is_skipped",
     "call_by_forward",
@@ -26,6 +28,7 @@ __all__ = [
     "gradient_scale",
     "is_attached",
     "is_fully_sharded",
+    "leave_closures",
     "leave_sampler_of_training",
     "leave_validation",
     "lightning_module_class",
@@ -96,6 +99,36 @@ def around_validation(trainer: Any, context: Callable[[], AbstractContextManager
 def leave_validation(trainer: Any) -> None:
     """Undo :func:`around_validation`."""
     vars(trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
+
+
+def accumulates(trainer: Any) -> bool:
+    """Whether the current batch is not the last one for the optimizer's coming step."""
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def after_closures(trainer: Any, then: Callable[[], None]) -> None:
+    """Do something at the end of each closure (training step and backward), whoever calls it and however often."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    make = type(loop)._make_closure
+
+    def make_closure(*args: Any, **kwargs: Any) -> Any:
+        closure = make(loop, *args, **kwargs)
+        run = closure.closure
+
+        def run_and_then(*args: Any, **kwargs: Any) -> Any:
+            result = run(*args, **kwargs)
+            then()
+            return result
+
+        closure.closure = run_and_then
+        return closure
+
+    loop._make_closure = make_closure
+
+
+def leave_closures(trainer: Any) -> None:
+    """Undo :func:`after_closures`."""
+    vars(trainer.fit_loop.epoch_loop.automatic_optimization).pop("_make_closure", None)
 
 
 def only_note_sigterm(trainer: Any) -> None:
