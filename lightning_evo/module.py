@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_evo.algorithms import UpdateName
@@ -12,7 +13,9 @@ from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.generation.step import maximizes
+from lightning_evo.spaces.outside import outside_parameters
 from lightning_evo.strategies import _compat
+from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvolutionMixin"]
@@ -91,7 +94,8 @@ class EvolutionMixin:
             with plugin.train_step_context():
                 return step(batch)
 
-        evolution.evaluate(fitness, batch)
+        with autograd_explained():
+            evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
@@ -172,6 +176,9 @@ class EvolutionMixin:
                 "learning_rate was given to the evolution, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there."
             )
+        outside = None if evolution.is_set_up else outside_parameters(self, [optimizer])
+        if outside:
+            rank_zero_warn(outside)
         evolution.setup(self, parameters or None)
         return evolution
 

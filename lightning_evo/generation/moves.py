@@ -56,6 +56,7 @@ class IntoGradients:
 
     def attach(self, optimizers: Iterable[Any]) -> None:
         """Look after the steps of some optimizers, whoever makes them."""
+        self.detach()
         self._hooks = [*_registered(optimizers, "register_step_pre_hook", self._before_step)]
 
     def detach(self) -> None:
@@ -120,6 +121,7 @@ class InPlace:
 
     def attach(self, optimizers: Iterable[Any], then: Callable[[], None]) -> None:
         """Do something after each step of some optimizers, whoever makes it."""
+        self.detach()
         self._hooks = [*_registered(optimizers, "register_step_post_hook", lambda *_: then())]
 
     def detach(self) -> None:

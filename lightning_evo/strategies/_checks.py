@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
 
 from lightning_evo.algorithms import UpdateName
 from lightning_evo.generation.evolution import Evolution
 from lightning_evo.generation.step import maximizes
+from lightning_evo.spaces.outside import outside_parameters
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._gradient_hooks import hooks_without_gradients
 from lightning_evo.utils.messages import preview
 
-__all__ = ["check_module", "outside_parameters", "unused_options"]
+__all__ = ["check_module", "unused_options"]
 
 
 def check_module(module: Any, optimizers: Sequence[Any], evolution: Evolution, update: UpdateName) -> None:
@@ -79,27 +79,6 @@ def check_module(module: Any, optimizers: Sequence[Any], evolution: Evolution, u
             f"gradient_clip_val has no effect on {evolution.algorithm.name!r}, which has no gradient: it says where "
             "the weights go. Leave it out."
         )
-
-
-def outside_parameters(module: nn.Module, optimizers: Sequence[Any]) -> str | None:
-    """What to say of parameters that an optimizer holds and the module does not: they don't evolve."""
-    own = {id(parameter) for parameter in module.parameters()}
-    held = {
-        id(parameter): parameter
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    outside = [p for key, p in held.items() if key not in own and p.requires_grad]
-    if not outside:
-        return None
-    shapes = preview([str(list(parameter.shape)) for parameter in outside], 5)
-    return (
-        f"The optimizer holds {len(outside)} parameter{'s' * (len(outside) > 1)} (of shape {shapes}) that "
-        f"{type(module).__name__} does not: a layer in a list or dictionary, or in an object that is no nn.Module. "
-        "They are not perturbed and don't learn. Register them, as by self.layers = nn.ModuleList([…]), or leave them "
-        "out of the optimizer."
-    )
 
 
 def unused_options(optimizers: Sequence[Any], evolution: Evolution) -> str | None:

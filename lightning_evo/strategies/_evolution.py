@@ -29,6 +29,8 @@ from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module, unused_options
+from lightning_evo.strategies._plateau import step_plateaus_of
+from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState
 
@@ -266,7 +268,7 @@ class EvoStrategyMixin(Strategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if not self._user_module.automatic_optimization:
             return super().training_step(*args, **kwargs)
-        with torch.no_grad():
+        with autograd_explained(), torch.no_grad():
             if not _compat.backward_is_skipped(self._user_module.trainer):
                 self._evaluate(*args, **kwargs)
             output = super().training_step(*args, **kwargs)
@@ -427,6 +429,7 @@ class EvoStrategyMixin(Strategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
             checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self._random_state or RandomState(self.root_device))
+            step_plateaus_of(checkpoint, self._user_module.trainer)
             if self._journal is not None and (journal := self._journal.saved(self._user_module.trainer)) is not None:
                 checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)
