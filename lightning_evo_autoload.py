@@ -6,6 +6,9 @@ is meant for device backends, which this is not: it touches no device and nothin
 Lightning's strategies and adds our names to their registry. `lightning_evo` itself is imported at
 `Trainer(strategy="evo")`, so a broken installation shows its true error there and cannot break `import torch`.
 
+`PL_TRAINER_STRATEGY=evo` is Lightning's own variable for what a script leaves open. LightningCLI leaves nothing open:
+it passes the default, "auto". So the Trainer is told to take one of our names from the variable for "auto", too.
+
 Switch it off with `LIGHTNING_EVO_AUTOLOAD=0`, or all torch plugins with torch's `TORCH_DEVICE_BACKEND_AUTOLOAD=0`;
 `import lightning_evo` then registers the names instead. What it cannot guard: delete the folder of an editable install
 without `pip uninstall lightning-evo`, and the entry point stays behind with no module to load: `import torch` says
@@ -35,6 +38,8 @@ STRATEGIES: dict[str, tuple[Any, ...]] = {
 }
 # `lightning` and `pytorch_lightning` are separate copies of the same code, each with a registry of its own.
 REGISTRY_MODULES = ("lightning.pytorch.strategies", "pytorch_lightning.strategies")
+TRAINER_MODULES = ("lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer")
+VARIABLE = "PL_TRAINER_STRATEGY"
 
 
 def autoload() -> None:
@@ -47,23 +52,23 @@ def autoload() -> None:
 
 
 def install() -> None:
-    """Registers `STRATEGIES` with each Lightning namespace, now if it is imported, else when it is. Idempotent."""
+    """Prepares each Lightning namespace (see `_prepare`), now if it is imported, else when it is. Idempotent."""
     # By name: after a reload of this module the finder in place is of its former class. It is never removed: a registry
     # module may be reloaded, and shortening the list could make an import in another thread skip a finder.
     if not any(type(finder).__name__ == "LightningEvoFinder" for finder in sys.meta_path):
         sys.meta_path.insert(0, LightningEvoFinder())
-    for name in REGISTRY_MODULES:
+    for name in (*REGISTRY_MODULES, *TRAINER_MODULES):
         if sys.modules.get(name) is not None:
             # Not taken from `sys.modules`: this waits where another thread is still importing it.
-            _register(importlib.import_module(name))
+            _prepare(importlib.import_module(name))
 
 
 class LightningEvoFinder:
-    """Meta-path finder that finds nothing itself: it has `_register` run once a registry module has been executed."""
+    """Meta-path finder that finds nothing itself: it has `_prepare` run once one of our modules has been executed."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """Returns what the next finder knows of a registry module, its loader wrapped; None for any other module."""
-        if fullname not in REGISTRY_MODULES or self not in sys.meta_path:
+        """Returns what the next finder knows of one of our modules, its loader wrapped; None for any other module."""
+        if fullname not in (*REGISTRY_MODULES, *TRAINER_MODULES) or self not in sys.meta_path:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # those before it were asked already
             spec: Any = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None
@@ -75,7 +80,7 @@ class LightningEvoFinder:
 
 
 class _RegisteringLoader:
-    """A module's own loader, then `_register`. It steps aside before the module runs, so that nothing sees it."""
+    """A module's own loader, then `_prepare`. It steps aside before the module runs, so that nothing sees it."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -88,6 +93,14 @@ class _RegisteringLoader:
     def exec_module(self, module: Any) -> None:
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
+        _prepare(module)
+
+
+def _prepare(module: Any) -> None:
+    """Registers our strategies with a registry, or lets a Trainer take them from the variable."""
+    if module.__name__ in TRAINER_MODULES:
+        _heed_variable(module)
+    else:
         _register(module)
 
 
@@ -107,3 +120,34 @@ def _create_strategy(class_name: str, namespace: str, /, **kwargs: Any) -> Any:
     from lightning_evo.strategies import strategy_class  # only now: see the head of this file
 
     return strategy_class(class_name, namespace)(**kwargs)
+
+
+def _heed_variable(module: Any) -> None:
+    """Lets one of our names in `VARIABLE` count for `strategy="auto"`, as LightningCLI passes it. Never raises."""
+    try:
+        init = module.Trainer.__init__
+        if hasattr(init, "heeds_lightning_evo"):
+            return
+
+        @functools.wraps(init)
+        def heeding(self: Any, *args: Any, **kwargs: Any) -> None:
+            name = os.environ.get(VARIABLE, "").strip().lower()
+            if name in STRATEGIES and _is_open(self, args, kwargs):
+                kwargs["strategy"] = name
+            init(self, *args, **kwargs)
+
+        heeding.heeds_lightning_evo = True  # type: ignore[attr-defined]
+        module.Trainer.__init__ = heeding
+    except Exception:
+        logging.getLogger(__name__).warning("%s does not count in %s.", VARIABLE, module.__name__, exc_info=True)
+
+
+def _is_open(trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a Trainer is given no strategy, or "auto"."""
+    if args:  # an error in Lightning
+        return False
+    if "strategy" not in kwargs:  # Lightning looks a subclass's up under its own name
+        own = f"PL_{type(trainer).__name__.upper()}_STRATEGY"
+        return own == VARIABLE or not os.environ.get(own)
+    given = kwargs["strategy"]
+    return isinstance(given, str) and given.strip().lower() == "auto"

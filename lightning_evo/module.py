@@ -5,13 +5,17 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 
 from lightning_evo.algorithms import UpdateName
 from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
+from lightning_evo.generation.step import maximizes
+from lightning_evo.spaces.outside import outside_parameters
 from lightning_evo.strategies import _compat
+from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["EvolutionMixin"]
@@ -90,18 +94,22 @@ class EvolutionMixin:
             with plugin.train_step_context():
                 return step(batch)
 
-        with _compat.nothing_is_heard(self.trainer):
+        with _compat.nothing_is_heard(self.trainer), autograd_explained():
             evolution.evaluate(fitness, batch)
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
         self._clear_gradients(optimizer)
-        if moves.before_optimizer:
+        if isinstance(moves, IntoGradients):
+            moves.attach([_compat.unwrapped(optimizer)])
             values["update_norm"] = moves.learn(update)
-        has_gradients = moves.before_optimizer and update
-        with nullcontext() if has_gradients else _compat.without_scaler(plugin):  # which refuses a step without them
-            optimizer.step()  # without gradients it moves nothing, and counts the step
-        if not moves.before_optimizer:
+        has_gradients = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        try:
+            with nullcontext() if has_gradients else _compat.without_scaler(plugin):  # which refuses one without them
+                optimizer.step()  # without gradients it moves nothing, and counts the step
+        finally:
+            moves.detach()
+        if isinstance(moves, InPlace):
             values["update_norm"] = moves.learn(update)
         self._clear_gradients(optimizer)
         return {f"evo/{name}": value for name, value in values.items()}
@@ -110,7 +118,8 @@ class EvolutionMixin:
         if evolution.algorithm.checked_update(self.evolution_update, "evolution_update") == "in_place":
             return InPlace(lambda: [optimizer])
         plugin, device = self.trainer.precision_plugin, self.trainer.strategy.root_device
-        return IntoGradients(lambda: _compat.gradient_scale(plugin, device))
+        sign = -1 if maximizes([optimizer]) else 1
+        return IntoGradients(lambda: sign * _compat.gradient_scale(plugin, device))
 
     def _clear_gradients(self, optimizer: Any) -> None:
         """Clear all gradients of the optimizer: parameters that do not evolve must not step on an old one."""
@@ -168,6 +177,9 @@ class EvolutionMixin:
                 "learning rate counts. Set it there."
             )
         evolution.traces.also = lambda: _compat.within_reach(self.trainer)
+        outside = None if evolution.is_set_up else outside_parameters(self, [optimizer])
+        if outside:
+            rank_zero_warn(outside)
         evolution.setup(self, parameters or None)
         return evolution
 

@@ -143,6 +143,72 @@ def test_registers_whichever_namespace_comes_first(site: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("package", "strategy"),
+    [("lightning.pytorch", "evo"), pytest.param("pytorch_lightning", "evo_ddp", marks=pytest.mark.slow)],
+)
+def test_the_variable_counts_for_auto(site: Path, package: str, strategy: str) -> None:
+    """LightningCLI passes "auto", and so do scripts; any other strategy that is given wins."""
+    run(
+        site,
+        f"""
+        import importlib, inspect, os
+        L = importlib.import_module("{package}")
+        LightningCLI = importlib.import_module("{package}.cli").LightningCLI
+        options = dict(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+        class Module(L.LightningModule):
+            pass
+
+        class MyTrainer(L.Trainer):
+            def __init__(self, strategy="auto", **kwargs):
+                super().__init__(strategy=strategy, **kwargs)
+
+        class Silent(L.Trainer):
+            pass
+
+        def by_cli(*more, **options):
+            args = ["--trainer.accelerator=cpu", "--trainer.logger=false", *more]
+            return LightningCLI(Module, run=False, save_config_callback=None, args=args, **options).trainer
+
+        def name(trainer):
+            return getattr(trainer.strategy, "namespace", "its own")
+
+        trainers = {{
+            "nothing": lambda: L.Trainer(**options),
+            "auto": lambda: L.Trainer(strategy="auto", **options),
+            "subclass": lambda: MyTrainer(**options),
+            "silent subclass": lambda: Silent(**options),
+            "CLI": by_cli,
+            "CLI auto": lambda: by_cli("--trainer.strategy=auto"),
+            "CLI subclass": lambda: by_cli(trainer_class=Silent),
+        }}
+        for how, make in trainers.items():
+            assert name(make()) == "its own", how
+            os.environ["PL_TRAINER_STRATEGY"] = "{strategy.upper()}"
+            assert name(make()) == "{package}", how
+            del os.environ["PL_TRAINER_STRATEGY"]
+
+        os.environ["PL_TRAINER_STRATEGY"] = "{strategy}"
+        single = importlib.import_module("{package}.strategies").SingleDeviceStrategy
+        given = single("cpu")
+        assert L.Trainer(strategy=given, **options).strategy is given
+        assert type(L.Trainer(strategy="ddp", **options).strategy).__name__ == "DDPStrategy"
+        assert type(by_cli("--trainer.strategy=ddp").strategy).__name__ == "DDPStrategy"
+        os.environ["PL_SILENT_STRATEGY"] = "ddp"
+        assert type(Silent(**options).strategy).__name__ == "DDPStrategy"
+
+        # A variable that is none of ours is Lightning's affair.
+        os.environ["PL_TRAINER_STRATEGY"] = "ddp"
+        assert type(L.Trainer(strategy="auto", **options).strategy).__name__ == "SingleDeviceStrategy"
+
+        # Nobody sees the difference in the signature.
+        assert "strategy" in inspect.signature(L.Trainer).parameters
+        assert L.Trainer.__init__.__qualname__ == "Trainer.__init__"
+        """,
+    )
+
+
 def test_a_broken_package_shows_its_own_error_and_only_when_asked_for(site: Path) -> None:
     run(
         site,

@@ -249,3 +249,64 @@ def test_what_does_not_evolve_takes_no_step_on_an_older_gradient():
 def test_learning_rate_that_would_do_nothing():
     with pytest.raises(ValueError, match="whose learning rate counts"):
         trainer("auto", max_steps=1).fit(Model(learning_rate=1.0))
+
+
+@pytest.mark.filterwarnings("ignore:Generation 0. members that should be compared")
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_where_nothing_is_learnt_hooks_see_gradients_of_zero_and_the_optimizer_none(precision):
+    class Tied(Model):
+        norms = ()
+
+        def fitness_step(self, batch, batch_idx):
+            return self.net(batch[0]).sum() * 0
+
+        def on_before_optimizer_step(self, optimizer):
+            self.norms = (*self.norms, *(float(p.grad.norm()) for p in self.parameters()))
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")) if precision == "16-mixed" else None
+    module = Tied(optimizer=torch.optim.AdamW)
+    before = weights(module)
+    t = trainer("auto", max_steps=3, max_epochs=-1, plugins=plugin)
+    t.fit(module)
+    assert module.norms == (0.0,) * 6
+    assert t.global_step == 3
+    assert_same_weights(weights(module), before)
+    assert not t.optimizers[0].state
+    assert not t.optimizers[0]._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("update", ["optimizer", "in_place"])
+def test_what_the_optimizer_maximizes_and_decays(update):
+    """The fitness rises whichever way the optimizer goes; in place the decay is the optimizer's, too."""
+
+    class Options(Model):
+        def __init__(self, **options):
+            super().__init__(update, seed=0)
+            self.options = options
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, **self.options)
+
+    ends = []
+    for options in ({}, {"maximize": True}, {"weight_decay": 0.5}):
+        seed_everything(0, verbose=False)
+        module = Options(**options)
+        start = module.net[1].weight.detach().clone()
+        trainer("auto", max_steps=1, max_epochs=-1).fit(module)
+        ends.append(module.net[1].weight.detach())
+    torch.testing.assert_close(ends[1], ends[0])
+    torch.testing.assert_close(ends[2], ends[0] - 0.1 * 0.5 * start)
+
+
+def test_parameters_that_the_module_does_not_hold_are_counted():
+    class Outside(Model):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(2, 1)]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.parameters(), *self.layers[0].parameters()], lr=0.1)
+
+    with pytest.warns(UserWarning, match=r"The optimizer holds 2 parameters \(of shape \[1, 2\], \[1\]\)") as said:
+        trainer("auto", max_steps=2, max_epochs=-1).fit(Outside())
+    assert sum("The optimizer holds" in str(one.message) for one in said) == 1

@@ -199,11 +199,12 @@ def _wants_index(fitness_step: Callable[..., Any]) -> bool:
     return parameter.name == "batch_idx" or parameter.default is parameter.empty
 
 
-def fitness_of_loss(output: Any) -> Tensor | None:
+def fitness_of_loss(output: Any, maximize: bool = False) -> Tensor | None:
     """Minus the loss that ``training_step`` returned, or ``None`` if it returned ``None`` (a skipped step).
 
     Args:
         output: A loss tensor, a mapping with the key ``"loss"``, or ``None``.
+        maximize: Whether what it calls a loss is better the higher, and so is the fitness itself.
 
     Raises:
         TypeError: If it is none of these, or not a real number.
@@ -222,7 +223,8 @@ def fitness_of_loss(output: Any) -> Tensor | None:
         )
     if isinstance(output, Tensor):
         output = output.reshape(())
-    return -as_fitness(output, source="training_step")
+    fitness = as_fitness(output, source="training_step")
+    return fitness if maximize else -fitness
 
 
 def token_log_probability(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -31,6 +31,7 @@ from lightning_evo.noise.values import draw
 from lightning_evo.processes.groups import Groups
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
+from lightning_evo.utils.autograd import gradients_kept
 from lightning_evo.utils.messages import preview, shown
 from lightning_evo.utils.options import as_whole, number
 from lightning_evo.utils.random_state import RandomState
@@ -262,7 +263,7 @@ class Evolution:
         try:
             evolving = [parameter.tensor for parameter in space]
             isolation = Isolation(module, evolving[0].device, evolving, self.traces)
-            with isolation, self.evaluating():
+            with gradients_kept(module), isolation, self.evaluating():
                 run = partial(self._run, fitness, shared)
                 return self.evaluation(module, space, self.population, run, isolation, members)
         finally:

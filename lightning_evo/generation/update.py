@@ -14,7 +14,8 @@ from lightning_evo.algorithms import Algorithm, Directions, Lesson, NewCenter, P
 from lightning_evo.generation.laying import noise_over
 from lightning_evo.generation.norms import Norms
 from lightning_evo.generation.step import Clipping, Step
-from lightning_evo.noise.philox import NoiseKey
+from lightning_evo.kernels.values import noise_dtype
+from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.rounding import move
 from lightning_evo.perturbations import Moving
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
@@ -53,7 +54,7 @@ class Update(ABC):
         """How it moves the weights. Where processes hold shards, all of them must call it.
 
         Args:
-            optimizers: Their learning rates count; the algorithm's own without them.
+            optimizers: Their learning rates, weight decay and maximize count; the algorithm's own rate without them.
             clipping: Limits the estimate; it gets the coefficient that it multiplies by.
         """
 
@@ -165,10 +166,10 @@ class AlongDirections(Update):
         """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
         (Of a tensor that is not contiguous a contiguous copy is made.) bfloat16 and float16 weights are rounded
-        stochastically, so that no update is lost.
+        stochastically, so that no update is lost. The step's weight decay is taken off theta as it was before.
 
         Args:
-            step: Learning rates and clipping, from :meth:`step`; ``None`` for the algorithm's own learning rate.
+            step: Learning rates, decay and clipping, from :meth:`step`; ``None`` for the algorithm's own learning rate.
 
         Returns:
             The norm of ``g`` before clipping.
@@ -178,7 +179,7 @@ class AlongDirections(Update):
         coefficient = self._clip_coefficient(step.clipping) if step.clipping and by == "norm" else 1.0
         norms = Norms(self.space)
         key = NoiseKey(self.population.seed, self.population.generation)
-        rates = {parameter.index: step.rate(parameter) * coefficient for parameter in self.space}
+        rates = {p.index: step.rate(p) * coefficient / (1 - step.decay(p)) for p in self.space}  # decay comes last
         moved = {} if by == "value" else self._move_in_one_pass(rates, key)
         for parameter in self.space:
             if parameter.index in moved:
@@ -194,7 +195,27 @@ class AlongDirections(Update):
                 move(flat[start : start + len(piece)], piece.mul_(rate), key, parameter.index, offset + start)
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
+        if step.decays:
+            self._decay(step, key)
         return norms.total()
+
+    def _decay(self, step: Step, key: NoiseKey) -> None:
+        """``theta <- (1 - decay) theta``, at last: noise may depend on the weights as they were.
+
+        What precedes it was divided by ``1 - decay``, so that both together are ``theta - decay theta + rate g``.
+        """
+        for parameter in self.space:
+            decay = step.decay(parameter)
+            if not decay:
+                continue
+            center = parameter.local.contiguous()
+            offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
+            for start in range(0, flat.numel(), _PIECE):
+                piece = flat[start : start + _PIECE]
+                away = piece.to(noise_dtype(piece)) * -decay
+                move(piece, away, key, parameter.index, offset + start, stream=Stream.DECAY)
+            if not parameter.local.is_contiguous():
+                parameter.tensor.copy_(center)
 
     def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
         """Move the tensors that one generation's noise alone moves, those held whole; gives their norms."""

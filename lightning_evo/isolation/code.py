@@ -173,7 +173,8 @@ def _base(kind: type, index: int) -> Any:
 
 def names_in_code_of(kind: type) -> frozenset[str]:
     """The names of attributes and globals in the methods of a class and of those of the user's that it derives from."""
-    functions = (_function(base, name) for base in kind.__mro__ if _is_of_the_user(base) for name in vars(base))
+    own = ((base, name) for base in kind.__mro__ if _is_of_the_user(base) for name in vars(base))
+    functions = (_function(base, name) for base, name in own if name != "__init__")  # which only makes them
     return frozenset().union(*(_named_by(f.__code__) for f in functions if isinstance(f, types.FunctionType)))
 
 

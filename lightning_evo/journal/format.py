@@ -232,6 +232,8 @@ def _load_conditions(values: Mapping[str, Any], before: Conditions | None = None
         )
     if values.get("clipping") is not None:
         values["clipping"] = tuple(values["clipping"])
+    if "decays" in values:
+        values["decays"] = tuple(values["decays"])
     if "evaluation" in values:
         values["evaluation"] = tuple((name, value) for name, value in values["evaluation"])
     return Conditions(**values) if before is None else replace(before, **values)

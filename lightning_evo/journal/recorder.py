@@ -190,6 +190,7 @@ class Recorder:
             clipping=None if clipping is None else (clipping.limit, clipping.by),
             evaluation=tuple(sorted(self._evolution.evaluation.state_dict().items())),
             accumulate=self._accumulate,
+            decays=step.decays,
         )
         return record, conditions
 
@@ -229,6 +230,8 @@ class Recorder:
             )
         if step.rates != record.learning_rates:
             self._differs("learning rate", record.learning_rates, step.rates)
+        if step.decays != conditions.decays:
+            self._differs("weight decay", conditions.decays, step.decays)
         given = None if step.clipping is None else (step.clipping.limit, step.clipping.by)
         if given != conditions.clipping:
             self._differs("clipping", conditions.clipping, given)

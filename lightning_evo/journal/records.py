@@ -58,6 +58,7 @@ class Conditions:
         clipping: ``None``, or ``(limit, "norm")`` or ``(limit, "value")``.
         evaluation: The way members are run, as a checkpoint holds it; empty until it is chosen.
         accumulate: Training steps for each step of the optimizer; an epoch's last may take fewer.
+        decays: The optimizer's weight decay: one for all parameters, or one for each parameter group; none without.
     """
 
     seed: int
@@ -65,6 +66,7 @@ class Conditions:
     clipping: tuple[float, Literal["norm", "value"]] | None = None
     evaluation: tuple[tuple[str, Any], ...] = ()
     accumulate: int = 1
+    decays: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Record:
         generation: Its number.
         fitness: Of each member, float64; NaN or infinite where it failed.
         sigma: The distance of members from the center.
-        learning_rates: One for all parameters, or one for each parameter group; none for an update to a center.
+        learning_rates: One for all parameters, or one for each parameter group, negative where the fitness should fall;
+            none for an update to a center.
         coefficient: What clipping by norm multiplied the estimate by.
         batches: Training steps that the generation took: more than one if batches accumulate or were declined.
         check: 16 bits from :func:`~lightning_evo.journal.check_of`, by which a replay sees that it makes the same
@@ -125,7 +128,8 @@ def recorded_step(record: Record, conditions: Conditions) -> Step:
     if conditions.clipping is not None:
         limit, by = conditions.clipping
         clipping = Clipping(limit, by, record.coefficient)
-    return Step(record.learning_rates, {p.index: p.group for p in conditions.parameters}, clipping)
+    groups = {p.index: p.group for p in conditions.parameters}
+    return Step(record.learning_rates, groups, clipping, conditions.decays)
 
 
 def meddled(owns_center: bool) -> str:

@@ -21,6 +21,7 @@ class Stream:
     PERTURBATION = 0
     ROUNDING = 1
     SUBSET = 2
+    DECAY = 3  # rounding of weight decay
 
 
 @dataclass(frozen=True)

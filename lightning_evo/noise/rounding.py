@@ -15,7 +15,9 @@ from lightning_evo.noise.philox import NoiseKey, Stream, address_of, check_offse
 __all__ = ["move", "stochastic_round"]
 
 
-def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int = 0) -> None:
+def move(
+    center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int = 0, *, stream: int = Stream.ROUNDING
+) -> None:
     """``center += step`` in place, of a part of a tensor; bfloat16 and float16 are rounded stochastically.
 
     Where ``step`` is zero not a bit changes.
@@ -26,6 +28,7 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         key: Seed and generation of the rounding's random numbers.
         parameter: Index of the tensor.
         start: The flat offset of the first element in the tensor.
+        stream: The use of the key's random numbers: another one for a second move of the same weights.
 
     Raises:
         ValueError: If ``step`` does not fit ``center``.
@@ -37,7 +40,7 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         >>> bool((center.double().mean() - 1 - 100 * 2**-14).abs() < 2e-4)  # plain rounding would have stayed at 1
         True
     """
-    size, address = row_size("uniform16"), address_of(replace(key, stream=Stream.ROUNDING), parameter)
+    size, address = row_size("uniform16"), address_of(replace(key, stream=stream), parameter)
     check_offsets(start, start + len(center))
     dtype = noise_dtype(center)
     if step.shape != center.shape or step.dtype != dtype:
@@ -50,7 +53,7 @@ def move(center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int
         head = min(size - before, len(center))
         row, steps = center.new_zeros(before + head), step.new_zeros(before + head)
         row[before:], steps[before:] = center[:head], step[:head]
-        move(row, steps, key, parameter, start - before)
+        move(row, steps, key, parameter, start - before, stream=stream)
         center[:head] = row[before:]
         center, step, start = center[head:], step[head:], start + head
     if len(center):

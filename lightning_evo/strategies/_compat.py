@@ -19,15 +19,19 @@ from lightning_evo.strategies._quiet import Quiet
 
 __all__ = [
     "Namespace",
+    "accumulates",
+    "after_closures",
     "around_validation",
     "backward_is_skipped",
     "call_by_forward",
     "class_named",
+    "coming_plateau_steps",
     "connect_deepspeed",
     "connection_of",
     "gradient_scale",
     "is_attached",
     "is_fully_sharded",
+    "leave_closures",
     "leave_sampler_of_training",
     "leave_validation",
     "lightning_module_class",
@@ -136,6 +140,64 @@ def around_validation(trainer: Any, context: Callable[[], AbstractContextManager
 def leave_validation(trainer: Any) -> None:
     """Undo :func:`around_validation`."""
     vars(trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
+
+
+def accumulates(trainer: Any) -> bool:
+    """Whether the current batch is not the last one for the optimizer's coming step."""
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def after_closures(trainer: Any, then: Callable[[], None]) -> None:
+    """Do something at the end of each closure (training step and backward), whoever calls it and however often."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    make = type(loop)._make_closure
+
+    def make_closure(*args: Any, **kwargs: Any) -> Any:
+        closure = make(loop, *args, **kwargs)
+        run = closure.closure
+
+        def run_and_then(*args: Any, **kwargs: Any) -> Any:
+            result = run(*args, **kwargs)
+            then()
+            return result
+
+        closure.closure = run_and_then
+        return closure
+
+    loop._make_closure = make_closure
+
+
+def leave_closures(trainer: Any) -> None:
+    """Undo :func:`after_closures`."""
+    vars(trainer.fit_loop.epoch_loop.automatic_optimization).pop("_make_closure", None)
+
+
+def coming_plateau_steps(trainer: Any) -> list[tuple[int, Any, Any]]:
+    """Schedulers like ``ReduceLROnPlateau`` that Lightning will step at the end of the epoch that ends just now.
+
+    Gives the number of each, the scheduler, and its metric, if that is known by now: during ``on_train_epoch_end``, and
+    for a metric of the validation at its end. None for a module's own ``lr_scheduler_step``, which may do anything.
+    """
+    module, loop = trainer.lightning_module, trainer.fit_loop
+    progress = loop.epoch_progress.current
+    ends = progress.completed < progress.started and loop.epoch_loop._num_ready_batches_reached()
+    own = type(module).lr_scheduler_step is not lightning_module_class(module).lr_scheduler_step
+    if trainer.state.fn != "fit" or not ends or own:
+        return []
+    if progress.processed > progress.completed:
+        metrics = trainer.callback_metrics
+    elif trainer.validating:
+        metrics = trainer._logger_connector.metrics["callback"]  # without the last epoch's
+    else:
+        return []
+    return [
+        (number, config.scheduler, metrics[config.monitor])
+        for number, config in enumerate(trainer.lr_scheduler_configs)
+        if config.reduce_on_plateau
+        and config.interval == "epoch"
+        and (trainer.current_epoch + 1) % config.frequency == 0
+        and config.monitor in metrics
+    ]
 
 
 def only_note_sigterm(trainer: Any) -> None:

@@ -1,8 +1,8 @@
 """What makes a Lightning strategy evolve: the hooks of one optimization step, filled with a generation.
 
 ``training_step`` evaluates the population and then runs the center once, logged, as the step's output. ``backward``
-keeps its hooks but computes no gradient; with ``update="optimizer"`` it puts the estimate into ``.grad``.
-``optimizer_step`` steps the user's optimizer, or with ``update="in_place"`` moves the weights itself. All counts of
+keeps its hooks but computes no gradient; with ``update="optimizer"`` it puts the estimate into ``.grad``, whoever calls
+the closure. With ``update="in_place"`` the weights move after a step of the optimizer, whoever makes it. All counts of
 hooks, callbacks and progress are those of backpropagation.
 """
 
@@ -24,12 +24,14 @@ from lightning_evo.evaluation.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.evaluation.questions import Questions
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
-from lightning_evo.generation.step import Step
+from lightning_evo.generation.step import Step, maximizes
 from lightning_evo.generation.update import Update
 from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
-from lightning_evo.strategies._checks import check_module
+from lightning_evo.strategies._checks import check_module, unused_options
+from lightning_evo.strategies._plateau import step_plateaus_of
+from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState
 
@@ -174,8 +176,8 @@ class EvoStrategyMixin(Strategy):
         self._journal: SeedJournal | None = None
         self._random_state: RandomState | None = None  # while validation draws
         self._questions: AbstractContextManager[object] = nullcontext()  # but in the first step
-        self._stepping = False
-        self._learnt_something = False
+        self._complete = False  # with "in_place": whether the generation has seen all of its batches
+        self._said_no_step = False
         self._seconds = 0.0
         self._evaluations = 0
         self._summary = ""
@@ -219,21 +221,20 @@ class EvoStrategyMixin(Strategy):
         self._questions = Questions()
         self.evolution.traces.also = lambda: _compat.within_reach(trainer)
         _compat.around_validation(trainer, self._keep_random_state)
+        _compat.after_closures(trainer, self._after_closure)
+        self._complete = self._said_no_step = False
         self._choose_parameters()
-        if isinstance(self._moves, InPlace):
+        if isinstance(self._moves, IntoGradients):
+            self._moves.attach(self.optimizers)
+        else:
+            self._moves.attach(self.optimizers, self._after_step)
             vars(self.precision_plugin)["clip_gradients"] = self._moves.clip  # there will be no `.grad` to clip
             from lightning_evo.callbacks.journal import SeedJournal  # which imports one of Lightning's two packages
 
             self._journal = SeedJournal.of(trainer, self._journal_wanted)
-            if self._optimized_parameters:
-                used = (
-                    "nothing is used"
-                    if self.evolution.algorithm.owns_center
-                    else (
-                        "only the learning rate and its schedule are used, not its momentum, adaptivity or weight decay"
-                    )
-                )
-                rank_zero_info(f"update='in_place': of {type(self.optimizers[0]).__name__} {used}.")
+            unused = unused_options(self.optimizers, self.evolution)
+            if unused:
+                rank_zero_info(unused)
 
     @contextmanager
     def _keep_random_state(self) -> Iterator[None]:
@@ -260,8 +261,10 @@ class EvoStrategyMixin(Strategy):
 
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
+        self._moves.detach()
         if self.lightning_module is not None:
             _compat.leave_validation(self.lightning_module.trainer)
+            _compat.leave_closures(self.lightning_module.trainer)
         super().teardown()
 
     # --- one step ---
@@ -269,7 +272,7 @@ class EvoStrategyMixin(Strategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         if not self._user_module.automatic_optimization:
             return super().training_step(*args, **kwargs)
-        with torch.no_grad():
+        with autograd_explained(), torch.no_grad():
             if not _compat.backward_is_skipped(self._user_module.trainer):
                 self._evaluate(*args, **kwargs)
             questions, self._questions = self._questions, nullcontext()
@@ -283,11 +286,12 @@ class EvoStrategyMixin(Strategy):
         module = self._user_module
         parent: Any = super()
         fitness_step = self._fitness_step
+        maximize = maximizes(self.optimizers)
         step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
         def fitness(batch: Any) -> Any:
             if step is None:
-                return fitness_of_loss(parent.training_step(batch, *args, **kwargs))
+                return fitness_of_loss(parent.training_step(batch, *args, **kwargs), maximize)
             with self.precision_plugin.train_step_context():
                 return step(batch)
 
@@ -314,37 +318,78 @@ class EvoStrategyMixin(Strategy):
             return super().backward(closure_loss, optimizer, *args, **kwargs)
         self.pre_backward(closure_loss)
         closure_loss = self.precision_plugin.pre_backward(closure_loss, module)
-        # While batches accumulate there is nothing to do yet: the generation ends with the optimizer's step.
-        if self._stepping and self._moves.before_optimizer:
-            self._conclude()
+        if isinstance(self._moves, IntoGradients):
+            if self.evolution.has_fitness and not _compat.accumulates(module.trainer):
+                self._conclude()
+            else:
+                self._moves.hold(self.evolution.space)
         closure_loss = self.precision_plugin.post_backward(closure_loss, module)
         self.post_backward(closure_loss)
         return closure_loss
 
+    def _after_closure(self) -> None:
+        """End the generation with its last batch: its gradients are there, whoever has called the closure."""
+        trainer = self._user_module.trainer
+        if not self._active or _compat.accumulates(trainer):
+            return
+        if isinstance(self._moves, InPlace):
+            self._complete = True
+            return
+        if _compat.backward_is_skipped(trainer):
+            # Lightning still steps once, without clearing gradients: the last generation's would be used again.
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            self._moves.hold(self.evolution.space)
+        self._conclude()  # if `training_step` returned no loss: then `backward` was not called
+
+    def _after_step(self) -> None:
+        """Move the weights in place, once the generation has seen all of its batches."""
+        if self._complete:
+            self._complete = False
+            self._conclude()
+
+    def _check_step(self) -> None:
+        """Say that the last batch's generation still waits for a step of the optimizer."""
+        if self._complete and not self._said_no_step:
+            self._said_no_step = True
+            name = type(self._user_module).__name__
+            rank_zero_warn(
+                f"{name}.optimizer_step ran its closure and did not step, and with update='in_place' the weights move "
+                "when the optimizer steps. Until it does, what the members find adds up. If the step waits for "
+                "gradients: there are none in `.grad`, so step without looking at them, or use update='optimizer', "
+                "which fills `.grad`. Shown once."
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        self._check_step()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._check_step()
+
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         if not self._user_module.automatic_optimization:
             return super().optimizer_step(optimizer, closure, model, **kwargs)
+        has_gradients = False
 
         def generation() -> Any:
-            self._stepping, self._learnt_something = True, False
-            if _compat.backward_is_skipped(self._user_module.trainer):
-                # Lightning still steps once, without clearing gradients: the last generation's would be used again.
-                optimizer.zero_grad()
-            try:
-                loss = closure()
-            finally:
-                self._stepping = False
-            if self._moves.before_optimizer:
-                self._conclude()  # training_step returned no loss, so `backward` was not called
+            nonlocal has_gradients
+            loss = closure()
+            has_gradients = self._has_gradients
             # None tells a gradient scaler that there are no gradients to unscale.
-            return (0.0 if loss is None else loss) if self._learnt_something else None
+            return (0.0 if loss is None else loss) if has_gradients else None
 
         result = super().optimizer_step(optimizer, generation, model, **kwargs)
-        if self._gradient_scaler is not None and not self._learnt_something:
+        if self._gradient_scaler is not None and not has_gradients:
             optimizer.step()  # moves nothing; the scaler skipped it, but schedulers expect a step
-        if not self._moves.before_optimizer:
-            self._conclude()
+        self._after_step()  # of an optimizer that takes no hook
         return result
+
+    @property
+    def _has_gradients(self) -> bool:
+        parameters = self._optimized_parameters if self._moves.before_optimizer else ()
+        return any(parameter.grad is not None for parameter in parameters)
 
     def _synchronized(self, update: Update) -> Update:
         """The update as the processes of a strategy make it together."""
@@ -354,7 +399,8 @@ class EvoStrategyMixin(Strategy):
         return self.optimizers
 
     def _gradient_scale(self) -> float:
-        return _compat.gradient_scale(self.precision_plugin, self.root_device)
+        scale = _compat.gradient_scale(self.precision_plugin, self.root_device)
+        return -scale if maximizes(self.optimizers) else scale
 
     def _record(self, update: Update, step: Step) -> Step:
         """Have the journal record the generation before the weights move; gives the step to move them with."""
@@ -371,7 +417,6 @@ class EvoStrategyMixin(Strategy):
         start = time.perf_counter()
         update = self._synchronized(self.evolution.conclude())
         norm = self._moves.learn(update)
-        self._learnt_something = bool(update)
         self._seconds += time.perf_counter() - start
         self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
         self._seconds, self._evaluations = 0.0, 0
@@ -390,6 +435,7 @@ class EvoStrategyMixin(Strategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         if "optimizer_states" in checkpoint and self._active:
             checkpoint[CHECKPOINT_KEY] = self.evolution.state_dict(self._random_state or RandomState(self.root_device))
+            step_plateaus_of(checkpoint, self._user_module.trainer)
             if self._journal is not None and (journal := self._journal.saved(self._user_module.trainer)) is not None:
                 checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)

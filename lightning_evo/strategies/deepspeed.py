@@ -239,7 +239,7 @@ class DeepSpeedEvoMixin(ShardedEvoMixin, _Parent):
         algorithm: A registered name or an algorithm object.
         stage: 3. (Stages 1 and 2 divide gradients and an optimizer's state, which evolution does not have.)
         update: ``"in_place"``. A partition has no gradient that an optimizer of torch could use; of the one that
-            ``configure_optimizers`` returns only the learning rate counts.
+            ``configure_optimizers`` returns only the learning rate, weight decay and maximize count.
         offload_parameters: Keep the partitions in the CPU's memory.
         config: DeepSpeed's configuration, a dictionary or a JSON file, instead of the arguments above. Its
             ``stage3_param_persistence_threshold`` must be 0 or left out.

@@ -32,7 +32,6 @@ class ConvNet(L.LightningModule):
         self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=4)
         self.calls = Counter()
         self.losses = []
-        self.gradients = 0
 
     def training_step(self, batch, batch_idx):
         x, y = batch
@@ -67,7 +66,6 @@ class ConvNet(L.LightningModule):
 
     def on_after_backward(self):
         self.calls["on_after_backward"] += 1
-        self.gradients += all(parameter.grad is not None for parameter in self.parameters())
 
     def on_before_optimizer_step(self, optimizer):
         self.calls["on_before_optimizer_step"] += 1

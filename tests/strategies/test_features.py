@@ -256,25 +256,6 @@ def test_seed_is_that_of_seed_everything():
     assert run(6) == 6
 
 
-def test_user_overrides_of_optimizer_step():
-    """Stepping only every second batch, as Lightning's documentation shows, accumulates the population's fitness."""
-
-    class Model(ConvNet):
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters())
-
-        def optimizer_step(self, epoch, batch_idx, optimizer, closure):
-            if batch_idx % 2:
-                optimizer.step(closure=closure)
-            else:
-                closure()
-
-    module = Model()
-    t = trainer(EvoStrategy(population=4), max_epochs=1, max_steps=-1)
-    t.fit(module)
-    assert t.strategy.evolution.state.generation == 2
-
-
 def test_same_seed_same_weights_another_seed_others():
     def run(seed):
         seed_everything(0, verbose=False)
