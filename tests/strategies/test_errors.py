@@ -83,7 +83,7 @@ class Fitness(ConvNet):
     [
         ("good", TypeError, "returned str .*higher is better"),
         (None, TypeError, "returned NoneType"),
-        ([1.0, 2.0], TypeError, "returned list"),
+        ([1.0, "good"], TypeError, "returned a list with str .* at position 1"),
         (torch.zeros(3, 2), ValueError, r"shape \[3, 2\]. Return one number, or one per sample"),
         (torch.zeros(0), ValueError, "empty tensor"),
         (torch.zeros(2, dtype=torch.complex64), TypeError, "complex"),
