@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.options import check_names
 
 __all__ = ["Recipe"]
 
@@ -50,12 +50,7 @@ class Recipe:
             ValueError: If an option is out of range.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        for name in given:
-            if name not in self.options:
-                raise TypeError(
-                    f"{self.name!r} has no option {name!r}.{did_you_mean(name, self.options)} "
-                    f"Its options: {', '.join(self.options)}."
-                )
+        check_names(repr(self.name), given, self.options)
         merged = {**self.defaults, **given}
         shaping = given.get("shaping", "top_k")
         if "top_k" not in given and not (isinstance(shaping, str) and shaping == "top_k"):

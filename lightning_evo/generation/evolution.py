@@ -6,6 +6,7 @@ is averaged before anything is learnt from it, as if the batches had been one.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -32,7 +33,7 @@ from lightning_evo.processes.groups import Groups
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
 from lightning_evo.utils.messages import preview, shown
-from lightning_evo.utils.options import as_whole, number
+from lightning_evo.utils.options import as_whole, check_names, number
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
@@ -91,11 +92,16 @@ class Evolution:
         **options: Any,
     ) -> None:
         if isinstance(algorithm, str):
-            algorithm = algorithms.get(algorithm)(**options)
+            recipe = algorithms.get(algorithm)
+            if isinstance(recipe, Recipe):  # of another factory the options are not known
+                own = list(inspect.signature(Evolution).parameters)[1:-1]
+                given = [name for name, value in options.items() if value is not None]
+                check_names(repr(recipe.name), given, [*recipe.options, *own])
+            algorithm = recipe(**options)
         elif any(value is not None for value in options.values()):
-            given = ", ".join(name for name, value in options.items() if value is not None)
+            names = ", ".join(name for name, value in options.items() if value is not None)
             raise ValueError(
-                f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
+                f"Options go with an algorithm's name; give them to the algorithm object instead: {names}."
             )
         if isinstance(algorithm, Recipe):
             raise TypeError(

@@ -29,6 +29,7 @@ from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module
+from lightning_evo.strategies._names import check_options
 from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState
 
@@ -130,6 +131,7 @@ class EvoStrategyMixin(Strategy):
         **algorithm_options: Any,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
+        check_options(self, algorithm, algorithm_options)
         journal = None if journal is None else flag("journal", journal)
         self.evolution = Evolution(
             algorithm,
