@@ -139,7 +139,7 @@ def _about_strategy(connector: Any, package: str) -> str:
         name, known = connector._strategy_flag, connector._registered_strategies
         if not isinstance(name, str) or name == "auto" or name in known:
             return ""
-        from lightning_evo.strategies._names import about_strategy  # only now: see the head of this file
+        from lightning_evo.strategies.names import about_strategy  # only now: see the head of this file
 
         return about_strategy(name, known, package)
     except Exception:  # Lightning's own error is what counts

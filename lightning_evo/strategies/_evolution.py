@@ -29,10 +29,10 @@ from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module
-from lightning_evo.strategies._names import check_options
 from lightning_evo.strategies.hyperparameters import Hyperparameters, hyperparameters
 from lightning_evo.strategies.logs import UnheardLogs
 from lightning_evo.strategies.methods import check_methods, has_training_step, output_of
+from lightning_evo.strategies.names import check_options
 from lightning_evo.strategies.start import announce
 from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState

@@ -239,7 +239,8 @@ def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known)
-            raise TypeError(f"{owner} has no option {name!r}.{hint} Its options: {', '.join(known)}.")
+            options = f"Its options: {', '.join(known)}" if known else "It has none"
+            raise TypeError(f"{owner} has no option {name!r}.{hint} {options}.")
 
 
 def as_whole(value: object) -> int | None:

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from lightning_evo import EvoDDPStrategy, Evolution, EvoStrategy, algorithms
-from lightning_evo.strategies._names import about_strategy
+from lightning_evo.strategies.names import about_strategy
 
 
 @pytest.mark.parametrize(

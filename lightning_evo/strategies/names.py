@@ -13,7 +13,7 @@ from lightning_evo.utils.messages import did_you_mean
 from lightning_evo.utils.options import check_names
 from lightning_evo.utils.synonyms import meant
 
-__all__ = ["about_strategy", "check_options"]
+__all__ = ["about_strategy", "check_options", "option_names"]
 
 _SET_BY_LIGHTNING = {"accelerator", "checkpoint_io", "cluster_environment", "parallel_devices", "precision_plugin"}
 
@@ -30,13 +30,23 @@ def check_options(strategy: Any, algorithm: object, names: Iterable[str]) -> Non
         TypeError: If there is no such option.
     """
     recipe = algorithms.get(algorithm) if isinstance(algorithm, str) else None
-    if not isinstance(recipe, Recipe):
-        return
-    classes = [cls for cls in type(strategy).__mro__ if cls.__module__.startswith("lightning_evo.")]
+    if isinstance(recipe, Recipe):
+        check_names(f"{type(strategy).__name__}({recipe.name!r})", names, option_names(type(strategy), recipe.options))
+
+
+def option_names(strategy: type[Any], of_algorithm: Iterable[str] | None = None) -> list[str]:
+    """The options of a strategy that users give, those of its algorithm first.
+
+    Args:
+        strategy: A class of ours.
+        of_algorithm: The algorithm's; ``None`` for those of the evolution-strategy family.
+    """
+    family = [name for name in inspect.signature(EvolutionStrategy).parameters if name != "name"]
+    classes = [cls for cls in strategy.__mro__ if cls.__module__.startswith("lightning_evo.")]
     own = [name for cls in (*classes, Evolution) if "__init__" in vars(cls) for name in _parameters(cls)]
-    elsewhere = {*_SET_BY_LIGHTNING, *inspect.signature(EvolutionStrategy).parameters}  # of another algorithm's
-    known = [*recipe.options, *(name for name in own if name not in elsewhere)]
-    check_names(f"{type(strategy).__name__}({recipe.name!r})", names, known)
+    elsewhere = {*_SET_BY_LIGHTNING, *family}
+    names = [*(family if of_algorithm is None else of_algorithm), *(name for name in own if name not in elsewhere)]
+    return list(dict.fromkeys(names))
 
 
 def _parameters(cls: Any) -> list[str]:
