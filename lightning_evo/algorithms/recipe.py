@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
-from lightning_evo.utils.options import check_names
+from lightning_evo.utils.options import as_whole, check_names
 
 __all__ = ["Recipe"]
 
@@ -47,7 +48,7 @@ class Recipe:
 
         Raises:
             TypeError: If it has no such option; the message names the nearest.
-            ValueError: If an option is out of range.
+            ValueError: If an option is out of range; the message says which of those that it names are the recipe's.
         """
         given = {name: value for name, value in options.items() if value is not None}
         check_names(repr(self.name), given, self.options)
@@ -55,4 +56,25 @@ class Recipe:
         shaping = given.get("shaping", "top_k")
         if "top_k" not in given and not (isinstance(shaping, str) and shaping == "top_k"):
             merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
-        return self.algorithm(name=self.name, **merged)
+        if "top_k" in merged and "top_k" not in given:
+            merged["top_k"] = self._fitting_top_k(merged)
+        try:
+            return self.algorithm(name=self.name, **merged)
+        except ValueError as error:
+            own = [name for name in self.defaults.keys() - given.keys() if re.search(rf"\b{name}\b", str(error))]
+            if not own:
+                raise
+            stated = ", ".join(f"{name}={merged[name]!r}" for name in sorted(own))
+            raise ValueError(f"{error} ({stated}: {self.name}'s own.)") from None
+
+    def _fitting_top_k(self, options: Mapping[str, Any]) -> Any:
+        """The recipe's ``top_k``; where there are fewer directions, the recipe's share of those that there are."""
+        top_k, here, published = self.defaults["top_k"], _directions(options), _directions(self.defaults)
+        if here is None or published is None or top_k <= here:
+            return top_k
+        return max(1 if options.get("antithetic", True) else 2, here * top_k // published)
+
+
+def _directions(options: Mapping[str, Any]) -> int | None:
+    population = as_whole(options.get("population"))
+    return None if population is None else population // (2 if options.get("antithetic", True) else 1)

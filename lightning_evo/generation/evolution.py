@@ -122,6 +122,13 @@ class Evolution:
             "minimum_evaluated", minimum_evaluated, minimum=0, maximum=1, wanted="a share of the members, in [0, 1]"
         )
         self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
+        together = as_whole(members_per_forward)
+        if together is not None and together % 2 and getattr(algorithm, "antithetic", False):
+            warnings.warn(
+                f"members_per_forward={together} is odd, but antithetic members come in pairs: "
+                f"{max(2, together - 1)} of them will share a forward.",
+                stacklevel=3,
+            )
         self.ranks = Ranks()
         self._groups = Groups(as_whole(members_per_forward) or 0)
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
