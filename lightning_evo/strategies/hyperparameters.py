@@ -11,9 +11,10 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from lightning_evo.algorithms import UpdateName
+from lightning_evo.algorithms import Schedule, UpdateName
 from lightning_evo.generation.evolution import Evolution
 from lightning_evo.journal import describe_algorithm
+from lightning_evo.journal.code import name_of_code
 from lightning_evo.strategies.start import in_words
 
 __all__ = ["Hyperparameters", "hyperparameters"]
@@ -61,10 +62,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    if callable(value) and not hasattr(value, "generations"):
-        named = value if hasattr(value, "__qualname__") else type(value)
-        return f"{named.__module__}.{named.__qualname__}"
-    return in_words(value)
+    return in_words(value) if isinstance(value, Schedule) else name_of_code(value)
 
 
 class Hyperparameters:
