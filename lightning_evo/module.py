@@ -118,7 +118,7 @@ class EvolutionMixin:
         update = evolution.algorithm.checked_update(self.evolution_update, "evolution_update")
         optimizers = [_compat.unwrapped(optimizer)] if any(group["params"] for group in optimizer.param_groups) else []
         announce(self, evolution, optimizers, update)
-        for logger in self.trainer.loggers if self.trainer.enable_autolog_hparams else ():
+        for logger in _compat.loggers_of(self.trainer):
             logger.log_hyperparams(hyperparameters(evolution, update, optimizers))
 
     def _moves(self, evolution: Evolution, optimizer: Any) -> IntoGradients | InPlace:

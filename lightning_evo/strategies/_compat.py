@@ -34,6 +34,7 @@ __all__ = [
     "leave_validation",
     "lightning_module_class",
     "load_sharded",
+    "loggers_of",
     "only_note_sigterm",
     "optimizers_without_state",
     "parent_strategy",
@@ -78,6 +79,11 @@ def synchronizes_batch_norm(strategy: Any) -> bool:
 def is_attached(module: Any) -> bool:
     """Whether a LightningModule has a Trainer; asking for one that is not there raises an exception."""
     return module._trainer is not None
+
+
+def loggers_of(trainer: Any) -> list[Any]:
+    """The loggers that the Trainer gives hyperparameters to by itself."""
+    return list(trainer.loggers) if getattr(trainer, "enable_autolog_hparams", True) else []  # not in Lightning 2.4
 
 
 def seed_workers(dataloader: object, rank: int) -> None:

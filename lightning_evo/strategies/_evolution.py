@@ -234,8 +234,9 @@ class EvoStrategyMixin(Strategy):
         self._choose_parameters()
         self._begun = False
         self._unheard = UnheardLogs(module) if has_training_step(module) and self._fitness_step else None
-        loggers = trainer.loggers if trainer.enable_autolog_hparams else ()
-        self._hyperparameters = Hyperparameters(loggers, lambda: self._options(resumed=trainer.ckpt_path is not None))
+        self._hyperparameters = Hyperparameters(
+            _compat.loggers_of(trainer), lambda: self._options(resumed=trainer.ckpt_path is not None)
+        )
         if isinstance(self._moves, InPlace):
             vars(self.precision_plugin)["clip_gradients"] = self._moves.clip  # there will be no `.grad` to clip
             from lightning_evo.callbacks.journal import SeedJournal  # which imports one of Lightning's two packages
