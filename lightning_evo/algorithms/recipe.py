@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
-from lightning_evo.utils.options import as_whole, check_names
+from lightning_evo.utils.options import as_whole, check_names, flag
 
 __all__ = ["Recipe"]
 
@@ -61,7 +61,7 @@ class Recipe:
         try:
             return self.algorithm(name=self.name, **merged)
         except ValueError as error:
-            own = [name for name in self.defaults.keys() - given.keys() if re.search(rf"\b{name}\b", str(error))]
+            own = [name for name in merged.keys() - given.keys() if re.search(rf"\b{name}\b", str(error))]
             if not own:
                 raise
             stated = ", ".join(f"{name}={merged[name]!r}" for name in sorted(own))
@@ -69,12 +69,19 @@ class Recipe:
 
     def _fitting_top_k(self, options: Mapping[str, Any]) -> Any:
         """The recipe's ``top_k``; where there are fewer directions, the recipe's share of those that there are."""
-        top_k, here, published = self.defaults["top_k"], _directions(options), _directions(self.defaults)
+        plain = {"antithetic": True, "population": None}  # of the family
+        top_k = self.defaults["top_k"]
+        here, published = _directions({**plain, **options}), _directions({**plain, **self.defaults})
         if here is None or published is None or top_k <= here:
             return top_k
-        return max(1 if options.get("antithetic", True) else 2, here * top_k // published)
+        return max(1 if flag("antithetic", options.get("antithetic", True)) else 2, here * top_k // published)
 
 
 def _directions(options: Mapping[str, Any]) -> int | None:
-    population = as_whole(options.get("population"))
-    return None if population is None else population // (2 if options.get("antithetic", True) else 1)
+    """How many there are; ``None`` if the options are wrong, which the algorithm will say."""
+    population = as_whole(options["population"])
+    try:
+        per_direction = 2 if flag("antithetic", options["antithetic"]) else 1
+    except ValueError:
+        return None
+    return None if population is None else population // per_direction

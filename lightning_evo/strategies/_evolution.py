@@ -88,7 +88,8 @@ class EvoStrategyMixin(Strategy):
         evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
             ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
             chooses. Each gives what the plain loop gives, or is replaced with a warning.
-        members_per_forward: With ``evaluation="batched"``: how many members run at once; ``"auto"`` chooses by memory.
+        members_per_forward: With ``evaluation="batched"``: how many members run at once, even with antithetic pairs;
+            ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, or a random one without it; checkpoints keep
             it.
         journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.
