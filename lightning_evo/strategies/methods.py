@@ -125,7 +125,15 @@ def nearly_fitness_steps(module: Any) -> Iterator[str]:
     return (name for name in methods if name not in used and _is_nearly_fitness_step(name))
 
 
-_LIBRARIES = ("builtins", "torch.", "lightning.", "pytorch_lightning.", "lightning_evo.", "lightning_fabric.", "abc")
+_LIBRARIES = (
+    "builtins",
+    "torch.",
+    "lightning.",
+    "pytorch_lightning.",
+    "lightning_evo.module",
+    "lightning_fabric.",
+    "abc",
+)
 
 
 def _names_in(code: Any) -> Iterator[str]:
