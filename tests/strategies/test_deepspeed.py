@@ -17,7 +17,6 @@ from tests.strategies.test_fsdp import (
     Distance,
     FailsOnOne,
     NeverResharded,
-    OnlyDistance,
     alone,
     assert_close,
     assert_same,
@@ -83,14 +82,6 @@ def test_fitness_step_and_padding(two):
         found = together(two, module(), accumulate_grad_batches=2, gradient_clip_val=0.5)
         assert_same(*found)
         assert_close(expected, *found, tolerance=1e-6)  # the norm is added up part by part
-
-
-@needs_deepspeed
-def test_fitness_step_alone(two):
-    options = {"arguments": {"update": "in_place", "learning_rate": 0.1}}
-    expected, found = alone(OnlyDistance(), **options), together(two, OnlyDistance(), **options)
-    assert_same(expected, *found)
-    assert found[0]["metrics"]["distance"] == found[1]["metrics"]["distance"] == expected["metrics"]["distance"]
 
 
 @needs_deepspeed
