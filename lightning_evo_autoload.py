@@ -40,6 +40,11 @@ STRATEGIES: dict[str, tuple[Any, ...]] = {
 REGISTRY_MODULES = ("lightning.pytorch.strategies", "pytorch_lightning.strategies")
 TRAINER_MODULES = ("lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer")
 VARIABLE = "PL_TRAINER_STRATEGY"
+# Where Lightning refuses a strategy's name that it does not know.
+NAME_MODULES = tuple(
+    f"{name}.trainer.connectors.accelerator_connector" for name in ("lightning.pytorch", "pytorch_lightning")
+)
+PREPARED = (*REGISTRY_MODULES, *TRAINER_MODULES, *NAME_MODULES)
 
 
 def autoload() -> None:
@@ -57,29 +62,29 @@ def install() -> None:
     # module may be reloaded, and shortening the list could make an import in another thread skip a finder.
     if not any(type(finder).__name__ == "LightningEvoFinder" for finder in sys.meta_path):
         sys.meta_path.insert(0, LightningEvoFinder())
-    for name in (*REGISTRY_MODULES, *TRAINER_MODULES):
+    for name in PREPARED:
         if sys.modules.get(name) is not None:
             # Not taken from `sys.modules`: this waits where another thread is still importing it.
             _prepare(importlib.import_module(name))
 
 
 class LightningEvoFinder:
-    """Meta-path finder that finds nothing itself: it has `_prepare` run once one of our modules has been executed."""
+    """Meta-path finder that finds nothing itself: it has `_prepare` run once a module to prepare has been executed."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """Returns what the next finder knows of one of our modules, its loader wrapped; None for any other module."""
-        if fullname not in (*REGISTRY_MODULES, *TRAINER_MODULES) or self not in sys.meta_path:
+        """Returns what the next finder knows of a module to prepare, its loader wrapped; None for any other module."""
+        if fullname not in PREPARED or self not in sys.meta_path:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # those before it were asked already
             spec: Any = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _RegisteringLoader(spec.loader)
+                    spec.loader = _PreparingLoader(spec.loader)
                 return spec
         return None
 
 
-class _RegisteringLoader:
+class _PreparingLoader:
     """A module's own loader, then `_prepare`. It steps aside before the module runs, so that nothing sees it."""
 
     def __init__(self, loader: Any) -> None:
@@ -97,9 +102,11 @@ class _RegisteringLoader:
 
 
 def _prepare(module: Any) -> None:
-    """Registers our strategies with a registry, or lets a Trainer take them from the variable."""
+    """Registers our strategies with a registry, lets a Trainer take them from the variable, or explains their names."""
     if module.__name__ in TRAINER_MODULES:
         _heed_variable(module)
+    elif module.__name__ in NAME_MODULES:
+        _explain_names(module)
     else:
         _register(module)
 
@@ -114,6 +121,41 @@ def _register(module: Any) -> None:
                 module.StrategyRegistry.register(name, factory, description=description, **own)
     except Exception:
         logging.getLogger(__name__).warning("Could not register in %s.", module.__name__, exc_info=True)
+
+
+def _explain_names(module: Any) -> None:
+    """Has Lightning's error about an unknown strategy end with what was meant, if that is one of ours. Never raises."""
+    try:
+        connector = module._AcceleratorConnector  # private; without it Lightning's own error is all that there is
+        check = connector._check_config_and_set_final_flags
+        if getattr(check, "explains_names", False):
+            return
+
+        @functools.wraps(check)
+        def check_and_explain(self: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return check(self, *args, **kwargs)
+            except ValueError as error:
+                hint = _about_strategy(self, module.__name__.rpartition(".trainer.")[0])
+                raise (ValueError(f"{error}\n{hint}") if hint else error) from None
+
+        check_and_explain.explains_names = True  # type: ignore[attr-defined]
+        connector._check_config_and_set_final_flags = check_and_explain
+    except Exception:
+        logging.getLogger(__name__).warning("Could not explain names in %s.", module.__name__, exc_info=True)
+
+
+def _about_strategy(connector: Any, package: str) -> str:
+    """What a strategy's name may have meant that Lightning has refused; empty if nothing of ours."""
+    try:
+        name, known = connector._strategy_flag, connector._registered_strategies
+        if not isinstance(name, str) or name == "auto" or name in known:
+            return ""
+        from lightning_evo.strategies.names import about_strategy  # only now: see the head of this file
+
+        return about_strategy(name, known, package)
+    except Exception:  # Lightning's own error is what counts
+        return ""
 
 
 def _create_strategy(class_name: str, namespace: str, /, **kwargs: Any) -> Any:

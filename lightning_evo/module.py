@@ -15,6 +15,9 @@ from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.generation.step import maximizes
 from lightning_evo.spaces.outside import outside_parameters
 from lightning_evo.strategies import _compat
+from lightning_evo.strategies.hyperparameters import hyperparameters
+from lightning_evo.strategies.methods import nearly_fitness_steps
+from lightning_evo.strategies.start import announce
 from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.random_state import RandomState
 
@@ -59,6 +62,7 @@ class EvolutionMixin:
 
     evolution: Evolution
     evolution_update: UpdateName | None = None
+    _begun_in = 0  # the id of a Trainer
 
     # What LightningModule provides.
     trainer: Any
@@ -86,6 +90,7 @@ class EvolutionMixin:
         """
         optimizer = self._optimizer_to_step(optimizer)
         evolution = self._evolution_for(optimizer)
+        self._begin(evolution, optimizer)
         plugin = self.trainer.precision_plugin
 
         step = fitness_of_step(self.fitness_step, batch_idx)
@@ -114,6 +119,17 @@ class EvolutionMixin:
         self._clear_gradients(optimizer)
         return {f"evo/{name}": value for name, value in values.items()}
 
+    def _begin(self, evolution: Evolution, optimizer: Any) -> None:
+        """At a Trainer's first generation, say what is optimised, and have its loggers know how."""
+        if self._begun_in == id(self.trainer):
+            return
+        self._begun_in = id(self.trainer)
+        update = evolution.algorithm.checked_update(self.evolution_update, "evolution_update")
+        optimizers = [_compat.unwrapped(optimizer)] if any(group["params"] for group in optimizer.param_groups) else []
+        announce(self, evolution, optimizers, update)
+        for logger in _compat.loggers_of(self.trainer):
+            logger.log_hyperparams(hyperparameters(evolution, update, optimizers))
+
     def _moves(self, evolution: Evolution, optimizer: Any) -> IntoGradients | InPlace:
         if evolution.algorithm.checked_update(self.evolution_update, "evolution_update") == "in_place":
             return InPlace(lambda: [optimizer])
@@ -133,9 +149,11 @@ class EvolutionMixin:
         Raises:
             RuntimeError: If you have not written it.
         """
+        nearly = next(nearly_fitness_steps(self), None)
+        hint = f" It has a method `{nearly}`, which you may want to rename." if nearly else ""
         raise RuntimeError(
             f"{type(self).__name__} needs a method `fitness_step(self, batch, batch_idx)` that returns the fitness "
-            "(higher is better); `evolve` evaluates every member with it."
+            f"(higher is better); `evolve` evaluates every member with it.{hint}"
         )
 
     def _optimizer_to_step(self, optimizer: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from lightning_evo.algorithms.evolution_strategy import EvolutionStrategy
-from lightning_evo.utils.messages import did_you_mean
+from lightning_evo.utils.options import as_whole, check_names, flag
 
 __all__ = ["Recipe"]
 
@@ -47,17 +48,40 @@ class Recipe:
 
         Raises:
             TypeError: If it has no such option; the message names the nearest.
-            ValueError: If an option is out of range.
+            ValueError: If an option is out of range; the message says which of those that it names are the recipe's.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        for name in given:
-            if name not in self.options:
-                raise TypeError(
-                    f"{self.name!r} has no option {name!r}.{did_you_mean(name, self.options)} "
-                    f"Its options: {', '.join(self.options)}."
-                )
+        check_names(repr(self.name), given, self.options)
         merged = {**self.defaults, **given}
         shaping = given.get("shaping", "top_k")
         if "top_k" not in given and not (isinstance(shaping, str) and shaping == "top_k"):
             merged.pop("top_k", None)  # the recipe's top_k belongs to the recipe's shaping
-        return self.algorithm(name=self.name, **merged)
+        if "top_k" in merged and "top_k" not in given:
+            merged["top_k"] = self._fitting_top_k(merged)
+        try:
+            return self.algorithm(name=self.name, **merged)
+        except ValueError as error:
+            own = [name for name in merged.keys() - given.keys() if re.search(rf"\b{name}\b", str(error))]
+            if not own:
+                raise
+            stated = ", ".join(f"{name}={merged[name]!r}" for name in sorted(own))
+            raise ValueError(f"{error} ({stated}: {self.name}'s own.)") from None
+
+    def _fitting_top_k(self, options: Mapping[str, Any]) -> Any:
+        """The recipe's ``top_k``; where there are fewer directions, the recipe's share of those that there are."""
+        plain = {"antithetic": True, "population": None}  # of the family
+        top_k = self.defaults["top_k"]
+        here, published = _directions({**plain, **options}), _directions({**plain, **self.defaults})
+        if here is None or published is None or top_k <= here:
+            return top_k
+        return max(1 if flag("antithetic", options.get("antithetic", True)) else 2, here * top_k // published)
+
+
+def _directions(options: Mapping[str, Any]) -> int | None:
+    """How many there are; ``None`` if the options are wrong, which the algorithm will say."""
+    population = as_whole(options["population"])
+    try:
+        per_direction = 2 if flag("antithetic", options["antithetic"]) else 1
+    except ValueError:
+        return None
+    return None if population is None else population // per_direction

@@ -10,12 +10,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from lightning_evo.evaluation.numbers import as_tensor, is_several
 
 __all__ = [
     "Fitness",
@@ -56,20 +57,22 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
     """A member's fitness as one number, from what ``fitness_step`` returned.
 
     Args:
-        value: A tensor or a number: a scalar, or one value per sample ``[samples]``, which are averaged. Booleans and
-            integers (correct or not, points) count as numbers.
+        value: A number, or one value per sample ``[samples]``, which are averaged: a tensor, a NumPy array, or a list
+            or tuple of numbers. Booleans and integers (correct or not, points) count as numbers.
         source: Name of the method, for error messages.
 
     Returns:
         0-dimensional tensor, float32 or float64, on the device of ``value``.
 
     Raises:
-        TypeError: If it is not a real number or tensor.
+        TypeError: If it is nothing of these, or its numbers are not real.
         ValueError: If it has more than one dimension or no element.
 
     Example:
         >>> as_fitness(torch.tensor([True, False, True, True]))
         tensor(0.7500, dtype=torch.float64)
+        >>> as_fitness([0.5, 1, True, 0.0])
+        tensor(0.6250, dtype=torch.float64)
     """
     if _is_scalar(value):
         return value.detach().clone()  # the quick way for a scalar; a copy, as a mean would be
@@ -80,24 +83,29 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
 
 
 def _checked(value: Any, source: str, what: str = "fitness") -> Tensor:
-    """A number as a tensor; a tensor as it is, if it holds real numbers and has at most one dimension."""
-    if isinstance(value, Real) or type(value).__name__ in ("bool_", "bool"):  # NumPy's bool is no Real
-        value = torch.tensor(float(value), dtype=torch.float64)
+    """One number or one per sample as a tensor, if they are real; a tensor as it is."""
+    given, value = value, as_tensor(value, source, what)
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"`{source}` returned {type(value).__name__} ({value!r:.80}), which can't be compared. Return a tensor: "
+            f"`{source}` returned {type(given).__name__} ({given!r:.80}), which can't be compared. Return a tensor: "
             "one number, or one per sample; higher is better."
         )
     if value.is_complex():
         raise TypeError(f"`{source}` returned a complex tensor ({value.dtype}); {what} must be real numbers.")
     if value.dim() > 1:
         raise ValueError(
-            f"`{source}` returned a tensor of shape {list(value.shape)}. Return one number, or one per sample "
+            f"`{source}` returned {_kind(given)} of shape {list(value.shape)}. Return one number, or one per sample "
             "([samples]); reduce the other dimensions first, for example with `.mean(dim=1)`."
         )
     if value.numel() == 0:
-        raise ValueError(f"`{source}` returned an empty tensor; there is nothing to compare.")
+        raise ValueError(f"`{source}` returned {_kind(given, 'empty')}; there is nothing to compare.")
     return value
+
+
+def _kind(value: Any, adjective: str = "") -> str:
+    kind = "tensor" if isinstance(value, Tensor) else type(value).__name__.removeprefix("nd")
+    first = f"{adjective} {kind}".strip()
+    return f"an {first}" if first[0] in "aeiou" else f"a {first}"
 
 
 def _is_scalar(value: Any) -> TypeGuard[Tensor]:
@@ -118,7 +126,7 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
         is NaN if there is none, and minus infinity in place of one that is not finite. float64 (float32 on MPS).
 
     Raises:
-        TypeError: If a value is not a real number or tensor, or ``missing`` is not a bool tensor.
+        TypeError: If values are not real numbers, or ``missing`` are not bools.
         ValueError: If a value has more than one dimension or no element, or shapes differ.
 
     Example:
@@ -154,10 +162,11 @@ def _mean(values: Tensor, has: Tensor | None) -> Tensor:
 
 
 def _checked_missing(missing: Any, values: Tensor, source: str) -> Tensor:
+    given, missing = missing, as_tensor(missing, source, "`missing`")
     if not isinstance(missing, Tensor) or missing.dtype != torch.bool:
-        given = missing.dtype if isinstance(missing, Tensor) else type(missing).__name__
+        kind = missing.dtype if isinstance(missing, Tensor) else type(given).__name__
         raise TypeError(
-            f"`{source}` returned `missing` as {given}. Return a bool tensor, true where a sample has no value."
+            f"`{source}` returned `missing` as {kind}. Return a bool tensor, true where a sample has no value."
         )
     if missing.shape != values.shape or not values.dim():
         raise ValueError(
@@ -223,6 +232,11 @@ def fitness_of_loss(output: Any, maximize: bool = False) -> Tensor | None:
         )
     if isinstance(output, Tensor):
         output = output.reshape(())
+    elif is_several(output):
+        raise TypeError(
+            f"`training_step` returned {_kind(output)} ({output!r:.80}) as the loss. Return one number, or define "
+            "`fitness_step` to give one value per sample."
+        )
     fitness = as_fitness(output, source="training_step")
     return fitness if maximize else -fitness
 

@@ -6,6 +6,7 @@ is averaged before anything is learnt from it, as if the batches had been one.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -33,7 +34,7 @@ from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
 from lightning_evo.utils.autograd import gradients_kept
 from lightning_evo.utils.messages import preview, shown
-from lightning_evo.utils.options import as_whole, number
+from lightning_evo.utils.options import as_whole, check_names, number
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
@@ -92,11 +93,16 @@ class Evolution:
         **options: Any,
     ) -> None:
         if isinstance(algorithm, str):
-            algorithm = algorithms.get(algorithm)(**options)
+            recipe = algorithms.get(algorithm)
+            if isinstance(recipe, Recipe):  # of another factory the options are not known
+                own = list(inspect.signature(Evolution).parameters)[1:-1]
+                given = [name for name, value in options.items() if value is not None]
+                check_names(repr(recipe.name), given, [*recipe.options, *own])
+            algorithm = recipe(**options)
         elif any(value is not None for value in options.values()):
-            given = ", ".join(name for name, value in options.items() if value is not None)
+            names = ", ".join(name for name, value in options.items() if value is not None)
             raise ValueError(
-                f"Options go with an algorithm's name; give them to the algorithm object instead: {given}."
+                f"Options go with an algorithm's name; give them to the algorithm object instead: {names}."
             )
         if isinstance(algorithm, Recipe):
             raise TypeError(
@@ -117,6 +123,13 @@ class Evolution:
             "minimum_evaluated", minimum_evaluated, minimum=0, maximum=1, wanted="a share of the members, in [0, 1]"
         )
         self.evaluation = Evaluation(evaluation, members_per_forward, member_timeout)
+        together = as_whole(members_per_forward)
+        if together is not None and together % 2 and getattr(algorithm, "antithetic", False):
+            warnings.warn(
+                f"members_per_forward={together} is odd, but antithetic members come in pairs: "
+                f"{max(2, together - 1)} of them will share a forward.",
+                stacklevel=3,
+            )
         self.ranks = Ranks()
         self._groups = Groups(as_whole(members_per_forward) or 0)
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -15,6 +15,7 @@ from typing import Any
 from lightning_evo import algorithms
 from lightning_evo.algorithms import Algorithm, Schedule
 from lightning_evo.generation.update import Update
+from lightning_evo.journal.code import name_of_code
 from lightning_evo.journal.records import JournalError, RecordedParameter
 from lightning_evo.spaces.search_space import SearchSpace
 from lightning_evo.spaces.shards import gathered
@@ -25,7 +26,8 @@ __all__ = ["check_of", "describe_algorithm", "describe_parameters", "rebuild_alg
 def describe_algorithm(algorithm: Algorithm[Any]) -> dict[str, Any]:
     """An algorithm's class, name and, if it is a dataclass, its options as plain data.
 
-    A function, or a class from another package, becomes ``{"not_plain": its name}``.
+    A function, or a class from another package, becomes ``{"not_plain": its name}``, with a digest of its code where a
+    name does not tell two apart: lambdas, for example.
 
     Example:
         >>> from lightning_evo.algorithms import get
@@ -36,7 +38,7 @@ def describe_algorithm(algorithm: Algorithm[Any]) -> dict[str, Any]:
     options = {f.name: _plain(getattr(given, f.name)) for f in fields(given)} if is_dataclass(given) else {}
     name = type(algorithm).__name__
     known = getattr(algorithms, name, None) is type(algorithm)
-    kind = name if known else {"not_plain": _qualified_name(type(algorithm))}
+    kind = name if known else {"not_plain": name_of_code(type(algorithm))}
     return {"class": kind, "name": algorithm.name, **options}
 
 
@@ -45,12 +47,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Schedule):
         return {"schedule": asdict(value)}
-    return {"not_plain": _qualified_name(value)}
-
-
-def _qualified_name(value: Any) -> str:
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    return {"not_plain": name_of_code(value)}
 
 
 def rebuild_algorithm(described: dict[str, Any]) -> Algorithm[Any]:
@@ -61,7 +58,7 @@ def rebuild_algorithm(described: dict[str, Any]) -> Algorithm[Any]:
     """
     missing = {name: value["not_plain"] for name, value in described.items() if _is(value, "not_plain")}
     if missing:
-        given = ", ".join(f"{name}={value}" for name, value in missing.items())
+        given = ", ".join(f"{name}={value.partition('#')[0]}" for name, value in missing.items())
         raise JournalError(
             f"The algorithm can't be rebuilt from the journal alone: {given} is code, not data. Pass the algorithm: "
             "lightning_evo.journal.replay.replay(…, algorithm=…)."

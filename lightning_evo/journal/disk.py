@@ -83,7 +83,7 @@ def lock(file: io.FileIO, path: Path) -> None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise JournalError(
                 f"Another process is appending to {path}. Wait until it has ended, or run without a journal "
-                "(EvoStrategy(journal=False))."
+                "(journal=False)."
             ) from error
 
 

@@ -177,7 +177,7 @@ def _frame(kind: int, payload: bytes, crc: int) -> bytes:
     if len(payload) >= _LONGEST:
         raise ValueError(
             f"A generation of a journal takes at most 16 MiB (about two million members), not {len(payload):,} bytes. "
-            "Use a smaller population, or no journal (EvoStrategy(journal=False))."
+            "Use a smaller population, or no journal (journal=False)."
         )
     rest = struct.pack("<I", kind << 24 | len(payload)) + payload
     return struct.pack("<I", zlib.crc32(rest, crc)) + rest

@@ -226,7 +226,7 @@ class Recorder:
             raise JournalError(
                 f"Generation {record.generation} of {self.path} evolved {parameter_names(conditions.parameters)}; now "
                 f"{parameter_names(self._parameters)} would evolve. Use the same module, `evolve` and freezing "
-                "callbacks, or resume without a journal (EvoStrategy(journal=False))."
+                "callbacks, or resume without a journal (journal=False)."
             )
         if step.rates != record.learning_rates:
             self._differs("learning rate", record.learning_rates, step.rates)
@@ -258,7 +258,7 @@ class Recorder:
         raise JournalError(
             f"Generation {record.generation} of {self.path} was recorded with {recorded}; this run has {here}. Resume "
             "with the same accumulate_grad_batches, batch size and data; or, to go on from the checkpoint with these, "
-            "without a journal (EvoStrategy(journal=False))."
+            "without a journal (journal=False)."
         )
 
     def _differs(self, what: str, recorded: object, here: object) -> None:

@@ -17,7 +17,7 @@ from lightning_evo.utils.messages import preview
 
 __all__ = ["is_restart", "open_journal"]
 
-_WITHOUT = "without a journal (EvoStrategy(journal=False))"
+_WITHOUT = "without a journal (journal=False)"
 
 _appended_here: set[Path] = set()
 """Journals that this process has appended to. They belong to its own fits, so a restart does not continue them."""

@@ -18,9 +18,11 @@ from torch import nn
 from lightning_evo.strategies._quiet import Quiet
 
 __all__ = [
+    "SKIPPED",
     "Namespace",
     "accumulates",
     "after_closures",
+    "allow_skipped_steps",
     "around_validation",
     "backward_is_skipped",
     "call_by_forward",
@@ -32,11 +34,14 @@ __all__ = [
     "is_attached",
     "is_fully_sharded",
     "leave_closures",
+    "is_overridden",
     "leave_sampler_of_training",
+    "leave_substitutes",
     "leave_validation",
     "lightning_module_class",
     "load_sharded",
     "nothing_is_heard",
+    "loggers_of",
     "only_note_sigterm",
     "optimizers_without_state",
     "parent_strategy",
@@ -44,6 +49,8 @@ __all__ = [
     "seed_workers",
     "set_data_parallel_size",
     "set_device_mesh",
+    "substitute_optimizer",
+    "substitute_training_step",
     "synchronizes_batch_norm",
     "unwrapped",
     "within_reach",
@@ -116,6 +123,11 @@ def within_reach(trainer: Any) -> dict[str, Any]:
     schedulers = {f"lr_schedulers[{i}]": each.scheduler for i, each in enumerate(trainer.lr_scheduler_configs)}
     callbacks = {f"trainer.callbacks[{i}]": callback for i, callback in enumerate(trainer.callbacks)}
     return {**optimizers, **schedulers, **callbacks, "trainer.datamodule": trainer.datamodule}
+
+
+def loggers_of(trainer: Any) -> list[Any]:
+    """The loggers that the Trainer gives hyperparameters to by itself."""
+    return list(trainer.loggers) if getattr(trainer, "enable_autolog_hparams", True) else []  # not in Lightning 2.4
 
 
 def seed_workers(dataloader: object, rank: int) -> None:
@@ -252,6 +264,67 @@ def without_scaler(precision_plugin: Any) -> Iterator[None]:
 def backward_is_skipped(trainer: Any) -> bool:
     """Whether this epoch only runs forward passes (stochastic weight averaging's extra epoch for BatchNorm)."""
     return bool(trainer.fit_loop._skip_backward)
+
+
+# --- modules without `training_step` or `configure_optimizers` ---
+
+
+def is_overridden(method: str, module: object) -> bool:
+    """Whether a LightningModule has a method of its own in place of Lightning's; a substitute is none."""
+    from lightning_utilities.core.overrides import is_overridden
+
+    return vars(module).get(method) not in _SUBSTITUTES and is_overridden(
+        method, module, lightning_module_class(module)
+    )
+
+
+def substitute_training_step(module: nn.Module) -> None:
+    """Let Lightning find a ``training_step``, without which it neither fits nor loads data, until the fit's end."""
+    vars(module)["training_step"] = _no_training_step
+
+
+def _no_training_step(batch: Any, batch_idx: int) -> None:  # of this file, so that copies of a module can be pickled
+    raise RuntimeError("This module has no `training_step`: the strategy runs its `fitness_step`.")
+
+
+def substitute_optimizer(module: nn.Module) -> None:
+    """Let Lightning find a ``configure_optimizers`` that makes none, until the fit's end."""
+    vars(module)["configure_optimizers"] = _no_optimizer
+
+
+def _no_optimizer() -> Any:
+    from lightning.pytorch.core.optimizer import _MockOptimizer
+
+    return _MockOptimizer()  # what Lightning takes for `None`, of which it warns
+
+
+_SUBSTITUTES = (_no_training_step, _no_optimizer)
+
+
+def leave_substitutes(module: nn.Module) -> None:
+    """Undo :func:`substitute_training_step` and :func:`substitute_optimizer`."""
+    for name in ("training_step", "configure_optimizers"):
+        if vars(module).get(name) in _SUBSTITUTES:
+            del vars(module)[name]
+
+
+# --- a step that is skipped ---
+
+SKIPPED = object()
+"""What a strategy's ``training_step`` gives in place of ``None``, which Lightning refuses of several processes."""
+
+
+def allow_skipped_steps(trainer: Any) -> None:
+    """Have the Trainer take :data:`SKIPPED` for a ``training_step`` that returned ``None``."""
+    loop = trainer.fit_loop.epoch_loop.automatic_optimization
+    parent: Any = type(loop).output_result_cls
+
+    class MaybeSkipped(parent):  # type: ignore[misc]
+        @classmethod
+        def from_training_step_output(cls, output: Any, *args: Any) -> Any:
+            return super().from_training_step_output(None if output is SKIPPED else output, *args)
+
+    loop.output_result_cls = MaybeSkipped
 
 
 # --- sharded checkpoints ---

@@ -31,6 +31,11 @@ from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module, unused_options
 from lightning_evo.strategies._plateau import step_plateaus_of
+from lightning_evo.strategies.hyperparameters import Hyperparameters, hyperparameters
+from lightning_evo.strategies.logs import UnheardLogs
+from lightning_evo.strategies.methods import check_methods, has_training_step, output_of
+from lightning_evo.strategies.names import check_options
+from lightning_evo.strategies.start import announce
 from lightning_evo.utils.autograd import autograd_explained
 from lightning_evo.utils.options import flag
 from lightning_evo.utils.random_state import RandomState
@@ -52,7 +57,8 @@ class EvoStrategyMixin(Strategy):
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
     is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar, one value per
     sample or a :class:`~lightning_evo.Fitness`; higher is better, nothing need be differentiable), if not, minus the
-    loss of ``training_step``.
+    loss of ``training_step``. A module with ``fitness_step`` needs no ``training_step``: the center's run of it is then
+    the step's output, ``{"loss": -fitness, "fitness": fitness}``, and is logged.
 
     Args:
         algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.
@@ -85,7 +91,8 @@ class EvoStrategyMixin(Strategy):
         evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
             ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
             chooses. Each gives what the plain loop gives, or is replaced with a warning.
-        members_per_forward: With ``evaluation="batched"``: how many members run at once; ``"auto"`` chooses by memory.
+        members_per_forward: With ``evaluation="batched"``: how many members run at once, even with antithetic pairs;
+            ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, or a random one without it; checkpoints keep
             it.
         journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.
@@ -133,6 +140,7 @@ class EvoStrategyMixin(Strategy):
         **algorithm_options: Any,
     ) -> None:
         super().__init__(accelerator=accelerator, checkpoint_io=checkpoint_io, precision_plugin=precision_plugin)
+        check_options(self, algorithm, algorithm_options)
         journal = None if journal is None else flag("journal", journal)
         self.evolution = Evolution(
             algorithm,
@@ -181,6 +189,10 @@ class EvoStrategyMixin(Strategy):
         self._seconds = 0.0
         self._evaluations = 0
         self._summary = ""
+        self._begun = False
+        self._unheard: UnheardLogs | None = None  # while it is not known whether there are such
+        self._hyperparameters: Hyperparameters | None = None
+        self._other_options: dict[str, Any] = {"evolve": evolve, "members_per_forward": members_per_forward}
 
     @property
     def sigma(self) -> float:
@@ -196,6 +208,11 @@ class EvoStrategyMixin(Strategy):
         return self.lightning_module  # there whenever a hook runs
 
     # --- setup ---
+
+    def connect(self, model: Any) -> None:
+        super().connect(model)
+        if _compat.is_attached(model) and model.trainer.state.fn == "fit" and model.automatic_optimization:
+            check_methods(model, self.evolution.algorithm, self.update)
 
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)
@@ -224,6 +241,11 @@ class EvoStrategyMixin(Strategy):
         _compat.after_closures(trainer, self._after_closure)
         self._complete = self._said_no_step = False
         self._choose_parameters()
+        self._begun = False
+        self._unheard = UnheardLogs(module) if has_training_step(module) and self._fitness_step else None
+        self._hyperparameters = Hyperparameters(
+            _compat.loggers_of(trainer), lambda: self._options(resumed=trainer.ckpt_path is not None)
+        )
         if isinstance(self._moves, IntoGradients):
             self._moves.attach(self.optimizers)
         else:
@@ -247,6 +269,30 @@ class EvoStrategyMixin(Strategy):
             self._random_state.restore()
             self._random_state = None
 
+    def _begin(self) -> None:
+        """Say what is optimised, and have the loggers know how."""
+        self._begun = True
+        by_loss = self._fitness_step is None
+        announce(self._user_module, self.evolution, self._stepping_optimizers, self.update, by_loss=by_loss)
+        if self._hyperparameters is not None:
+            self._hyperparameters.flush()
+
+    def _options(self, resumed: bool) -> dict[str, Any]:
+        """What loggers are told about this run."""
+        return hyperparameters(
+            self.evolution,
+            self.update,
+            self._stepping_optimizers,
+            resumed=resumed,
+            strategy=getattr(self, "strategy_name", None),
+            **self._other_options,
+        )
+
+    @property
+    def _stepping_optimizers(self) -> list[Any]:
+        """Without the one that Lightning makes where there is none."""
+        return self.optimizers if self._optimized_parameters else []
+
     def _check(self, module: Any) -> None:
         check_module(module, self.optimizers, self.evolution, self.update)
 
@@ -265,6 +311,9 @@ class EvoStrategyMixin(Strategy):
         if self.lightning_module is not None:
             _compat.leave_validation(self.lightning_module.trainer)
             _compat.leave_closures(self.lightning_module.trainer)
+            _compat.leave_substitutes(self.lightning_module)
+        if self._hyperparameters is not None:
+            self._hyperparameters.forget()
         super().teardown()
 
     # --- one step ---
@@ -277,27 +326,39 @@ class EvoStrategyMixin(Strategy):
                 self._evaluate(*args, **kwargs)
             questions, self._questions = self._questions, nullcontext()
             with questions:
-                output = super().training_step(*args, **kwargs)
+                output = self._center_step(*args, **kwargs)
         if self.evolution.has_fitness:
+            if self._unheard is not None and self._evaluations:
+                self._unheard.warn()
+                self._unheard = None
             self._log(**self.evolution.statistics(), sigma=self.evolution.population.sigma)
         return output
+
+    def _center_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The step's output: what the center gives, logged."""
+        if has_training_step(self._user_module):
+            with nullcontext() if self._unheard is None else self._unheard.in_center():
+                return super().training_step(*args, **kwargs)
+        step = self._fitness_of_batch
+        assert step is not None
+        return output_of(step(args[0]), self.root_device)
 
     def _evaluate(self, batch: Any, *args: Any, **kwargs: Any) -> None:
         module = self._user_module
         parent: Any = super()
-        fitness_step = self._fitness_step
         maximize = maximizes(self.optimizers)
-        step = fitness_step and fitness_of_step(fitness_step, module.trainer.fit_loop.batch_idx)
 
-        def fitness(batch: Any) -> Any:
-            if step is None:
-                return fitness_of_loss(parent.training_step(batch, *args, **kwargs), maximize)
-            with self.precision_plugin.train_step_context():
-                return step(batch)
+        def fitness_by_loss(batch: Any) -> Any:
+            return fitness_of_loss(parent.training_step(batch, *args, **kwargs), maximize)
 
+        fitness = self._fitness_of_batch or fitness_by_loss
+        if self._unheard is not None:
+            fitness = self._unheard.in_members(fitness)
         start = time.perf_counter()
         if not self.evolution.has_fitness:
             self._choose_parameters()
+        if not self._begun:
+            self._begin()
         if self._journal is None or not self._journal.recall(module.trainer):  # the generation is not in the journal
             with _compat.nothing_is_heard(module.trainer):
                 evaluated = self.evolution.evaluate(fitness, batch)
@@ -306,6 +367,20 @@ class EvoStrategyMixin(Strategy):
         if self.evolution.evaluation.summary != self._summary:
             self._summary = self.evolution.evaluation.summary
             rank_zero_info(self._summary)
+
+    @property
+    def _fitness_of_batch(self) -> Callable[[Any], Any] | None:
+        """Runs the module's ``fitness_step`` on a batch; ``None`` without one."""
+        fitness_step = self._fitness_step
+        if fitness_step is None:
+            return None
+        step = fitness_of_step(fitness_step, self._user_module.trainer.fit_loop.batch_idx)
+
+        def fitness(batch: Any) -> Any:
+            with self.precision_plugin.train_step_context():
+                return step(batch)
+
+        return fitness
 
     @property
     def _fitness_step(self) -> Callable[..., Any] | None:

@@ -171,6 +171,7 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
 
     def setup(self, trainer: Any) -> None:
         _compat.only_note_sigterm(trainer)
+        _compat.allow_skipped_steps(trainer)
         if not self._divides_data:
             _compat.leave_sampler_of_training(trainer)
         super().setup(trainer)
@@ -178,6 +179,11 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
             # Without a seed every process has its own.
             state = self.evolution.state
             self.evolution.state = replace(state, seed=self.broadcast(state.seed))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().training_step(*args, **kwargs)
+        skipped = output is None and self._user_module.automatic_optimization
+        return _compat.SKIPPED if skipped else output
 
     def _check(self, module: Any) -> None:
         super()._check(module)

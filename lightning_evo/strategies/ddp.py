@@ -133,6 +133,7 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
             **connection_options(process_group_backend, timeout),
         }
         super().__init__(algorithm, **options)
+        self._other_options["shard"] = shard
 
     # --- processes ---
 

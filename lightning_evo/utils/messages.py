@@ -6,18 +6,25 @@ import difflib
 import re
 from collections.abc import Collection, Iterable
 
+from lightning_evo.utils.synonyms import meant
+
 __all__ = ["did_you_mean", "first_line", "first_sentence", "preview", "shown"]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint naming the known word closest to ``word``, with a leading space, or an empty string.
+    """A hint naming the known word that ``word`` stands for in the field, or is nearly spelled like.
+
+    It has a leading space; it is empty if there is none.
 
     Example:
         >>> did_you_mean("popluation", ["population", "sigma"])
         " Did you mean 'population'?"
+        >>> did_you_mean("std", ["population", "sigma"])
+        " Did you mean 'sigma'?"
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    known = list(known)
+    found = [meant(word, known), *difflib.get_close_matches(word, known, n=1, cutoff=0.6)]
+    return next((f" Did you mean {name!r}?" for name in found if name is not None), "")
 
 
 def first_line(error: object, limit: int = 200) -> str:

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from lightning_evo.utils.messages import did_you_mean, shown
 
-__all__ = ["as_whole", "check_callable", "flag", "number", "one_of", "whole", "whole_or_auto"]
+__all__ = ["as_whole", "check_callable", "check_names", "flag", "number", "one_of", "whole", "whole_or_auto"]
 
 _LARGEST = (2 - 2.0**-23) * 2.0**127  # of float32, in which weights move
 
@@ -219,6 +219,28 @@ def check_callable(name: str, value: object, *arguments: str) -> None:
         signature.bind(*arguments)
     except TypeError as error:
         raise ValueError(f"{wanted}: {error}.") from None
+
+
+def check_names(owner: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a TypeError unless all names are those of options.
+
+    Args:
+        owner: Whose options they are, for the message.
+        names: What was given.
+        known: What there is.
+
+    Example:
+        >>> check_names("'mezo'", ["lr"], ["sigma", "learning_rate"])
+        Traceback (most recent call last):
+        ...
+        TypeError: 'mezo' has no option 'lr'. Did you mean 'learning_rate'? Its options: sigma, learning_rate.
+    """
+    known = list(dict.fromkeys(known))
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            options = f"Its options: {', '.join(known)}" if known else "It has none"
+            raise TypeError(f"{owner} has no option {name!r}.{hint} {options}.")
 
 
 def as_whole(value: object) -> int | None:

@@ -282,3 +282,40 @@ def test_unknown_options():
         get("mezo")(popluation=4)
     with pytest.raises(TypeError, match=r"'mezo' has no option 'name'"):
         get("mezo")(name="x")
+
+
+@pytest.mark.parametrize(
+    ("options", "top_k"),
+    [
+        ({}, 16),
+        ({"population": 256}, 16),
+        ({"population": 32}, 16),
+        ({"population": 30}, 7),
+        ({"population": 8}, 2),
+        ({"population": 2}, 1),
+        ({"population": 16, "antithetic": False}, 16),
+        ({"population": 8, "antithetic": False}, 4),
+        ({"population": 4, "antithetic": False}, 2),
+        ({"population": 8, "top_k": 3}, 3),
+    ],
+)
+def test_the_recipes_top_k_fits_the_population(options, top_k):
+    """It is the published one as far as there are so many directions; of fewer, half count, as published."""
+    assert get("ars")(**options).top_k == top_k
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ars", {"population": 8, "top_k": 5}, r"number of directions \(4, with population=8\), got 5\.$"),
+        ("lozo", {"noise_reuse": 3}, r"while its basis changes\. \(basis_reuse=50: lozo's own\.\)$"),
+        ("eggroll", {"sparsity": 0.5}, r"Leave one out\. \(rank=1: eggroll's own\.\)$"),
+        ("sparse_mezo", {"rank": 1}, r"Leave one out\. \(sparsity=0\.8: sparse_mezo's own\.\)$"),
+        ("openai_es", {"population": 7}, r"or antithetic=False\. \(antithetic=True: openai_es's own\.\)$"),
+        ("openai_es", {"population": 7, "antithetic": True}, r"or antithetic=False\.$"),
+        ("mezo", {"sigma": -1}, r"^sigma must be a number > 0, got -1\.$"),
+    ],
+)
+def test_an_error_says_which_options_are_the_recipes(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        get(name)(**options)

@@ -1,5 +1,7 @@
 """What becomes of the things that users return; the fitness of EA4LLM against its formula."""
 
+import array
+import collections
 import math
 
 import numpy
@@ -15,6 +17,16 @@ from lightning_evo.evaluation.fitness import (
     number_of,
     token_log_probability,
 )
+
+
+class Column:
+    """Converts itself, as the columns of tables and the arrays of other libraries do."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return numpy.array(self.values, dtype)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +48,21 @@ from lightning_evo.evaluation.fitness import (
         (numpy.bool_(True), 1.0, torch.float64),
         (2**24 + 1, 2.0**24 + 1, torch.float64),  # float32 would lose the one, and tie what differs
         (torch.tensor(2**24 + 1), 2.0**24 + 1, torch.float64),
+        ([1.0, 2.0, 6.0], 3.0, torch.float64),
+        ((0.5, 1, True, numpy.float32(0.5), numpy.bool_(False)), 0.6, torch.float64),
+        ([True, False, True, True], 0.75, torch.float64),
+        ([2**24 + 1, 2**24 + 3], 2.0**24 + 2, torch.float64),
+        ([torch.tensor(1.0), torch.tensor([3.0])], 2.0, torch.float32),
+        ([torch.tensor(1.0), 2], 1.5, torch.float64),
+        (collections.deque([1, 2]), 1.5, torch.float64),
+        (range(5), 2.0, torch.float64),
+        (array.array("f", [1.0, 2.0]), 1.5, torch.float64),
+        (numpy.array([1.0, 2.0, 6.0]), 3.0, torch.float64),
+        (numpy.array([200, 200], dtype=numpy.uint8), 200.0, torch.float64),
+        (numpy.array([True, False]), 0.5, torch.float64),
+        (numpy.array([1.0, 2.0], dtype=numpy.float16)[::-1], 1.5, torch.float64),
+        (numpy.array(2.5), 2.5, torch.float64),
+        (Column([1.0, 4.0]), 2.5, torch.float64),
     ],
 )
 def test_as_fitness(value, expected, dtype):
@@ -70,7 +97,21 @@ def test_failures_pass_through(value):
     [
         ("good", TypeError, r"`fitness_step` returned str \('good'\), which can't be compared"),
         (None, TypeError, "returned NoneType"),
-        ([1.0], TypeError, "returned list"),
+        ({"reward": 1.0}, TypeError, "returned dict"),
+        ({1.0, 2.0}, TypeError, "returned set"),
+        ((value for value in (1.0, 2.0)), TypeError, "returned generator"),
+        (b"good", TypeError, "returned bytes"),
+        (numpy.float64, TypeError, "returned type"),
+        ([1.0, "good"], TypeError, r"a list with str \('good'\) at position 1; fitness must be real numbers"),
+        ((1.0, None), TypeError, r"a tuple with NoneType \(None\) at position 1.* Fitness\(values, missing=…\)"),
+        ([[1.0, 2.0], [3.0]], TypeError, r"a list with list \(\[1.0, 2.0\]\) at position 0"),
+        ([torch.zeros(2)], TypeError, "a list with Tensor"),
+        ([1j], TypeError, "a list with complex"),
+        ([], ValueError, "an empty list"),
+        (numpy.zeros(0), ValueError, "an empty array"),
+        (numpy.zeros((2, 3)), ValueError, r"an array of shape \[2, 3\]"),
+        (numpy.array(["good"]), TypeError, "an array of <U4; fitness must be real numbers"),
+        (numpy.array([1j]), TypeError, "an array of complex128"),
         (1 + 2j, TypeError, "returned complex"),
         (torch.tensor(1j), TypeError, "complex tensor"),
         (torch.zeros(2, 3), ValueError, r"shape \[2, 3\].*\.mean\(dim=1\)"),
@@ -107,6 +148,8 @@ VALUES, MISSING = torch.tensor([1.0, 2.0, 6.0, 7.0]), torch.tensor([False, True,
         (Fitness(VALUES.where(~MISSING, nan), missing=MISSING), [3.5, nan, 1.0, nan, 6.0, nan]),
         (Fitness(VALUES.where(MISSING, nan), missing=MISSING), [nan, nan, nan, nan, nan, nan]),
         (Fitness(VALUES, -1.0, torch.ones(4, dtype=torch.bool)), [0.0, -1.0, nan, nan, nan, nan]),
+        (Fitness(VALUES.tolist(), [1, 2, 3, 6], MISSING.tolist()), [3.5, 2.0, 1.0, nan, 6.0, nan]),
+        (Fitness(VALUES.numpy(), missing=MISSING.numpy()), [3.5, nan, 1.0, nan, 6.0, nan]),
     ],
 )
 @pytest.mark.parametrize("together", [False, True])
@@ -146,7 +189,9 @@ def test_a_declined_batch_has_no_number():
         (Fitness(1.0, torch.tensor(1j)), TypeError, "tie breaker must be real numbers"),
         (Fitness(VALUES, VALUES[:2]), ValueError, r"tie breaker of shape \[2\] for values of shape \[4\]"),
         (Fitness(VALUES, missing=MISSING.float()), TypeError, "`missing` as torch.float32. Return a bool tensor"),
-        (Fitness(VALUES, missing=[True] * 4), TypeError, "`missing` as list"),
+        (Fitness(VALUES, missing=[1, 0, 0, 0]), TypeError, "`missing` as torch.float64"),
+        (Fitness(VALUES, missing="none"), TypeError, "`missing` as str"),
+        (Fitness([1.0, 2.0], missing=[True]), ValueError, r"`missing` of shape \[1\] for values of shape \[2\]"),
         (Fitness(VALUES, missing=MISSING[:2]), ValueError, r"`missing` of shape \[2\] for values of shape \[4\]"),
         (Fitness(1.0, missing=torch.tensor(True)), ValueError, r"`missing` of shape \[\] for values of shape \[\]"),
     ],
@@ -176,6 +221,8 @@ def test_a_skipped_step_has_no_fitness(output):
         ({"losses": 1}, TypeError, "without the key 'loss'"),
         ("loss", TypeError, "`training_step` returned str"),
         (torch.zeros(3), ValueError, r"loss of shape \[3\].*fitness_step"),
+        ([1.0, 2.0], TypeError, r"`training_step` returned a list \(\[1.0, 2.0\]\) as the loss.*`fitness_step`"),
+        ({"loss": numpy.zeros(2)}, TypeError, "`training_step` returned an array"),
     ],
 )
 def test_what_is_no_loss(output, kind, message):
@@ -254,3 +301,9 @@ def test_fitness_step_may_leave_out_the_batch_index():
 )
 def test_the_batchs_number_goes_where_it_is_asked_for(step, expected):
     assert float(fitness_of_step(step, 5)(torch.tensor(1.0))) == expected
+
+
+def test_lists_of_members_that_share_a_forward():
+    """Tensors of ``vmap`` in a list are stacked: each member has its own."""
+    found = torch.func.vmap(lambda number: as_record([number, 2 * number, 0.0]))(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 2.0], dtype=torch.float64))

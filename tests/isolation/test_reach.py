@@ -122,7 +122,8 @@ KINDS = {
     "array": (lambda: numpy.zeros((2, 3)), lambda x: x.__iadd__(1), lambda x: x.tolist()),
     "array of another order": (lambda: numpy.zeros((2, 3), order="F"), lambda x: x.fill(2), lambda x: x.tolist()),
     "generator": (
-        lambda: torch.Generator().manual_seed(0), lambda x: torch.randn(3, generator=x), lambda x: x.get_state().tolist()
+        lambda: torch.Generator().manual_seed(0), lambda x: torch.randn(3, generator=x),
+        lambda x: x.get_state().tolist(),
     ),
     "numpy's generator": (lambda: numpy.random.default_rng(0), lambda x: x.normal(), lambda x: x.bit_generator.state),
     "gym's generator": (Generator, lambda x: x.normal(), lambda x: x.bit_generator.state),
@@ -265,8 +266,10 @@ class Pool:
 
 def test_an_object_with_a_lock_is_left_alone_as_a_whole_and_named_once():
     module, traces = holding(pool=Pool()), Traces()
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="not put back") as caught:
         generation(module, lambda member: module.pool.ask(), traces)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         generation(module, lambda member: module.pool.ask(), traces)
     assert [str(warning.message) for warning in caught] == [
         "pool (tests.isolation.test_reach.Pool) is changed by members and not put back, for there is pool.lock, a "

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_evo import EvolutionStrategy, EvoStrategy
 from tests.strategies.models import ConvNet, trainer
@@ -39,6 +40,45 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")
 def test_options(arguments, error, message):
     with pytest.raises(error, match=message):
         EvoStrategy(**arguments)
+
+
+@pytest.mark.parametrize(("given", "used"), [(1, 2), (3, 2), (5, 4)])
+def test_members_per_forward_in_pairs(given, used):
+    message = f"members_per_forward={given} is odd, but antithetic members come in pairs: {used} of them"
+    with pytest.warns(UserWarning, match=message):
+        strategy = EvoStrategy(population=8, members_per_forward=given)
+    fit(BoringModel(), strategy)
+    assert strategy.evolution.evaluation.summary == f"evaluation: batched, {used} members per forward"
+    EvoStrategy("es_at_scale", members_per_forward=3)  # has no pairs; a warning would be an error
+
+
+@pytest.mark.parametrize(
+    ("shaping", "message"),
+    [
+        (lambda fitness: fitness, "^shaping must be a function of .fitness, per_direction., got .*too many positional"),
+        (lambda a, b, c: a, "^shaping must be a function of .*missing a required argument: 'c'"),
+        ("zz_score", "Did you mean 'z_score'"),
+        (torch.nn.ReLU, "^shaping must be a function of"),
+        (3, "shaping"),
+    ],
+)
+def test_a_shaping_that_can_not_be_called(shaping, message):
+    with pytest.raises(ValueError, match=message):
+        EvoStrategy(shaping=shaping)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "None"), ([1.0, 2.0], r"\[1.0, 2.0\]"), (torch.zeros(3), r"\[0.0, 0.0, 0.0\]"), ("ranks", "'ranks'")],
+    ids=str,
+)
+def test_what_a_shaping_must_not_return(value, shown):
+    def shaping(fitness, per_direction):
+        return value
+
+    message = f"The shaping must give one finite weight for each of the 4 members; it gave {shown}."
+    with pytest.raises(ValueError, match=message):
+        fit(ConvNet(), EvoStrategy(population=4, shaping=shaping))
 
 
 def test_options_of_an_algorithm_object():
@@ -83,7 +123,7 @@ class Fitness(ConvNet):
     [
         ("good", TypeError, "returned str .*higher is better"),
         (None, TypeError, "returned NoneType"),
-        ([1.0, 2.0], TypeError, "returned list"),
+        ([1.0, "good"], TypeError, "returned a list with str .* at position 1"),
         (torch.zeros(3, 2), ValueError, r"shape \[3, 2\]. Return one number, or one per sample"),
         (torch.zeros(0), ValueError, "empty tensor"),
         (torch.zeros(2, dtype=torch.complex64), TypeError, "complex"),

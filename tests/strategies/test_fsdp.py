@@ -148,6 +148,23 @@ def test_fitness_step(two):
     assert found[0]["metrics"]["evo/fitness_std"] > 0
 
 
+class OnlyDistance(Distance):
+    training_step = L.LightningModule.training_step
+    configure_optimizers = L.LightningModule.configure_optimizers
+
+    def fitness_step(self, batch, batch_idx):
+        fitness = super().fitness_step(batch, batch_idx)
+        self.log("distance", fitness.mean())
+        return fitness
+
+
+def test_fitness_step_alone(two):
+    options = {"arguments": {"update": "in_place", "learning_rate": 0.1}}
+    expected, found = alone(OnlyDistance(), **options), together(two, OnlyDistance(), **options)
+    assert_same(expected, *found)
+    assert found[0]["metrics"]["distance"] == found[1]["metrics"]["distance"] == expected["metrics"]["distance"]
+
+
 class NeverResharded(Classifier):
     """Asks FSDP2 to keep weights gathered; freezes a layer; has an embedding with a padding row."""
 

@@ -42,6 +42,8 @@ count = Counter(evaluated=0)  # none, where the journal holds all
 
 
 class Model(L.LightningModule):
+    evolution_shared = {"count"}
+
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
@@ -74,6 +76,7 @@ trainer = L.Trainer(
 )
 trainer.fit(model, DataLoader(TensorDataset(x, (x[:, 0] > x[:, 1]).long()), 8, shuffle=True), ckpt_path="last")
 bits = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+count.setdefault("begun", trainer.global_step)  # resumed where all was done
 result = {"weights": hashlib.sha256(bits).hexdigest(), **count, "generations": trainer.global_step, "world": world,
           "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
 part = folder / f"part-{rank}"
