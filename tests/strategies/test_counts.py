@@ -1,5 +1,7 @@
 """Hooks, counters, logs, metrics and random numbers are those of training by backpropagation."""
 
+import warnings
+
 import pytest
 import torch
 from lightning import seed_everything
@@ -92,6 +94,8 @@ def test_dropout_masks_are_the_same_for_all_members_and_as_with_backpropagation(
     masks = []
 
     class Module(ConvNet):
+        evolution_shared = frozenset({"masks"})
+
         def training_step(self, batch, batch_idx):
             mask = torch.nn.functional.dropout(torch.ones(100), 0.5, training=True)
             masks.append(mask)
@@ -147,7 +151,9 @@ def test_no_graph_is_built():
             assert not loss.requires_grad
             return loss
 
-    trainer(EvoStrategy(population=4), max_steps=2).fit(Module())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*asks whether a tensor requires a gradient")
+        trainer(EvoStrategy(population=4), max_steps=2).fit(Module())
 
 
 def test_accumulating_batches_equals_one_large_batch():
