@@ -63,13 +63,13 @@ lint: $(INSTALLED)
 
 # Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
 bench: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding evolution_vs_backprop scaling; do \
+	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
 	@$(BIN)/python -m benchmarks.digits --ties --output benchmarks/results/digits_ties.json
 
 bench-quick: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in engine overhead noise digits memory rounding attributes scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evaluation.fitness import Fitness
     from lightning_evo.generation.evolution import Evolution
+    from lightning_evo.isolation import shared
     from lightning_evo.module import EvolutionMixin
     from lightning_evo.spaces.search_space import SearchSpace
     from lightning_evo.strategies.ddp import DDPEvoMixin
@@ -56,6 +57,7 @@ __all__ = [
     "Schedule",
     "SearchSpace",
     "algorithms",
+    "shared",
 ]
 
 _STRATEGIES = ("EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy")
@@ -66,6 +68,7 @@ _HOME = {
     "Fitness": "evaluation.fitness",
     "Schedule": "algorithms",
     "SearchSpace": "spaces",
+    "shared": "isolation",
 }
 
 

@@ -57,4 +57,4 @@ def size_of(value: Any) -> int:
     """Elements of a tensor or an array; 0 for other objects."""
     if isinstance(value, Tensor):
         return sum(part.numel() for part in parts_of(value))
-    return getattr(value, "size", 0) if hasattr(value, "tobytes") else 0
+    return int(value.size) if hasattr(type(value), "__array_interface__") else 0

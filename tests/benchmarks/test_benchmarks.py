@@ -8,7 +8,20 @@ import sys
 import pytest
 import torch
 
-from benchmarks import _peers, digits, engine, gpu, language_model, memory, noise, overhead, rounding, scaling, tuning
+from benchmarks import (
+    _peers,
+    attributes,
+    digits,
+    engine,
+    gpu,
+    language_model,
+    memory,
+    noise,
+    overhead,
+    rounding,
+    scaling,
+    tuning,
+)
 from lightning_evo import kernels
 
 
@@ -160,6 +173,13 @@ def test_scaling_in_two_processes(tmp_path):
 @pytest.mark.parametrize(("before", "after", "share"), [((5, 100), (15, 200), 0.1), ((5, 9), (4, 9), 0.0)])
 def test_share_of_the_cores_that_others_took(before, after, share):
     assert scaling.Disturbance.share(before, after) == share
+
+
+def test_attributes():
+    found = attributes.measure(generations=5)
+    assert list(found) == list(attributes.HELD)
+    assert found["nothing"]["median_ratio"] == found["nothing"]["mean_ratio"] == 1
+    assert all(each["mean"] > 0 for each in found.values())
 
 
 def test_rounding():

@@ -29,11 +29,11 @@ class Plain(L.LightningModule):
         return torch.optim.SGD(self.net.parameters(), lr=0.0)
 
 
-def fit(module, strategy):
+def fit(module, strategy, **options):
     torch.manual_seed(1)
     trainer = L.Trainer(
         strategy=strategy, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
     trainer.fit(module, data())
     return module
