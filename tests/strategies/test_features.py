@@ -22,6 +22,8 @@ def test_stochastic_weight_averaging(update):
     seen = []
 
     class Model(ConvNet):
+        evolution_shared = frozenset({"seen"})
+
         def training_step(self, batch, batch_idx):
             seen.append(self.trainer.current_epoch)
             return super().training_step(batch, batch_idx)

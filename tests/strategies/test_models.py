@@ -238,6 +238,8 @@ def test_members_cannot_spoil_the_batch():
     means = []
 
     class Model(ConvNet):
+        evolution_shared = frozenset({"means"})
+
         def training_step(self, batch, batch_idx):
             labels = batch.pop("labels")
             means.append(float(batch["images"].mean()))
