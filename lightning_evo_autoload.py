@@ -44,7 +44,6 @@ VARIABLE = "PL_TRAINER_STRATEGY"
 NAME_MODULES = tuple(
     f"{name}.trainer.connectors.accelerator_connector" for name in ("lightning.pytorch", "pytorch_lightning")
 )
-PREPARED = (*REGISTRY_MODULES, *TRAINER_MODULES, *NAME_MODULES)
 
 
 def autoload() -> None:
@@ -62,10 +61,15 @@ def install() -> None:
     # module may be reloaded, and shortening the list could make an import in another thread skip a finder.
     if not any(type(finder).__name__ == "LightningEvoFinder" for finder in sys.meta_path):
         sys.meta_path.insert(0, LightningEvoFinder())
-    for name in PREPARED:
+    for name in _prepared():
         if sys.modules.get(name) is not None:
             # Not taken from `sys.modules`: this waits where another thread is still importing it.
             _prepare(importlib.import_module(name))
+
+
+def _prepared() -> tuple[str, ...]:
+    """The modules of Lightning's that something is done to."""
+    return (*REGISTRY_MODULES, *TRAINER_MODULES, *NAME_MODULES)
 
 
 class LightningEvoFinder:
@@ -73,7 +77,7 @@ class LightningEvoFinder:
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         """Returns what the next finder knows of a module to prepare, its loader wrapped; None for any other module."""
-        if fullname not in PREPARED or self not in sys.meta_path:
+        if fullname not in _prepared() or self not in sys.meta_path:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:  # those before it were asked already
             spec: Any = finder.find_spec(fullname, path, target) if hasattr(finder, "find_spec") else None

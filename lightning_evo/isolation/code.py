@@ -160,10 +160,13 @@ def _data(kind: type, _: object) -> Names:
 
 def _function(kind: type, name: str) -> Any:
     """What a method, static method or property of a class runs, without decorators that say what they wrap."""
-    entry = vars(kind).get(name)
-    function: Any = entry.fget if isinstance(entry, property) else getattr(entry, "__func__", entry)
-    while isinstance(getattr(function, "__wrapped__", None), types.FunctionType):
-        function = function.__wrapped__
+    function = vars(kind).get(name)
+    if isinstance(function, property):
+        function = function.fget
+    elif isinstance(function, staticmethod | classmethod):
+        function = function.__func__
+    while isinstance(function, types.FunctionType) and "__wrapped__" in vars(function):
+        function = vars(function)["__wrapped__"]
     return function
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +26,9 @@ class Contents:
 
     Args:
         tensors: The tensors. Those that can't be copied and written to are left out (see :func:`parts_of`).
-        trust_versions: Copy back only those that were written to, as far as tensors count their writes: neither
-            BatchNorm's kernels nor writes through ``.data`` count.
+        find: How to find those that were written to: by their ``"versions"``, as far as tensors count their writes
+            (neither BatchNorm's kernels nor writes through ``.data`` count); by comparing their ``"bits"``; or not, so
+            that ``"all"`` are copied back. Memory that is read-only must not be written to.
 
     Example:
         >>> total = torch.zeros(2)
@@ -33,23 +38,28 @@ class Contents:
         (True, None, tensor([0., 0.]))
     """
 
-    def __init__(self, tensors: Iterable[Tensor], *, trust_versions: bool = True) -> None:
+    def __init__(self, tensors: Iterable[Tensor], find: Literal["versions", "bits", "all"] = "versions") -> None:
         different = {id(part): part for tensor in tensors for part in parts_of(tensor)}
         self._tensors = list(different.values())
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
         self._movable = [tensor for tensor in self._tensors if not is_sharded(tensor)]
         self._memory = [tensor.data for tensor in self._movable]
         self._places = _places(self._movable)
-        self._versions: list[int | None] | None
-        self._versions = [version_of(tensor) for tensor in self._tensors] if trust_versions else None
+        self._find = find
+        self._versions = [version_of(tensor) for tensor in self._tensors] if find == "versions" else []
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put back what they held."""
         self._take_memory_back()
-        if self._versions is None:
+        if self._find == "all":
             if self._tensors:
                 torch._foreach_copy_(self._tensors, self._copies)
+            return
+        if self._find == "bits":
+            for tensor, copy in zip(self._tensors, self._copies, strict=True):
+                if not _same_bits(tensor.detach(), copy):
+                    tensor.copy_(copy)
             return
         for i, (tensor, version) in enumerate(zip(self._tensors, self._versions, strict=True)):
             if version is None or version_of(tensor) != version:
@@ -76,7 +86,7 @@ class Contents:
             if place != before:
                 tensor.data = memory
         self._places = _places(self._movable)  # `resize_` may have moved the memory itself
-        if self._versions is not None:
+        if self._find == "versions":
             self._versions = [None] * len(self._tensors)  # they say nothing about the other memory
 
 
@@ -119,8 +129,18 @@ class Memory:
         start = array.__array_interface__["data"][0]
         steps = [(size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)]
         first, last = start + sum(min(0, step) for step in steps), start + sum(max(0, step) for step in steps)
+        below = bisect_right(self._extents, (last, math.inf))  # those that begin at its last byte or before
+        return below > 0 and first < self._reaches[below - 1]
+
+    @cached_property
+    def _extents(self) -> list[tuple[int, int]]:
         tensors = [t for each in self._by_storage.values() for t in each if t.device.type == "cpu" and is_plain(t)]
-        return any(first < stop and start <= last for start, stop in map(extent, tensors))
+        return sorted(map(extent, tensors))
+
+    @cached_property
+    def _reaches(self) -> list[int]:
+        """How far those up to each extent reach."""
+        return list(accumulate((stop for _, stop in self._extents), max))
 
 
 def version_of(tensor: Tensor) -> int | None:

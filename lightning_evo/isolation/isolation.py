@@ -32,12 +32,14 @@ from lightning_evo.isolation.reach import is_of_torch, names_shared_by, near, re
 from lightning_evo.isolation.rows import Rows
 from lightning_evo.isolation.snapshots import INTERNAL, Snapshot, take
 from lightning_evo.isolation.traces import Others, Traces
+from lightning_evo.spaces.shards import is_sharded
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["Isolation"]
 
 _SMALL = 1 << 16  # elements of a tensor or an array
 _SILENCED = ("log", "log_dict", "print")  # of LightningModules
+_REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 _TINY = 1 << 12  # those that are put back whether they count their writes or not
 
 
@@ -96,9 +98,10 @@ class Isolation:
         modules = _without_shared(modules)
         roots = {**modules, **self._traces.also()}
         known = {id(value): value for value in self._traces.known(roots)}
-        lying = {id(found.value): found.value for found in near(roots) if found.keeper is None}
+        lying = {id(found.value): found.value for found in near(modules) if found.keeper is None}
         lying.update(known)
-        hidden = [value for value in lying.values() if isinstance(value, nn.Module) and value not in roots.values()]
+        registered = {id(module) for module in modules.values()}
+        hidden = [v for key, v in lying.items() if isinstance(v, nn.Module) and key not in registered]
         every = [*modules.values(), *hidden]
         self._modes = [(module, module.training) for module in every]
         # A buffer that shares a weight's memory is part of the member, not of what it may leave behind.
@@ -113,17 +116,18 @@ class Isolation:
         done = {id(module) for module in every}.union(self._registries.ids, *(each.ids for each in self._attributes))
         values = {key: v for key, v in lying.items() if key not in done and (key in known or _is_small(v))}
         values = {key: value for key, value in values.items() if value not in weights}
-        tensors = [value for value in values.values() if isinstance(value, Tensor)]
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
         self._snapshots: list[Snapshot] = [
-            Contents((tensor for tensor in tensors if tensor.numel() <= _TINY), trust_versions=False),
-            Contents(tensor for tensor in tensors if tensor.numel() > _TINY),
+            Contents((tensor for key, tensor in tensors.items() if key in known), "all"),
+            Contents((t for key, t in tensors.items() if key not in known and t.numel() <= _TINY), "bits"),
+            Contents(t for key, t in tensors.items() if key not in known and t.numel() > _TINY),
             *(take(value) for value in values.values() if not isinstance(value, Tensor)),
         ]
         self._others: Others | None = None
         if self._traces.compares():
             done |= values.keys()
             made = {value for value in known.values() if isinstance(value, Names | Rows)}  # anew each time
-            found = [f for f in reach(roots) if id(f.value) not in done]
+            found = [f for f in reach(roots) if id(f.value) not in done and not _is_spread(f.value)]
             found = [f for f in found if not (isinstance(f.value, Names | Rows) and f.value in made)]
             self._others = Others(f for f in found if f.value not in weights)
         self._started = 0
@@ -182,6 +186,11 @@ def _metric_class() -> type | None:
     return None if torchmetrics is None else torchmetrics.Metric
 
 
+def _is_spread(value: Any) -> bool:
+    """Whether other processes hold parts of it: comparing it would take all of them."""
+    return isinstance(value, Tensor) and is_sharded(value)
+
+
 def _is_small(value: Any) -> bool:
     """Whether it is worth a copy per generation, in case it is a counter."""
     return size_of(value) <= _SMALL and not (isinstance(value, Tensor) and not parts_of(value))
@@ -196,7 +205,7 @@ def _without_shared(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 class _Registries:
-    """The parameters, buffers and parts of all modules: which they are, and what buffers hold in memory of their own.
+    """The parameters, buffers, parts and hooks of all modules, and what buffers hold in memory of their own.
 
     What parameters hold is handled elsewhere, but a forward may put another one in a parameter's place, or add a part.
     """
@@ -204,7 +213,7 @@ class _Registries:
     def __init__(self, modules: list[nn.Module], weights: Memory) -> None:
         # TorchScript modules keep theirs to themselves.
         registries: list[Any] = [
-            own for module in modules for own in (module._parameters, module._buffers, module._modules)
+            getattr(module, name) for module in modules for name in _REGISTRIES if hasattr(module, name)
         ]
         self._registries = [(own, dict(own)) for own in registries if isinstance(own, dict)]
         buffers = [
@@ -216,7 +225,7 @@ class _Registries:
         self.ids = {id(buffer) for buffer in buffers}
         # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
         # writes through `.data` count it up.
-        self._contents = Contents((buffer for buffer in buffers if buffer not in weights), trust_versions=False)
+        self._contents = Contents((buffer for buffer in buffers if buffer not in weights), "all")
 
     def restore(self) -> None:
         for registry, entries in self._registries:

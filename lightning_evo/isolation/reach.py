@@ -21,7 +21,9 @@ from lightning_evo.isolation.snapshots import (
     Snapshot,
     Step,
     attributes_of,
+    entries_of,
     handler_of,
+    length_of,
     registered_in,
 )
 
@@ -168,7 +170,7 @@ class _Walk:
             handler = ITERATOR
         if handler.is_code and not self._code:
             return
-        if self._largest is not None and isinstance(value, _CONTAINERS) and len(value) > self._largest:
+        if self._largest is not None and isinstance(value, _CONTAINERS) and length_of(value) > self._largest:
             return
         if isinstance(value, Names) and self._shared_names:
             value = replace(value, names=tuple(name for name in value.names if name not in self._shared_names))
@@ -204,10 +206,9 @@ class _Walk:
 
     def _is_leaf(self, container: Any) -> bool:
         """Whether a container holds nothing that can be changed."""
-        values = container.values() if isinstance(container, dict) else container
-        kinds = set(map(type, values))
+        kinds = set(map(type, entries_of(container)))
         if kinds == {tuple}:
-            kinds = set(map(type, chain.from_iterable(values)))
+            kinds = set(map(type, chain.from_iterable(entries_of(container))))
         return all(handler_of(kind) is None for kind in kinds)
 
     def _takes_from(self, value: Any, parent: int, text: str) -> bool:

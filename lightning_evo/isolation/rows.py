@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_evo.isolation.contents import Contents
-from lightning_evo.isolation.snapshots import Handler, Part, Snapshot, handle, handler_of
+from lightning_evo.isolation.snapshots import Handler, Part, Snapshot, entries_of, handle, handler_of, length_of
 
 __all__ = ["Rows", "rows_in"]
 
@@ -37,30 +37,26 @@ class Rows:
     @property
     def are_tensors(self) -> bool:
         """Whether the entries are tensors."""
-        return isinstance(next(iter(_values(self.container)), None), Tensor)
+        return isinstance(next(iter(entries_of(self.container)), None), Tensor)
 
     @property
     def entries(self) -> list[Any]:
         """What the container holds."""
-        return list(_values(self.container))
+        return list(entries_of(self.container))
 
 
 def rows_in(container: Any) -> Part | None:
     """The entries of a container as one part; ``None`` if they are few, or can't be taken together."""
-    if len(container) <= _MANY:
+    if length_of(container) <= _MANY:
         return None
-    kinds = set(map(type, _values(container)))
-    if kinds == {Tensor} or (kinds <= {list, dict} and _hold_constants(_values(container))):
+    kinds = set(map(type, entries_of(container)))
+    if kinds == {Tensor} or (kinds <= {list, dict} and _hold_constants(entries_of(container))):
         return Rows(container), (_rows_of, None), "[…]"
     return None
 
 
-def _values(container: Any) -> Collection[Any]:
-    return container.values() if isinstance(container, dict) else container
-
-
-def _hold_constants(rows: Collection[Any]) -> bool:
-    return all(handler_of(kind) is None for kind in set(map(type, chain.from_iterable(map(_values, rows)))))
+def _hold_constants(rows: Iterable[Any]) -> bool:
+    return all(handler_of(kind) is None for kind in set(map(type, chain.from_iterable(map(entries_of, rows)))))
 
 
 def _rows_of(container: Any, _: object) -> Rows:
@@ -88,7 +84,7 @@ class _Table:
 
 def _take(rows: Rows) -> Snapshot:
     if rows.are_tensors:
-        return Contents(rows.entries, trust_versions=False)
+        return Contents(rows.entries, "all")
     return _Table(rows.entries, list(map(operator.methodcaller("copy"), rows.entries)))
 
 

@@ -32,8 +32,10 @@ __all__ = [
     "Snapshot",
     "Step",
     "attributes_of",
+    "entries_of",
     "handle",
     "handler_of",
+    "length_of",
     "register",
     "shared",
     "take",
@@ -226,7 +228,7 @@ class _List:
 
     def changed(self) -> bool:
         now, before = self.container, self.entries
-        return len(now) != len(before) or not all(map(operator.is_, now, before))
+        return length_of(now) != len(before) or not all(map(operator.is_, entries_of(now), before))
 
     def restore(self) -> None:
         if not self.changed():
@@ -250,7 +252,7 @@ class _Dict:
 
     def changed(self) -> bool:
         now, before = self.container, self.entries
-        if len(now) != len(before) or not all(map(operator.is_, dict.values(now), before.values())):
+        if dict.__len__(now) != len(before) or not all(map(operator.is_, dict.values(now), before.values())):
             return True
         return dict.keys(now) != before.keys()
 
@@ -270,7 +272,21 @@ def _take_dict(container: dict[Any, Any]) -> Snapshot:
 
 
 def _take_list(container: Any) -> Snapshot:
-    return _List(container, list(container))
+    return _List(container, list(entries_of(container)))
+
+
+def entries_of(container: Any) -> Iterable[Any]:
+    """What a list, tuple, deque or set holds, and the values of a dictionary."""
+    return dict.values(container) if isinstance(container, dict) else _built_in(container).__iter__(container)
+
+
+def length_of(container: Any) -> int:
+    """How many entries a container has."""
+    return int(_built_in(container).__len__(container))
+
+
+def _built_in(container: Any) -> Any:
+    return next(kind for kind in (list, dict, tuple, set, deque) if isinstance(container, kind))
 
 
 def _item(container: Any, key: Any) -> Any:
@@ -283,7 +299,7 @@ def _parts_of_dict(container: dict[Any, Any]) -> Iterator[Part]:
 
 
 def _parts_of_sequence(container: Any) -> Iterator[Part]:
-    for index, value in enumerate(container):
+    for index, value in enumerate(entries_of(container)):
         yield value, (_item, index), f"[{index}]"
 
 
@@ -320,7 +336,10 @@ class _Attributes:
 
 
 def _names_of(owner: Any) -> dict[str, Any]:
-    return getattr(owner, "__dict__", {})
+    try:
+        return object.__getattribute__(owner, "__dict__")  # type: ignore[no-any-return]
+    except AttributeError:  # slots only
+        return {}
 
 
 def _slots(kind: type) -> list[Any]:
@@ -459,6 +478,8 @@ class _Array:
         return bool(self.array.shape != self.copy.shape or self.array.tobytes() != self.copy.tobytes())
 
     def restore(self) -> None:
+        if not self.changed():  # it may be read-only
+            return
         if self.array.shape != self.copy.shape:
             self.array.resize(self.copy.shape, refcheck=False)
         self.array[...] = self.copy
@@ -491,9 +512,10 @@ _HANDLERS.update(
         types.SimpleNamespace: _OBJECT,
         types.MappingProxyType: Handler(parts=lambda proxy: ()),
         tuple: Handler(parts=_parts_of_sequence),
-        Tensor: Handler(lambda tensor: Contents([tensor], trust_versions=False)),
+        Tensor: Handler(lambda tensor: Contents([tensor], "all")),
         torch.Generator: Handler(_take_torch_generator),
         random.Random: Handler(_take_python_generator),
+        random.SystemRandom: None,
         nn.Module: Handler(_take_module, _parts_of_module),
         types.MethodType: Handler(parts=_parts_of_method),
         functools.partial: Handler(parts=_parts_of_partial),

@@ -128,12 +128,12 @@ class Others:
             many = isinstance(each.value, Rows) and each.value.are_tensors
             if left < 0 or parts == [] or many:
                 self._looks.append((each, Glance(each.value)))
-            elif parts is None:
+            elif parts is None or each.keeper is not None:
                 self._looks.append((each, each.take()))
             else:
                 tensors += parts
                 self._by_part.update((id(part), each) for part in parts)
-        self._contents = Contents(tensors, trust_versions=False)
+        self._contents = Contents(tensors, "bits")
 
     def put_back(self) -> list[tuple[Found, bool]]:
         """What has changed, and whether it was put back. Large objects are not, and those that are left alone."""
@@ -148,7 +148,6 @@ class Others:
             changed.append((found, copied))
         self._looks = same
         written = {id(each): each for each in (self._by_part[id(tensor)] for tensor in self._contents.written())}
-        alone = [each for each in written.values() if each.keeper is not None]
-        if len(alone) < len(written):
+        if written:
             self._contents.restore()
-        return changed + [(each, each.keeper is None) for each in written.values()]
+        return changed + [(each, True) for each in written.values()]

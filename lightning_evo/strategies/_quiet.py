@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["Quiet"]
@@ -14,8 +16,8 @@ _PLAIN = (str, bytes, int, float, complex, os.PathLike, type(None))
 class Quiet:
     """Looks like an object, and does nothing.
 
-    Plain values are the object's own: a logger's ``log_dir``, ``name`` and ``version``, from which a step makes paths.
-    All else is quiet in turn, a call gives ``None``, and nothing can be written.
+    Plain values are the object's own: a logger's ``log_dir``, ``name`` and ``version``, from which a step makes paths;
+    lists and dictionaries are copies. All else is quiet in turn, a call gives ``None``, and nothing can be written.
 
     Args:
         value: The object.
@@ -40,8 +42,7 @@ class Quiet:
         return type(object.__getattribute__(self, "_value"))
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(object.__getattribute__(self, "_value"), name)
-        return found if isinstance(found, _PLAIN) else Quiet(found)
+        return _quiet(getattr(object.__getattribute__(self, "_value"), name))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Drop the value."""
@@ -52,7 +53,20 @@ class Quiet:
             _close_figures(args, **kwargs)
 
     def __getitem__(self, key: Any) -> Any:
-        return self
+        value = object.__getattribute__(self, "_value")
+        return _quiet(value[key]) if isinstance(value, Mapping | Sequence) else self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, key: object) -> bool:
+        return False
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Drop the value."""
@@ -62,6 +76,13 @@ class Quiet:
 
     def __exit__(self, *error: object) -> None:
         """Nothing was opened."""
+
+
+def _quiet(value: Any) -> Any:
+    """A plain value itself, a container of Python's own as a copy, anything else quiet."""
+    if isinstance(value, _PLAIN):
+        return value
+    return copy.copy(value) if type(value) in (list, dict, tuple, set) else Quiet(value)
 
 
 def _close_figures(args: Any, figure: Any = (), close: bool = True, **kwargs: Any) -> None:

@@ -60,7 +60,7 @@ def _who_moves(evolution: Evolution, optimizers: Sequence[Any], update: UpdateNa
         rate = in_words(getattr(algorithm, "learning_rate", "of the algorithm"))
         own = "" if evolution.learning_rate_was_given else f" ({algorithm.name}'s own)"
         return f"the update moves the weights in place, learning rate {rate}{own}"
-    rates = list(dict.fromkeys(in_words(float(group["lr"])) for group in groups))
+    rates = list(dict.fromkeys("None" if group["lr"] is None else in_words(float(group["lr"])) for group in groups))
     rate = f"learning rate{'s' if len(rates) > 1 else ''} {preview(rates, 4)}"
     scheduled = ", scheduled" if any("initial_lr" in group for group in groups) else ""
     name = type(optimizers[0]).__name__

@@ -305,7 +305,7 @@ def test_iterators_that_members_take_from_are_named():
     (message,) = (str(warning.message) for warning in caught)
     assert message.startswith(
         "endless (itertools.cycle), generator (generator), listed (range_iterator) are changed by members and not put "
-        "back, as it holds a place"
+        "back, for there is a place"
     )
 
 
@@ -452,6 +452,106 @@ def test_a_sparse_tensor_that_is_written_to_is_named():
         UserWarning, match=r"graph \(a sparse_coo tensor\) is changed by members and not put back: each sees"
     ):
         generation(module, lambda member: module.graph.mul_(2))
+
+
+# --- odd objects ----------------------------------------------------------------------------------------------------
+
+
+class Permissive(dict):
+    __getattr__ = dict.__getitem__
+
+
+class Doubling(list):
+    """Gives other things than it holds."""
+
+    def __iter__(self):
+        return iter([[each] for each in list.__iter__(self)])
+
+    def __len__(self):
+        return 0
+
+
+class Refusing:
+    __slots__ = ("value",)
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+class Incomparable:
+    def __eq__(self, other):
+        raise AssertionError
+
+    __hash__ = None
+
+
+class Odd(nn.Module):
+    configuration = Permissive(lr=1)
+
+    def __init__(self, value):
+        super().__init__()
+        self.value, self.others = value, [[i] for i in range(80)] + [value]
+
+    def forward(self):
+        return self.configuration["lr"]
+
+
+def read_only():
+    return numpy.frombuffer(bytes(32), dtype=numpy.float32)
+
+
+def mapped():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is not writeable
+        return torch.from_numpy(read_only())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        read_only, mapped, random.SystemRandom, Refusing, Incomparable, Permissive, lambda: Doubling([[1], [2]]),
+        lambda: numpy.array([{}, None], dtype=object), lambda: numpy.ma.masked_array([1, 2], [0, 1]),
+        lambda: torch.distributions.Normal(torch.zeros(2), 1.0), lambda: functools.lru_cache(len), lambda: Holding,
+        lambda: types.MappingProxyType({"a": [1]}), lambda: bytearray(b"ab"), lambda: super(Odd, Odd),
+    ],
+    ids=lambda make: getattr(make, "__name__", "other"),
+)  # fmt: skip
+def test_odd_objects_are_no_reason_to_fail(make):
+    value = make()
+    held = list(list.__iter__(value)) if isinstance(value, list) else None
+    module, traces = Odd(value), Traces()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(4):
+            generation(module, lambda member: module(), traces)
+    assert module.value is value
+    assert module.others[-1] is value
+    if held is not None:
+        assert all(a is b for a, b in zip(list.__iter__(value), held, strict=True))
+
+
+def test_hooks_that_members_register_are_taken_back():
+    module, calls = holding(layer=nn.Linear(2, 2)), []
+
+    def act(member):
+        module.layer.register_forward_hook(lambda *args: calls.append(member))
+        module.layer(torch.zeros(1, 2))
+
+    generation(module, act)
+    module.layer(torch.zeros(1, 2))
+    assert calls == [0, 1, 2]
+
+
+def test_arrays_in_the_memory_of_weights_are_left_to_the_evaluation():
+    module = holding(layers=nn.ModuleList(nn.Linear(2, 2) for _ in range(20)))
+    weight = module.layers[7].weight
+    module.seen = weight.detach().numpy()
+    generation(module, lambda member: weight.data.add_(1), evolving=list(module.parameters()))
+    assert numpy.shares_memory(module.seen, weight.detach().numpy())
+    module.seen -= weight.detach().numpy()
+    before = torch.stack([layer.weight.detach() for layer in module.layers])
+    assert before[7].eq(0).all()
+    assert before[6].ne(0).any()
 
 
 # --- cost -----------------------------------------------------------------------------------------------------------

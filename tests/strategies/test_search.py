@@ -58,7 +58,7 @@ def test_finds_its_own_sigma_and_names_the_optimizer_as_unused(monkeypatch):
     assert loss < 1e-4
     assert trainer.callback_metrics["evo/sigma"] < 0.05
     assert trainer.strategy.update == "in_place"
-    assert said[0] == "update='in_place': of Adam nothing is used."
+    assert said[0] == "update='in_place': of Adam nothing is used; csa_es says where the weights go."
     assert trainer.global_step == 80
 
 
