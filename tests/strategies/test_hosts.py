@@ -205,7 +205,7 @@ def test_workers_of_a_host_that_are_killed(cluster, undisturbed, how):
         assert result["weights"] == undisturbed
         assert result["evaluated"] <= (GENERATIONS - 20) * members  # the killed generations were not evaluated again
         assert result["begun"] >= 16 if how else result["begun"] == 0  # an epoch's checkpoint, or the journal's start
-    assert results[1]["restarts"] == "1"
+    assert int(results[1]["restarts"]) >= 1
 
 
 def test_a_host_that_is_lost(cluster, undisturbed):

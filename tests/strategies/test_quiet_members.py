@@ -80,6 +80,23 @@ def run(module, strategy, folder, **options):
     return trainer, logger
 
 
+class Recorded:
+    def __init__(self):
+        self.history, self.settings, self.calls = [1, 2], {"w": 3}, Experiment()
+
+
+def test_containers_of_a_quiet_object_are_copies():
+    value = Recorded()
+    quiet = Quiet(value)
+    quiet.history.append(3)
+    assert ([*quiet.history], quiet.settings["w"] * 2, "w" in quiet.settings) == ([1, 2], 6, True)
+    assert (value.history, value.settings) == ([1, 2], {"w": 3})
+    assert ([*quiet.calls], len(quiet.calls), 1 in quiet.calls, bool(quiet.calls)) == ([], 0, False, True)
+    quiet.calls.add_scalar("a", 1, 2)
+    quiet.calls["b"] = 1
+    assert value.calls.calls == []
+
+
 @pytest.mark.parametrize("evaluation", ["plain", "in_forward", "batched"])
 def test_loggers_and_print_hear_each_step_once(evaluation, tmp_path, capsys):
     heard = []
@@ -143,7 +160,7 @@ def test_a_quiet_object_looks_like_another_one():
     assert quiet.dir == "files"
     assert quiet.add_scalar("x", 1, 0) is None
     with quiet.run as run_:
-        run_.calls[0] = run_.calls.append(1)
+        run_.calls.append(1)
     quiet.new = 1
     assert (experiment.calls, hasattr(experiment, "new")) == ([], False)
     with pytest.raises(AttributeError):
