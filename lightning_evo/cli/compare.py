@@ -21,7 +21,9 @@ from lightning_evo.utils.files import written_file
 __all__ = ["compare_table", "parser", "run"]
 
 _DEFAULT = Path("comparison.png")
-_LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|ppl|nll|mse|mae|rmse|wer|cer|bits|distance", re.IGNORECASE)
+_LOWER_IS_BETTER = re.compile(
+    r"(?<![^\W_])(loss|error|perplexity|ppl|nll|mse|mae|rmse|wer|cer|bits|distance)(?![^\W_])", re.IGNORECASE
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -71,8 +71,9 @@ class Questions(TorchFunctionMode):
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._derived.clear()
         if self._places and error is None:
+            verb = "asks" if len(self._places) == 1 else "ask"
             warnings.warn(
-                f"{', '.join(self._places)} asks whether a tensor requires a gradient. Under evolution nothing does, "
+                f"{', '.join(self._places)} {verb} whether a tensor requires a gradient. Under evolution nothing does, "
                 "so what the code does only then (filling a memory bank, for example) is left out. If it is wanted, "
                 "ask `self.training` there, or do it in `on_train_batch_end`.",
                 stacklevel=2,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import sysconfig
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +26,23 @@ _FOUNDATIONS = set(sys.stdlib_module_names) - {"__main__"} | {
 """Packages whose code is taken to keep nothing of a member in globals."""
 
 
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+_EMPTY = object()
+
+
 def _is_of_the_user(thing: Any) -> bool:
-    return (getattr(thing, "__module__", None) or "builtins").partition(".")[0] not in _FOUNDATIONS
+    return not _is_foundation((getattr(thing, "__module__", None) or "builtins").partition(".")[0])
+
+
+@functools.lru_cache(1024)
+def _is_foundation(package: str) -> bool:
+    """Whether a package is one of those above, and not a folder of the user's of the same name."""
+    if package not in _FOUNDATIONS:
+        return False
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is None or file.startswith(_INSTALLED) or "site-packages" in file
 
 
 @dataclass(frozen=True)
@@ -53,17 +69,21 @@ class _Meanings:
 
     def changed(self) -> bool:
         now = vars(self.names.owner)
-        return any(now.get(name) is not value for name, value in self.values.items())
+        return any(now.get(name, _EMPTY) is not value for name, value in self.values.items())
 
     def restore(self) -> None:
         now = vars(self.names.owner)
         for name, value in self.values.items():
-            if now.get(name) is not value:
+            if now.get(name, _EMPTY) is value:
+                continue
+            if value is _EMPTY:
+                delattr(self.names.owner, name)
+            else:
                 setattr(self.names.owner, name, value)
 
 
 def _take(names: Names) -> _Meanings:
-    return _Meanings(names, {name: vars(names.owner).get(name) for name in names.names})
+    return _Meanings(names, {name: vars(names.owner).get(name, _EMPTY) for name in names.names})
 
 
 def _meaning(names: Names, name: str) -> Any:
@@ -79,7 +99,7 @@ def _parts_of_names(names: Names) -> Iterator[Part]:
 def _named_by(code: types.CodeType) -> frozenset[str]:
     """The names of globals, attributes and imports in a function's code, and in what it defines."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(code.co_names).union(*map(_named_by, inner))
+    return frozenset(code.co_names).union(code.co_freevars, *map(_named_by, inner))
 
 
 def _globals_of(function: types.FunctionType) -> tuple[Names, ...]:
@@ -88,11 +108,10 @@ def _globals_of(function: types.FunctionType) -> tuple[Names, ...]:
     if file is None or vars(file) is not function.__globals__:  # made by `exec`
         return ()
     named = _named_by(function.__code__)
-    own = sorted(name for name in named if name in function.__globals__)
-    found = [Names(file, tuple(own), "the global ")]
-    for name in own:
-        module = function.__globals__[name]
-        if isinstance(module, types.ModuleType) and module.__name__.partition(".")[0] not in _FOUNDATIONS:
+    found = [Names(file, tuple(sorted(named)), "the global ")]  # also those that are not there yet
+    for name in sorted(named):
+        module = function.__globals__.get(name)
+        if isinstance(module, types.ModuleType) and not _is_foundation(module.__name__.partition(".")[0]):
             names = tuple(sorted(name for name in named if name in vars(module)))
             found.append(Names(module, names, f"{module.__name__}."))
     return tuple(found)
@@ -134,9 +153,6 @@ class _Variable:
             self.cell.cell_contents = self.value
 
 
-_EMPTY = object()
-
-
 def _content(cell: types.CellType, _: object = None) -> Any:
     try:
         return cell.cell_contents
@@ -150,8 +166,10 @@ def _parts_of_cell(cell: types.CellType) -> Iterator[Part]:
 
 def _data_of(kind: type) -> Names:
     code = (types.FunctionType, staticmethod, classmethod, property, types.MemberDescriptorType)
-    names = [name for name, value in vars(kind).items() if not name.startswith("__") and not isinstance(value, code)]
-    return Names(kind, tuple(names), f"{kind.__qualname__}.")
+    there = vars(kind)
+    names = {name for name, value in there.items() if not name.startswith("__") and not isinstance(value, code)}
+    names |= {name for name in names_in_code_of(kind) if not name.startswith("__") and name not in there}  # not yet
+    return Names(kind, tuple(sorted(names)), f"{kind.__qualname__}.")
 
 
 def _data(kind: type, _: object) -> Names:

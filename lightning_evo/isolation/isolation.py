@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from lightning_evo.isolation.code import Names
 from lightning_evo.isolation.contents import Contents, Memory, parts_of
 from lightning_evo.isolation.glance import size_of
-from lightning_evo.isolation.reach import is_of_torch, names_shared_by, near, reach
+from lightning_evo.isolation.reach import is_of_torch, names_shared_by, names_shared_in_vain, near, reach
 from lightning_evo.isolation.rows import Rows
-from lightning_evo.isolation.snapshots import INTERNAL, Snapshot, take
+from lightning_evo.isolation.snapshots import ModuleAttributes, Snapshot, take
 from lightning_evo.isolation.traces import Others, Traces
 from lightning_evo.spaces.shards import is_sharded
 from lightning_evo.utils.random_state import RandomState
@@ -111,10 +111,12 @@ class Isolation:
         self._attributes = [
             _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
             for m in every
-            if not is_of_torch(m)  # torch's own modules keep their state in buffers
+            if not is_of_torch(m) or id(m) in known  # torch's own modules keep their state in buffers, most often
         ]
-        done = {id(module) for module in every}.union(self._registries.ids, *(each.ids for each in self._attributes))
-        values = {key: v for key, v in lying.items() if key not in done and (key in known or _is_small(v))}
+        seen = (id(m) for m in every if not is_of_torch(m) or id(m) in known)
+        done = set(seen).union(self._registries.ids, *(each.ids for each in self._attributes))
+        done_or_module = done | {id(module) for module in every}
+        values = {k: v for k, v in lying.items() if k not in done_or_module and (k in known or _is_small(v))}
         values = {key: value for key, value in values.items() if value not in weights}
         tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
         self._snapshots: list[Snapshot] = [
@@ -130,6 +132,9 @@ class Isolation:
             found = [f for f in reach(roots) if id(f.value) not in done and not _is_spread(f.value)]
             found = [f for f in found if not (isinstance(f.value, Names | Rows) and f.value in made)]
             self._others = Others(f for f in found if f.value not in weights)
+        if self._traces.generation == 0:
+            for module in modules.values():
+                self._traces.shared_in_vain(type(module).__name__, names_shared_in_vain(module))
         self._started = 0
 
     def start_member(self) -> None:
@@ -163,11 +168,14 @@ class Isolation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.start_member()
-        self._compare()
-        for attributes in self._attributes:
-            attributes.release()
-        self._unsilence()
+        try:
+            self.start_member()
+            self._compare()
+            self._registries.put_flags_back()
+        finally:
+            for attributes in self._attributes:
+                attributes.release()
+            self._unsilence()
         self._traces.end()
 
     def _unsilence(self) -> None:
@@ -216,6 +224,7 @@ class _Registries:
             getattr(module, name) for module in modules for name in _REGISTRIES if hasattr(module, name)
         ]
         self._registries = [(own, dict(own)) for own in registries if isinstance(own, dict)]
+        self._flags = [(p, p.requires_grad) for module in modules for p in module.parameters(recurse=False)]
         buffers = [
             buffer
             for module in modules
@@ -226,6 +235,12 @@ class _Registries:
         # Always copied back. A tensor's version can't tell whether it was written to: neither BatchNorm's kernels nor
         # writes through `.data` count it up.
         self._contents = Contents((buffer for buffer in buffers if buffer not in weights), "all")
+
+    def put_flags_back(self) -> None:
+        """Have parameters require gradients if they did."""
+        for parameter, flag in self._flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad = flag
 
     def restore(self) -> None:
         for registry, entries in self._registries:
@@ -238,21 +253,13 @@ class _Registries:
         self._contents.restore()
 
 
-class _Attributes:
-    """A module's plain attributes: which objects they are."""
+class _Attributes(ModuleAttributes):
+    """A module's plain attributes."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._left_out = INTERNAL | names_shared_by(module)
-        self._values = {name: value for name, value in vars(module).items() if name not in self._left_out}
+        super().__init__(module, names_shared_by(module))
         self.ids: set[int] = set()
         """Of objects that are seen to here."""
-
-    def restore(self) -> None:
-        current = vars(self._module)
-        for name in [name for name in current if name not in self._left_out and name not in self._values]:
-            del current[name]
-        current.update(self._values)
 
     def release(self) -> None:
         """Nothing to do once members are finished."""
@@ -265,7 +272,7 @@ class _MetricState(_Attributes):
         super().__init__(module)
         names: Any = module._defaults
         # A wrapper may show the states of another metric, which is a module of its own, as if they were its own.
-        self._states = {name: self._values[name] for name in names if name in self._values}
+        self._states = {name: self.values[name] for name in names if name in self.values}
         states = self._states.values()
         self.ids = {
             id(entry) for state in states for entry in ([state, *state] if isinstance(state, list) else [state])
@@ -273,10 +280,10 @@ class _MetricState(_Attributes):
 
     def restore(self) -> None:
         super().restore()
-        vars(self._module).update(
+        self._own.update(
             {name: list(s) if isinstance(s, list) else s.detach().clone() for name, s in self._states.items()}
         )
 
     def release(self) -> None:
         """Hand the metric its own state back."""
-        vars(self._module).update(self._states)
+        self._own.update(self._states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from lightning_evo.isolation.snapshots import (
     ITERATOR,
     OPAQUE,
     Handler,
+    Key,
     Part,
     Snapshot,
     Step,
@@ -24,10 +26,20 @@ from lightning_evo.isolation.snapshots import (
     entries_of,
     handler_of,
     length_of,
-    registered_in,
+    take,
 )
 
-__all__ = ["Found", "Keeper", "Path", "follow", "is_of_torch", "names_shared_by", "near", "reach"]
+__all__ = [
+    "Found",
+    "Keeper",
+    "Path",
+    "follow",
+    "is_of_torch",
+    "names_shared_by",
+    "names_shared_in_vain",
+    "near",
+    "reach",
+]
 
 Path = tuple[str, tuple[Step, ...]]
 """The name of a root, and the steps from there."""
@@ -36,6 +48,7 @@ _MOST = 200_000  # objects that are looked at
 _NEAR = 512  # those that are looked at in every generation
 _FEW = 64  # entries of a container that is looked into in every generation
 _OF_TORCH: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+_WITH_SIZES = (nn.ParameterList, nn.ParameterDict)  # which attributes say, too
 _NONE: frozenset[str] = frozenset()
 _CONTAINERS = (list, tuple, dict, set, deque)
 
@@ -100,6 +113,15 @@ def names_shared_by(module: nn.Module) -> frozenset[str]:
     return frozenset(names)
 
 
+def names_shared_in_vain(module: nn.Module) -> list[str]:
+    """Those in a module's ``evolution_shared`` that it neither holds nor names in its methods."""
+    names = names_shared_by(module)
+    if not names:
+        return []
+    known = {*vars(module), *module._parameters, *module._buffers, *module._modules, *vars(type(module))}
+    return sorted(names - known - names_in_code_of(type(module)))
+
+
 def near(roots: Mapping[str, Any]) -> list[Found]:
     """What lies near: data in attributes and in small containers, as far as that is cheap to look at every time."""
     own = {name: root for name, root in roots.items() if not (isinstance(root, nn.Module) and is_of_torch(root))}
@@ -130,7 +152,7 @@ class _Walk:
         self._most, self._largest, self._code = most, largest, code
         self._values: list[Any] = []
         self._handlers: list[Handler] = []
-        self._origins: list[tuple[int, Step | None, str]] = []  # parent, step, text
+        self._origins: list[tuple[int, Step | None, str | Key]] = []  # parent, step, text
         self._because: dict[int, str] = {}  # what objects that are left alone hold
         self._seen: set[int] = set()
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
@@ -153,11 +175,9 @@ class _Walk:
 
     def take(self, position: int) -> Snapshot:
         """A snapshot of an object."""
-        take = self._handlers[position].take
-        assert take is not None
-        return take(self._values[position])
+        return take(self._values[position], self._handlers[position])
 
-    def _add(self, value: Any, parent: int, step: Step | None, text: str) -> None:
+    def _add(self, value: Any, parent: int, step: Step | None, text: str | Key) -> None:
         handler = handler_of(type(value))
         if handler is None or id(value) in self._seen:
             return
@@ -180,6 +200,12 @@ class _Walk:
         self._origins.append((parent, step, text))
 
     def _expand(self, position: int) -> None:
+        try:
+            self._look_into(position)
+        except Exception:  # an object may be of any kind: what can't be looked into is left alone
+            return
+
+    def _look_into(self, position: int) -> None:
         value, handler = self._values[position], self._handlers[position]
         if isinstance(value, _CONTAINERS):
             if self._is_leaf(value):
@@ -191,18 +217,21 @@ class _Walk:
                 return
         shared = self._shared.get(id(value), _NONE)
         for part, step, text in self._parts(position):
-            if text[1:] in shared or (handler.is_code and text.rpartition(" ")[2] in self._shared_names):
-                continue
-            self._add(part, position, step, text)
+            if not (self._shared_names and self._is_shared(text, shared, handler)):
+                self._add(part, position, step, text)
+
+    def _is_shared(self, text: str | Key, shared: frozenset[str], handler: Handler) -> bool:
+        if isinstance(text, Key):
+            return False
+        return text[1:] in shared or (handler.is_code and text.rpartition(" ")[2] in self._shared_names)
 
     def _parts(self, position: int) -> Iterable[Part]:
         value, handler = self._values[position], self._handlers[position]
         if not isinstance(value, nn.Module):
             return handler.parts(value)
-        of_torch = is_of_torch(value)
         if self._code or self._origins[position][0] >= 0:
-            return registered_in(value) if of_torch else handler.parts(value)
-        return () if of_torch else attributes_of(value)  # what is registered in the module itself is seen to
+            return handler.parts(value)
+        return attributes_of(value)  # what is registered in the module itself is seen to
 
     def _is_leaf(self, container: Any) -> bool:
         """Whether a container holds nothing that can be changed."""
@@ -211,12 +240,12 @@ class _Walk:
             kinds = set(map(type, chain.from_iterable(entries_of(container))))
         return all(handler_of(kind) is None for kind in kinds)
 
-    def _takes_from(self, value: Any, parent: int, text: str) -> bool:
+    def _takes_from(self, value: Any, parent: int, text: str | Key) -> bool:
         """Whether a module's code names an iterator that the module holds, and so may take from it."""
         holder = self._values[parent] if parent >= 0 else None
-        if not (isinstance(holder, nn.Module) and hasattr(type(value), "__next__")):
+        if isinstance(text, Key) or not (isinstance(holder, nn.Module) and hasattr(type(value), "__next__")):
             return False
-        return text[1:] in names_in_code_of(type(holder))
+        return not isinstance(value, io.IOBase) and text[1:] in names_in_code_of(type(holder))
 
     def _owner(self, position: int) -> int | None:
         """The object that something belongs to, which lies in it, or in containers in it."""
@@ -251,7 +280,7 @@ class _Walk:
         """For people."""
         texts: list[str] = []
         for ancestor in self._ancestors(position):
-            text = self._origins[ancestor][2]
+            text = str(self._origins[ancestor][2])
             texts.append(text)
             if text and text[0] not in ".[":
                 break
@@ -260,7 +289,7 @@ class _Walk:
     def path(self, position: int) -> Path:
         """How to get to an object."""
         *steps, root = self._ancestors(position)
-        return self._origins[root][2], tuple(self._origins[step][1] for step in reversed(steps))  # type: ignore[misc]
+        return str(self._origins[root][2]), tuple(self._origins[step][1] for step in reversed(steps))  # type: ignore[misc]
 
 
 def is_of_torch(module: nn.Module) -> bool:
@@ -269,7 +298,8 @@ def is_of_torch(module: nn.Module) -> bool:
     found = _OF_TORCH.get(kind)
     if found is None:
         # All of its classes: `fully_shard` gives a module a class of torch's, derived from the module's own.
-        found = _OF_TORCH[kind] = all(cls.__module__.startswith("torch.") for cls in kind.__mro__[:-1])
+        found = all(cls.__module__.startswith("torch.") for cls in kind.__mro__[:-1])
+        found = _OF_TORCH[kind] = found and not issubclass(kind, _WITH_SIZES)
     return found
 
 

@@ -6,6 +6,7 @@ snapshot; what that holds in turn has its own. :func:`register` adds a handler.
 
 from __future__ import annotations
 
+import array
 import functools
 import operator
 import random
@@ -22,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.isolation.contents import Contents
+from lightning_evo.utils.messages import shown
 
 __all__ = [
     "INTERNAL",
     "ITERATOR",
     "OPAQUE",
     "Handler",
+    "ModuleAttributes",
     "Part",
     "Snapshot",
     "Step",
@@ -70,7 +73,17 @@ Step = tuple[Callable[[Any, Any], Any], Any]
 """From an object to one that it holds: a function, and what it takes besides the object."""
 
 
-Part = tuple[Any, Step, str]
+@dataclass(frozen=True)
+class Key:
+    """How people write the step to what a dictionary holds: made when it is asked for."""
+
+    key: Any
+
+    def __str__(self) -> str:
+        return f"[{shown(self.key)}]"
+
+
+Part = tuple[Any, Step, str | Key]
 """What an object holds, the step that leads to it, and how people write that step."""
 
 
@@ -167,12 +180,25 @@ def handle(kind: type, handler: Handler | None) -> None:
     _FOUND.clear()
 
 
-def take(value: Any) -> Snapshot:
-    """A snapshot of an object of which there can be one."""
-    handler = handler_of(type(value))
+def take(value: Any, handler: Handler | None = None) -> Snapshot:
+    """A snapshot of an object of which there can be one, by the handler of its kind unless another is given."""
+    handler = handler_of(type(value)) if handler is None else handler
     assert handler is not None
     assert handler.take is not None
-    return handler.take(value)
+    try:
+        return handler.take(value)
+    except Exception:  # an object may be of any kind
+        return _Unknown()
+
+
+class _Unknown:
+    """Stands for what an object held that can't be looked into."""
+
+    def changed(self) -> bool:
+        return False
+
+    def restore(self) -> None:
+        """Nothing is known."""
 
 
 def handler_of(kind: type) -> Handler | None:
@@ -182,6 +208,8 @@ def handler_of(kind: type) -> Handler | None:
     except KeyError:
         found = _FOUND[kind] = _find(kind)
         return found
+    except TypeError:  # a metaclass without a hash
+        return _find(kind)
 
 
 def _find(kind: type) -> Handler | None:
@@ -193,7 +221,7 @@ def _find(kind: type) -> Handler | None:
     names = _of_numpy(kind)
     if names is not None:
         return names
-    if hasattr(kind, "__next__"):
+    if hasattr(kind, "__next__"):  # files, too
         return OPAQUE
     package = kind.__module__.partition(".")[0]
     if package in _FOREIGN:
@@ -295,7 +323,7 @@ def _item(container: Any, key: Any) -> Any:
 
 def _parts_of_dict(container: dict[Any, Any]) -> Iterator[Part]:
     for key, value in dict.items(container):
-        yield value, (dict.get, key), f"[{key!r}]"
+        yield value, (dict.get, key), Key(key)
 
 
 def _parts_of_sequence(container: Any) -> Iterator[Part]:
@@ -362,8 +390,29 @@ def _take_attributes(owner: Any) -> Snapshot:
     return _Attributes(owner, dict(_names_of(owner)), [(slot, _slot(owner, slot)) for slot in _slots(type(owner))])
 
 
-def _take_module(module: nn.Module) -> Snapshot:
-    return _Attributes(module, dict(vars(module)), [])
+class ModuleAttributes:
+    """Which objects a module's attributes are, but for its parameters, buffers, parts, hooks and mode.
+
+    Args:
+        module: The module.
+        shared: Names that are left out.
+    """
+
+    def __init__(self, module: nn.Module, shared: frozenset[str] = frozenset()) -> None:
+        self._own, self._left_out = vars(module), INTERNAL | shared
+        self.values = {name: value for name, value in self._own.items() if name not in self._left_out}
+        """By their names."""
+
+    def changed(self) -> bool:
+        """Whether there are others now."""
+        now = {name: value for name, value in self._own.items() if name not in self._left_out}
+        return len(now) != len(self.values) or any(now.get(name, _GONE) is not v for name, v in self.values.items())
+
+    def restore(self) -> None:
+        """Put them back."""
+        for name in [name for name in self._own if name not in self._left_out and name not in self.values]:
+            del self._own[name]
+        self._own.update(self.values)
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -470,6 +519,25 @@ def _take_numpy_generator(generator: Any) -> Snapshot:
 
 
 @dataclass
+class _Bytes:
+    """Of a bytearray or an array.array."""
+
+    memory: Any
+    copy: Any
+
+    def changed(self) -> bool:
+        return bool(self.memory != self.copy)
+
+    def restore(self) -> None:
+        if self.changed():
+            self.memory[:] = self.copy
+
+
+def _take_bytes(memory: Any) -> Snapshot:
+    return _Bytes(memory, memory[:])
+
+
+@dataclass
 class _Array:
     array: Any
     copy: Any
@@ -514,9 +582,11 @@ _HANDLERS.update(
         tuple: Handler(parts=_parts_of_sequence),
         Tensor: Handler(lambda tensor: Contents([tensor], "all")),
         torch.Generator: Handler(_take_torch_generator),
+        bytearray: Handler(_take_bytes),
+        array.array: Handler(_take_bytes),
         random.Random: Handler(_take_python_generator),
         random.SystemRandom: None,
-        nn.Module: Handler(_take_module, _parts_of_module),
+        nn.Module: Handler(ModuleAttributes, _parts_of_module),
         types.MethodType: Handler(parts=_parts_of_method),
         functools.partial: Handler(parts=_parts_of_partial),
     }

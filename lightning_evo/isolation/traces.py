@@ -42,9 +42,13 @@ class Traces:
         """Begin again: the module is another one."""
         self.paths: dict[Path, str] = {}
         """Where what was changed lies, and its names."""
+        self._named: set[str] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """A new run of the same module begins, with other callbacks perhaps: compare all again."""
         self.generation = 0
         """How many were begun and ended."""
-        self._named: set[str] = set()
         self._warnings: dict[str, list[str]] = {}
 
     def compares(self) -> bool:
@@ -85,6 +89,11 @@ class Traces:
             f"{keeper.name} ({keeper.kind})",
             f"changed by members and not put back, for there is {keeper.because}: {_CONSEQUENCE}",
         )
+
+    def shared_in_vain(self, module: str, names: list[str]) -> None:
+        """A module says that members share what is not there."""
+        for name in names:
+            self._warn(f"evolution_shared of {module}: {name!r}", "neither held by the module nor named in its methods")
 
     def _warn(self, name: str, what: str) -> None:
         if name not in self._named:

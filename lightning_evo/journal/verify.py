@@ -127,6 +127,12 @@ def _by_number(point: tuple[int, Path]) -> int:
 
 def _found(journal: Journal, first: int, last: int, checkpoints: int) -> Verification:
     checksums = sum(first <= at <= journal.end for at in journal.weights) + (first == journal.header.generation)
+    if first == journal.end:
+        sentence = (
+            f"Not verified: the checkpoint is that of the journal's end, after {first:,} generations, so nothing was "
+            "replayed. Name an earlier one, or the weights that the run began with: --checkpoint FILE."
+        )
+        return Verification(False, sentence, first, last)
     if not checksums + checkpoints:
         sentence = (
             f"Not verified: there is one checkpoint, after {first:,} generations, and from there on the journal has no "

@@ -89,7 +89,7 @@ def unused_options(optimizers: Sequence[Any], evolution: Evolution) -> str | Non
     name = type(optimizer).__name__
     if evolution.algorithm.owns_center:
         return f"update='in_place': of {name} nothing is used; {evolution.algorithm.name} says where the weights go."
-    if type(optimizer) is not torch.optim.SGD:
+    if not isinstance(optimizer, torch.optim.SGD):
         unused = "momentum and adaptivity"
     elif any(group["momentum"] for group in optimizer.param_groups):
         unused = "momentum"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -236,7 +237,8 @@ class EvoStrategyMixin(Strategy):
             return
         self._check(module)
         self._questions = Questions()
-        self.evolution.traces.also = lambda: _compat.within_reach(trainer)
+        self.evolution.traces.also = partial(_compat.within_reach, trainer)
+        self.evolution.traces.begin()
         _compat.around_validation(trainer, self._keep_random_state)
         _compat.after_closures(trainer, self._after_closure)
         self._complete = self._said_no_step = False
@@ -308,6 +310,7 @@ class EvoStrategyMixin(Strategy):
     def teardown(self) -> None:
         vars(self.precision_plugin).pop("clip_gradients", None)
         self._moves.detach()
+        self.evolution.traces.also = dict
         if self.lightning_module is not None:
             _compat.leave_validation(self.lightning_module.trainer)
             _compat.leave_closures(self.lightning_module.trainer)

@@ -340,6 +340,15 @@ def test_what_members_are_meant_to_share():
     assert (len(others), module.meter.count) == (0, 0)
 
 
+class Misspelled(Sharing):
+    evolution_shared = {"pool", "poll"}
+
+
+def test_names_that_are_shared_in_vain_are_named():
+    with pytest.warns(UserWarning, match="'poll' is neither held by the module nor named in its methods"):
+        generation(Misspelled(), lambda member: None)
+
+
 def test_names_that_are_shared_are_a_collection():
     module = holding(evolution_shared="pool")
     with pytest.raises(TypeError, match=r"must be a set of names, such as \{'pool'\}; got 'pool'"):
@@ -528,6 +537,57 @@ def test_odd_objects_are_no_reason_to_fail(make):
     assert module.others[-1] is value
     if held is not None:
         assert all(a is b for a, b in zip(list.__iter__(value), held, strict=True))
+
+
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts, self.drop = nn.ParameterList([nn.Parameter(torch.zeros(2))]), nn.Dropout(0.5)
+        self.frozen, self.memory = nn.Parameter(torch.zeros(2), requires_grad=False), bytearray(b"ab")
+
+    def forward(self):
+        global made_by_a_member
+        made_by_a_member = 1
+        type(self).calls = getattr(type(self), "calls", 0) + 1
+        self.parts.append(nn.Parameter(torch.ones(2)))
+        self.drop.p *= 0.9
+        self.drop.seen = getattr(self.drop, "seen", 0) + 1
+        self.frozen.requires_grad_(not self.frozen.requires_grad)
+        self.memory.append(0)
+
+
+def test_what_members_add_to_modules_classes_and_files():
+    module, traces = Growing(), Traces()
+    for _ in range(6):
+        generation(module, lambda member: module(), traces)
+        assert (len(module.parts), len(list(module.parts)), module.drop.p, bytes(module.memory)) == (1, 1, 0.5, b"ab")
+        assert not hasattr(module.drop, "seen")
+        assert not hasattr(Growing, "calls")
+        assert not module.frozen.requires_grad
+        assert "made_by_a_member" not in globals()
+
+
+def test_a_second_run_compares_all_again():
+    module, traces = holding(), Traces()
+    for _ in range(6):
+        generation(module, lambda member: None, traces)
+    module.meters = [Meter() for _ in range(100)]
+    traces.begin()
+    for _ in range(3):
+        generation(module, lambda member: module.meters[70].update(1), traces)
+    assert module.meters[70].count == 0
+
+
+def test_logs_come_back_if_nothing_can_be_put_back(monkeypatch):
+    class Model(nn.Module):
+        def log_dict(self, *args):
+            raise AssertionError
+
+    model = Model()
+    monkeypatch.setattr(Isolation, "start_member", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError), Isolation(model, CPU):
+        pass
+    assert "log" not in vars(model)
 
 
 def test_hooks_that_members_register_are_taken_back():
