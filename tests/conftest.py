@@ -12,6 +12,10 @@ import torch
 
 from lightning_evo import kernels
 
+# As processes that tests start have it: how many threads divide a sum says how it is rounded, on AMD's processors also
+# small ones. And workers of tests would fight over the cores.
+torch.set_num_threads(1)
+
 if os.environ.get("LIGHTNING_EVO_KERNELS", "auto") != "torch":
     # Built now, not in the middle of whichever test draws noise first. Where they can't be, tests go without: the
     # warning would fail every one of them.

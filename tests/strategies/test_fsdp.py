@@ -32,15 +32,6 @@ pytestmark = [
 OPTIONS = {"population": 8, "sigma": 0.1, "seed": 3}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As the processes have: BatchNorm's sums and matrix products are rounded by how many threads divide them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def two():
     with processes(2) as pool:
