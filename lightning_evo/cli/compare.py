@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> None:
     if not output.suffix:
         raise ToolError(f"The name {output} does not say which kind of picture it is. Add the kind: {output}.png.")
     try:
-        runs = [read_run(folder) for folder in options.runs]
+        folders = {folder.resolve(): folder for folder in options.runs}  # each run once
+        runs = [read_run(folder) for folder in folders.values()]
         metrics = metric_names(runs, options.metric)
         groups = grouped(runs)
         for metric in metrics:

@@ -56,6 +56,10 @@ def run(options: argparse.Namespace) -> None:
         raise ToolError(
             f"The name {options.plot} does not say which kind of picture it is. Add the kind: {options.plot}.png."
         )
+    if options.verify and options.plot is not None:
+        raise ToolError("--verify compares weights and draws nothing. Leave out --verify or --plot.")
+    if options.overwrite and options.plot is None:
+        raise ToolError("--overwrite is for --plot, and nothing is drawn. Add --plot FILE, or leave it out.")
     if options.checkpoint and not options.verify:
         raise ToolError("--checkpoint is for --verify, which compares checkpoints with the journal. Add --verify.")
     try:

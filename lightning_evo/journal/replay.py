@@ -314,7 +314,7 @@ def _device(name: str | torch.device) -> torch.device:
         torch.empty(1, device=device).cpu()  # "meta" holds no values
     except Exception as error:  # a build of torch without it, no such GPU, …
         raise JournalError(
-            f"There is no device {str(name)!r} here: {first_line(error)} Give cpu, cuda or cuda:1."
+            f"There is no device {str(name)!r} here: {first_line(error).rstrip('.')}. Give cpu, cuda or cuda:1."
         ) from error
     return device
 

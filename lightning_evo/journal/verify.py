@@ -130,7 +130,7 @@ def _found(journal: Journal, first: int, last: int, checkpoints: int) -> Verific
     if first == journal.end:
         sentence = (
             f"Not verified: the checkpoint is that of the journal's end, after {first:,} generations, so nothing was "
-            "replayed. Name an earlier one, or the weights that the run began with: --checkpoint FILE."
+            "replayed; name an earlier one, or the weights that the run began with, by --checkpoint FILE."
         )
         return Verification(False, sentence, first, last)
     if not checksums + checkpoints:

@@ -46,6 +46,16 @@ def test_table_and_picture(logs, capsys):
     main(["compare", str(logs / "version_0")])  # replaces its own picture
 
 
+def test_each_run_counts_once_and_answers_are_no_word_error_rates(logs, capsys):
+    pytest.importorskip("matplotlib")
+    rows = (logs / "version_0" / "metrics.csv").read_text().replace("val_acc", "val_answer_acc")
+    (logs / "version_0" / "metrics.csv").write_text(rows)
+    main(["compare", str(logs / "version_0"), str(logs / "version_0"), "--metric=val_answer_acc"])
+    text = words(capsys.readouterr().out)
+    assert "highest (at step)" in text
+    assert " 1 12 0.6 0.7 (8)" in text
+
+
 def test_metric_and_output(logs, capsys):
     pytest.importorskip("matplotlib")
     command = [

@@ -88,6 +88,14 @@ def test_verify(journaled, capsys):
     assert "(1 checksum and 1 later checkpoint agree)" in capsys.readouterr().out
 
 
+def test_what_was_not_replayed_is_not_verified(journaled, tmp_path, capsys):
+    for name in ("evolution.evoj", "step=12.ckpt"):
+        (tmp_path / name).write_bytes((journaled / name).read_bytes())
+    with pytest.raises(SystemExit):
+        verify(tmp_path)
+    assert capsys.readouterr().out.startswith("Not verified: the checkpoint is that of the journal's end, after 12 gen")
+
+
 def test_verify_finds_changed_weights(journaled, tmp_path, capsys):
     for name in ("evolution.evoj", "step=4.ckpt", "step=12.ckpt"):
         (tmp_path / name).write_bytes((journaled / name).read_bytes())
@@ -112,5 +120,9 @@ def test_what_verify_refuses(journaled, tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"lightning-evo journal: .*{message}"):
             verify(tmp_path, *arguments)
+    with pytest.raises(SystemExit, match="--verify compares weights and draws nothing"):
+        verify(tmp_path, "--plot=a.png")
+    with pytest.raises(SystemExit, match="--overwrite is for --plot"):
+        verify(tmp_path, "--overwrite")
     with pytest.raises(SystemExit, match="--checkpoint is for --verify"):
         cli.main(["journal", str(journaled / "evolution.evoj"), "--checkpoint=x.ckpt"])

@@ -94,13 +94,16 @@ def test_what_does_not_evolve_is_not_compared(tmp_path):
     assert sentence(path, files).holds
 
 
-@pytest.mark.parametrize("at", [4, 9])
-def test_nothing_to_compare_with(tmp_path, at):
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [
+        (4, "there is one checkpoint, after 4 generations, and from there on the journal has no checksum to compare"),
+        (9, "the checkpoint is that of the journal's end, after 9 generations, so nothing was replayed; name an"),
+    ],
+)
+def test_nothing_to_compare_with(tmp_path, at, why):
     path, files = run_with(tmp_path, keep=(4,), checksums=(3,), leave_out={0, 4, 9} - {at})
-    assert sentence(path, files).sentence == (
-        f"Not verified: there is one checkpoint, after {at} generations, and from there on the journal has no checksum "
-        "to compare with."
-    )
+    assert sentence(path, files).sentence.startswith(f"Not verified: {why}")
 
 
 def test_a_machine_that_rounds_differently(tmp_path, monkeypatch):
