@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from lightning_evo.isolation.code import Names
 from lightning_evo.isolation.contents import Contents, Memory, parts_of
 from lightning_evo.isolation.glance import size_of
+from lightning_evo.isolation.kinds import ModuleAttributes
 from lightning_evo.isolation.reach import is_of_torch, names_shared_by, names_shared_in_vain, near, reach
 from lightning_evo.isolation.rows import Rows
-from lightning_evo.isolation.snapshots import ModuleAttributes, Snapshot, take
+from lightning_evo.isolation.snapshots import Snapshot, take
 from lightning_evo.isolation.traces import Others, Traces
 from lightning_evo.spaces.shards import is_sharded
 from lightning_evo.utils.random_state import RandomState
@@ -94,48 +95,51 @@ class Isolation:
         return self
 
     def _take_snapshot(self, modules: dict[str, nn.Module]) -> None:
+        self._started = 0
         self._random = RandomState(self._device)
         modules = _without_shared(modules)
         roots = {**modules, **self._traces.also()}
         known = {id(value): value for value in self._traces.known(roots)}
-        lying = {id(found.value): found.value for found in near(modules) if found.keeper is None}
-        lying.update(known)
+        lying = {id(found.value): found.value for found in near(modules) if found.keeper is None} | known
         registered = {id(module) for module in modules.values()}
         hidden = [v for key, v in lying.items() if isinstance(v, nn.Module) and key not in registered]
-        every = [*modules.values(), *hidden]
-        self._modes = [(module, module.training) for module in every]
         # A buffer that shares a weight's memory is part of the member, not of what it may leave behind.
         weights = Memory(self._evolving)
-        self._registries = _Registries(every, weights)
-        metric = _metric_class()
-        self._attributes = [
-            _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
-            for m in every
-            if not is_of_torch(m) or id(m) in known  # torch's own modules keep their state in buffers, most often
-        ]
-        seen = (id(m) for m in every if not is_of_torch(m) or id(m) in known)
-        done = set(seen).union(self._registries.ids, *(each.ids for each in self._attributes))
-        done_or_module = done | {id(module) for module in every}
-        values = {k: v for k, v in lying.items() if k not in done_or_module and (k in known or _is_small(v))}
-        values = {key: value for key, value in values.items() if value not in weights}
-        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-        self._snapshots: list[Snapshot] = [
-            Contents((tensor for key, tensor in tensors.items() if key in known), "all"),
-            Contents((t for key, t in tensors.items() if key not in known and t.numel() <= _TINY), "bits"),
-            Contents(t for key, t in tensors.items() if key not in known and t.numel() > _TINY),
-            *(take(value) for value in values.values() if not isinstance(value, Tensor)),
-        ]
+        self._take_modules([*modules.values(), *hidden], known, weights)
+        done = self._registries.ids.union(*(each.ids for each in self._attributes))
+        self._take_near({k: v for k, v in lying.items() if k not in done and v not in weights}, known)
         self._others: Others | None = None
         if self._traces.compares():
-            done |= values.keys()
             made = {value for value in known.values() if isinstance(value, Names | Rows)}  # anew each time
+            done |= {key for key, value in lying.items() if key in known or _is_small(value)}
             found = [f for f in reach(roots) if id(f.value) not in done and not _is_spread(f.value)]
             found = [f for f in found if not (isinstance(f.value, Names | Rows) and f.value in made)]
             self._others = Others(f for f in found if f.value not in weights)
         if self._traces.generation == 0:
             for module in modules.values():
                 self._traces.shared_in_vain(type(module).__name__, names_shared_in_vain(module))
-        self._started = 0
+
+    def _take_modules(self, modules: list[nn.Module], known: dict[int, Any], weights: Memory) -> None:
+        metric = _metric_class()
+        self._modes = [(module, module.training) for module in modules]
+        self._registries = _Registries(modules, weights)
+        self._attributes = [
+            _MetricState(m) if metric and isinstance(m, metric) else _Attributes(m)
+            for m in modules
+            if not is_of_torch(m) or id(m) in known  # torch's own modules keep their state in buffers, most often
+        ]
+
+    def _take_near(self, values: dict[int, Any], known: dict[int, Any]) -> None:
+        values = {
+            key: v for key, v in values.items() if key in known or (_is_small(v) and not isinstance(v, nn.Module))
+        }
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        self._snapshots: list[Snapshot] = [
+            Contents((tensor for key, tensor in tensors.items() if key in known), "all"),
+            Contents((t for key, t in tensors.items() if key not in known and t.numel() <= _TINY), "bits"),
+            Contents(t for key, t in tensors.items() if key not in known and t.numel() > _TINY),
+            *(take(value) for value in values.values() if not isinstance(value, Tensor | nn.Module)),
+        ]
 
     def start_member(self) -> None:
         """Put everything back to where it was when the context was entered."""
@@ -258,7 +262,7 @@ class _Attributes(ModuleAttributes):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module, names_shared_by(module))
-        self.ids: set[int] = set()
+        self.ids = {id(module)}
         """Of objects that are seen to here."""
 
     def release(self) -> None:
@@ -274,7 +278,7 @@ class _MetricState(_Attributes):
         # A wrapper may show the states of another metric, which is a module of its own, as if they were its own.
         self._states = {name: self.values[name] for name in names if name in self.values}
         states = self._states.values()
-        self.ids = {
+        self.ids |= {
             id(entry) for state in states for entry in ([state, *state] if isinstance(state, list) else [state])
         }
 

@@ -13,21 +13,9 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from lightning_evo.isolation.code import Names, names_in_code_of
+from lightning_evo.isolation.kinds import ITERATOR, attributes_of, entries_of, length_of
 from lightning_evo.isolation.rows import rows_in
-from lightning_evo.isolation.snapshots import (
-    ITERATOR,
-    OPAQUE,
-    Handler,
-    Key,
-    Part,
-    Snapshot,
-    Step,
-    attributes_of,
-    entries_of,
-    handler_of,
-    length_of,
-    take,
-)
+from lightning_evo.isolation.snapshots import OPAQUE, Handler, Key, Part, Snapshot, Step, handler_of, take
 
 __all__ = [
     "Found",

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_evo.isolation.contents import Contents
-from lightning_evo.isolation.snapshots import Handler, Part, Snapshot, entries_of, handle, handler_of, length_of
+from lightning_evo.isolation.kinds import entries_of, length_of
+from lightning_evo.isolation.snapshots import Handler, Part, Snapshot, handle, handler_of
 
 __all__ = ["Rows", "rows_in"]
 
