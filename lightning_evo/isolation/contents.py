@@ -177,9 +177,18 @@ def is_plain(tensor: Tensor) -> bool:
         return False
     if tensor.is_inference() and not torch.is_inference_mode_enabled():  # it can't be written to
         return False
+    if not is_sharded(tensor) and not _has_its_memory(tensor):
+        return False
     if tensor.is_contiguous():
         return True
     return not any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _has_its_memory(tensor: Tensor) -> bool:
+    """Whether the memory is there: FSDP frees that of gathered weights between their uses."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    span = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps) + 1
+    return not tensor.numel() or tensor.untyped_storage().nbytes() >= span * tensor.element_size()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -188,7 +188,7 @@ def _find(kind: type) -> Handler | None:
     if hasattr(kind, "__next__"):  # files, too
         return OPAQUE
     package = kind.__module__.partition(".")[0]
-    if package in _FOREIGN:
+    if package in _FOREIGN or kind.__module__.startswith("torch.distributed."):
         return None
     if _is_written_in_python(kind):
         return _HANDLERS[object]

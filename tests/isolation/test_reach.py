@@ -424,6 +424,13 @@ def test_jagged_tensors_are_put_back():
     assert module.ragged.values().tolist() == [0.0] * 5
 
 
+def freed():
+    """As FSDP frees gathered weights."""
+    tensor = torch.zeros(1000)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -434,10 +441,11 @@ def test_jagged_tensors_are_put_back():
         lambda: torch.zeros(()).expand(3),
         lambda: nn.UninitializedParameter(),
         lambda: torch.zeros(0, 3),
+        freed,
         lambda: torch.zeros(2, dtype=torch.complex64).conj(),
         lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
     ],
-    ids=["coo", "csr", "strided nested", "meta", "expanded", "lazy", "empty", "conjugate", "quantised"],
+    ids=["coo", "csr", "strided nested", "meta", "expanded", "lazy", "empty", "freed", "conjugate", "quantised"],
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["attribute", "buffer", "parameter", "list"])
 @pytest.mark.filterwarnings("ignore")  # torch's, of prototypes
