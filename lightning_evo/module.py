@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -99,8 +100,12 @@ class EvolutionMixin:
             with plugin.train_step_context():
                 return step(batch)
 
-        with _compat.nothing_is_heard(self.trainer), autograd_explained():
-            evolution.evaluate(fitness, batch)
+        evolution.traces.also = partial(_compat.within_reach, self.trainer)
+        try:
+            with _compat.nothing_is_heard(self.trainer), autograd_explained():
+                evolution.evaluate(fitness, batch)
+        finally:
+            evolution.traces.also = dict  # or the module would hold the Trainer, and could not be pickled
         values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
         moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
@@ -124,6 +129,7 @@ class EvolutionMixin:
         if self._begun_in == id(self.trainer):
             return
         self._begun_in = id(self.trainer)
+        evolution.traces.begin()
         update = evolution.algorithm.checked_update(self.evolution_update, "evolution_update")
         optimizers = [_compat.unwrapped(optimizer)] if any(group["params"] for group in optimizer.param_groups) else []
         announce(self, evolution, optimizers, update)
@@ -194,7 +200,6 @@ class EvolutionMixin:
                 "learning_rate was given to the evolution, but `configure_optimizers` returns an optimizer, whose "
                 "learning rate counts. Set it there."
             )
-        evolution.traces.also = lambda: _compat.within_reach(self.trainer)
         outside = None if evolution.is_set_up else outside_parameters(self, [optimizer])
         if outside:
             rank_zero_warn(outside)

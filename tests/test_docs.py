@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from lightning_evo import algorithms
-from lightning_evo.cli import command as cli
+from lightning_evo.cli.command import EvoCLI
+from lightning_evo.cli.main import main
+from lightning_evo.cli.tools import TOOLS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -82,7 +84,7 @@ def configuration(arguments: list[str]) -> None:
     """Has LightningCLI read the arguments and make what they describe, without running it."""
     sys.argv[:] = ["lightning-evo"]  # LightningCLI warns of arguments in two places
     quiet = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false"]
-    cli.EvoCLI(args=[*arguments, *quiet], run=False, save_config_callback=None)
+    EvoCLI(args=[*arguments, *quiet], run=False, save_config_callback=None)
 
 
 def needs_installed(text: str) -> None:
@@ -132,17 +134,17 @@ def check(words: list[str], page: Path, folder: Path) -> None:
     program, *arguments = words
     if program == "lightning-evo":
         subcommand, *options = arguments
-        if subcommand in cli.TOOLS:
-            cli.TOOLS[subcommand].parser().parse_args(options)
+        if subcommand in TOOLS:
+            TOOLS[subcommand].parser().parse_args(options)
             return
         if subcommand == "--version":
-            cli.main(arguments)
+            main(arguments)
             return
-        assert subcommand in cli.EvoCLI.subcommands()
+        assert subcommand in EvoCLI.subcommands()
         needs_installed(" ".join(options))
         if any(".help" in option for option in options):
             with pytest.raises(SystemExit, match="0"):
-                cli.main(arguments)
+                main(arguments)
         else:
             configuration(find_config(options, page, folder))
     elif program == "python" and arguments[0] == "-m":

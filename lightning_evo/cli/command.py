@@ -1,4 +1,4 @@
-"""``lightning-evo``: LightningCLI with the strategies registered, plus tools.
+"""LightningCLI with the strategies registered.
 
 ``lightning-evo fit --config config.yaml`` (and ``validate``, ``test``, ``predict``) is LightningCLI; the current
 folder is importable, so that ``class_path: my_file.MyModule`` finds your code. :mod:`~lightning_evo.cli.main` comes
@@ -16,12 +16,11 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-import lightning_evo
 from lightning_evo.cli.errors import ConfigurationError, reason
-from lightning_evo.cli.tools import SUMMARIES, TOOLS, run_tool
+from lightning_evo.cli.tools import SUMMARIES
 from lightning_evo.utils.messages import did_you_mean
 
-__all__ = ["TOOLS", "EvoCLI", "main"]
+__all__ = ["EvoCLI", "main"]
 
 
 class EvoCLI(LightningCLI):
@@ -72,26 +71,16 @@ class EvoCLI(LightningCLI):
             raise ConfigurationError(why) from error
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``lightning-evo``.
+def main(arguments: Sequence[str]) -> None:
+    """Run LightningCLI.
 
     Args:
-        arguments: Command line without the program's name; ``None`` takes the process's own.
+        arguments: Command line without the program's name.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = [*EvoCLI.subcommands(), *TOOLS]
+    commands = [*EvoCLI.subcommands(), *SUMMARIES]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         hint = did_you_mean(arguments[0], commands)
         sys.exit(f"lightning-evo has no command {arguments[0]!r}.{hint} Commands: {', '.join(commands)}.")
-    if arguments and arguments[0] in TOOLS:
-        run_tool(arguments[0], arguments[1:])
-    elif arguments[:1] == ["--version"]:
-        print(f"lightning-evo {lightning_evo.__version__}")
-    else:
-        _run_lightning(arguments)
-
-
-def _run_lightning(arguments: Sequence[str]) -> None:
     # As `python -m` does: class paths in the configuration may name files in this folder. (Not "": while jsonargparse
     # reads a configuration, the current folder is the configuration's.)
     sys.path.insert(0, os.getcwd())

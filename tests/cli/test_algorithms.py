@@ -3,12 +3,12 @@
 import pytest
 
 from lightning_evo import algorithms
-from lightning_evo.cli import command as cli
+from lightning_evo.cli.main import main
 
 
 def test_algorithms(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    cli.main(["algorithms"])
+    main(["algorithms"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name in algorithms.available():
         factory = algorithms.get(name)
@@ -20,5 +20,5 @@ def test_algorithms(capsys, monkeypatch):
 
 def test_algorithms_takes_no_arguments(capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["algorithms", "mezo"])
+        main(["algorithms", "mezo"])
     assert "lightning-evo algorithms: error: unrecognized arguments: mezo" in capsys.readouterr().err

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from lightning_evo.cli import EvoCLI
-from lightning_evo.cli import command as cli
 from lightning_evo.cli.errors import ConfigurationError, reason
+from lightning_evo.cli.main import main
 from tests.cli.test_command import BASE
 
 STRATEGY = "--trainer.strategy=lightning_evo.EvoStrategy"
@@ -14,7 +14,7 @@ STRATEGY = "--trainer.strategy=lightning_evo.EvoStrategy"
 
 def last_line(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main([*BASE, *arguments])
+        main([*BASE, *arguments])
     assert caught.value.code not in (0, None)
     printed = caught.value.code if isinstance(caught.value.code, str) else capsys.readouterr().err
     return printed.strip().splitlines()[-1]
@@ -59,7 +59,7 @@ def test_the_last_line(arguments, line, tmp_path, capsys):
 
 def test_a_strategys_name_on_the_command_line():
     with pytest.raises(ValueError, match="Did you mean 'evo'"):
-        cli.main([*BASE, "--trainer.strategy=evoo"])
+        main([*BASE, "--trainer.strategy=evoo"])
 
 
 def test_a_program_of_the_users_gets_the_line_as_an_error(monkeypatch):
@@ -80,7 +80,7 @@ def test_errors_of_the_users_own_code_stay_as_they_are(tmp_path):
         "        raise ValueError('of the user')\n"
     )
     with pytest.raises(ValueError, match="of the user"):
-        cli.main(["fit", "--seed_everything=0", "--model=mine.Mine", "--trainer.accelerator=cpu"])
+        main(["fit", "--seed_everything=0", "--model=mine.Mine", "--trainer.accelerator=cpu"])
 
 
 @pytest.mark.parametrize("message", ["", "something else", "line one\nline two", 'Parser key "x":\n  no value'])

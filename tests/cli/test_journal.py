@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
-from lightning_evo.cli import command as cli
+from lightning_evo.cli.main import main
 from lightning_evo.journal import Journal
 
 
 def test_journal(journaled, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    cli.main(["journal", str(journaled / "evolution.evoj")])
+    main(["journal", str(journaled / "evolution.evoj")])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     with Journal.open(journaled / "evolution.evoj") as journal:
         best = max(max(record.fitness) for record in journal)
@@ -28,53 +28,53 @@ def test_journal_that_is_torn_or_empty(journaled, tmp_path, capsys):
     content = (journaled / "evolution.evoj").read_bytes()
     torn = tmp_path / "torn.evoj"
     torn.write_bytes(content[:-3])
-    cli.main(["journal", str(torn)])
+    main(["journal", str(torn)])
     text = capsys.readouterr().out
     assert "torn: 25 bytes, which resuming cuts off" in text
     assert "0 to 11 (12)" in text
     assert torn.read_bytes() == content[:-3]
     with Journal.open(torn) as journal:
         Journal.create(tmp_path / "empty.evoj", journal.header).close()
-    cli.main(["journal", str(tmp_path / "empty.evoj")])
+    main(["journal", str(tmp_path / "empty.evoj")])
     assert "Fitness" not in capsys.readouterr().out
     torn.write_bytes(b"")
     with pytest.raises(SystemExit, match=r"lightning-evo journal: .*torn.evoj is empty"):
-        cli.main(["journal", str(torn)])
+        main(["journal", str(torn)])
 
 
 def test_plot(journaled, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     command = ["journal", str(journaled / "evolution.evoj"), "--plot", str(tmp_path / "fitness.png")]
-    cli.main(command)
+    main(command)
     assert (tmp_path / "fitness.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="not overwritten without --overwrite"):
-        cli.main(command)
-    cli.main([*command, "--overwrite"])
+        main(command)
+    main([*command, "--overwrite"])
     for name, message in (
         ("noext", r"Add the kind: .*noext.png\."),
         ("x.xyz", r"no .xyz files. Name the picture .png"),
     ):
         with pytest.raises(SystemExit, match=f"lightning-evo journal: .*{message}"):
-            cli.main([*command[:-1], str(tmp_path / name)])
+            main([*command[:-1], str(tmp_path / name)])
     assert [path.name for path in tmp_path.iterdir()] == ["fitness.png"]
 
 
 def test_plot_without_matplotlib(journaled, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match=r"--plot draws with matplotlib: pip install 'lightning-evo\[plot\]'"):
-        cli.main(["journal", str(journaled / "evolution.evoj"), "--plot", str(tmp_path / "fitness.png")])
+        main(["journal", str(journaled / "evolution.evoj"), "--plot", str(tmp_path / "fitness.png")])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["journal", "--help"])
+        main(["journal", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(words in text for words in ("--plot", "only read", "--overwrite", "--verify", "exit code 0"))
 
 
 def verify(folder, *arguments):
-    cli.main(["journal", "--verify", str(folder / "evolution.evoj"), *arguments])
+    main(["journal", "--verify", str(folder / "evolution.evoj"), *arguments])
 
 
 def test_verify(journaled, capsys):
@@ -125,4 +125,4 @@ def test_what_verify_refuses(journaled, tmp_path):
     with pytest.raises(SystemExit, match="--overwrite is for --plot"):
         verify(tmp_path, "--overwrite")
     with pytest.raises(SystemExit, match="--checkpoint is for --verify"):
-        cli.main(["journal", str(journaled / "evolution.evoj"), "--checkpoint=x.ckpt"])
+        main(["journal", str(journaled / "evolution.evoj"), "--checkpoint=x.ckpt"])

@@ -7,12 +7,12 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lightning_evo.cli import command as cli
+from lightning_evo.cli.main import main
 
 
 def replay(folder, *arguments):
     base, journal = folder / "step=4.ckpt", folder / "evolution.evoj"
-    cli.main(["replay", f"--checkpoint={base}", f"--journal={journal}", *arguments])
+    main(["replay", f"--checkpoint={base}", f"--journal={journal}", *arguments])
 
 
 @pytest.mark.parametrize("step", [None, 4, 7, 8, 12])
@@ -78,7 +78,7 @@ def test_what_replay_refuses(journaled, tmp_path, arguments, message):
 
 def test_help(capsys):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["replay", "--help"])
+        main(["replay", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for words in ("--checkpoint", "--to-generation", "--overwrite", "Neither the module's code"):
         assert words in text
@@ -86,5 +86,5 @@ def test_help(capsys):
 
 def test_files_are_required(capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["replay"])
+        main(["replay"])
     assert "the following arguments are required: --checkpoint, --journal, --output" in capsys.readouterr().err

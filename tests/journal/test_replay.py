@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_evo import Evolution, algorithms
-from lightning_evo.cli import command as cli
+from lightning_evo.cli.main import main
 from lightning_evo.generation.step import Clipping
 from lightning_evo.journal import (
     Conditions,
@@ -246,15 +246,15 @@ def test_the_command_line_says_how_far_weights_were_compared(tmp_path, capsys, f
     output = tmp_path / "out.ckpt"
     if says is None:
         with pytest.raises(SystemExit, match="lightning-evo replay: Between generations 3 and 7 .* departed"):
-            cli.main([*command, "--output", str(output)])
+            main([*command, "--output", str(output)])
         assert not output.exists()
         with pytest.warns(UserWarning, match="Between generations 3 and 7 .* departed"):
-            cli.main([*command, "--output", str(output), "--inexact"])
+            main([*command, "--output", str(output), "--inexact"])
         says = "After 3 they were the run's; the journal has no later checksum to compare with."
     else:
-        cli.main([*command, "--output", str(output)])
+        main([*command, "--output", str(output)])
     assert says in " ".join(capsys.readouterr().out.split())
-    cli.main(["journal", str(path)])
+    main(["journal", str(path)])
     assert "checksums │ 4 of weights, the last after 8 generations" in " ".join(capsys.readouterr().out.split())
 
 

@@ -120,7 +120,7 @@ def test_quantisation_aware_training():
         assert torch.equal(buffers[name], buffer), name
 
 
-@torch.library.custom_op("holdings::twice", mutates_args=())
+@torch.library.custom_op("lightning_evo_tests::twice", mutates_args=())
 def twice(values: torch.Tensor) -> torch.Tensor:
     return values * 2
 
