@@ -39,6 +39,8 @@ def _is_of_the_user(thing: Any) -> bool:
 @functools.lru_cache(1024)
 def _is_foundation(package: str) -> bool:
     """Whether a package is one of those above, and not a folder of the user's of the same name."""
+    if package == __name__.partition(".")[0]:  # this one, also where it is developed
+        return True
     if package not in _FOUNDATIONS:
         return False
     file = getattr(sys.modules.get(package), "__file__", None)

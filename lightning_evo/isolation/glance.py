@@ -40,7 +40,10 @@ class Glance:
 
 def _seen(value: Any) -> Any:
     if isinstance(value, Rows):
-        return [(version_of(tensor), tensor.data_ptr()) for tensor in value.entries if is_plain(tensor)]
+        try:
+            return [(tensor._version, tensor.data_ptr()) for tensor in value.entries]
+        except (RuntimeError, ValueError):  # one has neither
+            return [(version_of(tensor), tensor.data_ptr()) for tensor in value.entries if is_plain(tensor)]
     if not isinstance(value, Tensor):
         return value.shape, value.ravel(order="K")[:: max(1, value.size // _SAMPLED)].tobytes()
     return version_of(value), [(part.shape, part.data_ptr(), _sample(part)) for part in parts_of(value)]

@@ -15,7 +15,10 @@ import torch
 import torchmetrics
 from torch import nn
 
+import lightning_evo
+from lightning_evo import isolation
 from lightning_evo.isolation import Isolation, Traces, register, shared
+from lightning_evo.isolation.reach import reach
 
 CPU = torch.device("cpu")
 
@@ -647,3 +650,14 @@ def test_data_in_attributes_is_only_looked_at_in_some_generations(kind, monkeypa
     assert all(len(each) <= 1 for each in looked if each != "all")
     numbers = [i for i, each in enumerate(looked) if each == "all"]
     assert [number - 1 - i for i, number in enumerate(numbers)] == [0, 1, 2, 4, 8]
+
+
+def test_the_code_of_this_package_is_not_the_users_wherever_it_lies():
+    """It keeps caches in globals, by class, from which entries go as classes do."""
+
+    class Model(lightning_evo.EvolutionMixin, nn.Module):
+        def training_step(self, batch):
+            return self.evolve(batch), isolation.snapshots.handler_of(nn.Module)
+
+    names = [found.name for found in reach({"": Model()})]
+    assert not [name for name in names if "_FOUND" in name or "lightning_evo" in name]
