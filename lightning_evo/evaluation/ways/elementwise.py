@@ -29,7 +29,11 @@ def elementwise(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, mem
             if type(place) is int:
                 return LOST
             place = other
-    return combined([place, *map(place_of, kwargs.values())]) if kwargs else place
+    if kwargs:
+        for argument in kwargs.values():
+            if getattr(argument, NAME, None) is not None:
+                return combined([place, *map(place_of, kwargs.values())])
+    return place
 
 
 def first(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, members: int) -> Place:
@@ -85,10 +89,7 @@ log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor l
 masked_fill maximum minimum mish mul multiply mvlgamma nan_to_num ne neg negative nextafter not_equal polar polygamma
 positive pow prelu rad2deg reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn sigmoid sign signbit silu sin
 sinc sinh softplus softshrink softsign sqrt square sub subtract tan tanh tanhshrink threshold tril triu true_divide
-trunc xlogy copy normal special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2
-special_expit special_expm1 special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
-special_logit special_multigammaln special_ndtr special_ndtri special_psi special_round special_sinc special_xlog1py
-special_xlogy special_zeta
+trunc xlogy copy normal
 """)
 
 _ONE = words("""

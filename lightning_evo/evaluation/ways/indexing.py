@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_evo.evaluation.ways.place import (
     LOST,
+    NAME,
     Place,
     Rule,
     combined,
@@ -54,13 +55,14 @@ def _rank(index: Any) -> int | None:
     return index.ndim if isinstance(index, Tensor) and index.dtype in _MASKS else 1
 
 
-def _of_part(place: Place, shape: Sequence[int], index: Any) -> Place:
+def _of_part(place: Place, shape: Sequence[int], index: Any, chosen_rows: bool = True) -> Place:
     """The place in ``x[index]`` of rows that lie at ``place`` in ``x``, or that the index holds.
 
     Args:
         place: In ``x``.
         shape: Of ``x``.
         index: Any index that PyTorch takes.
+        chosen_rows: Whether an index may choose among the rows.
     """
     parts = _parts(index)
     if parts is None:
@@ -98,6 +100,8 @@ def _of_part(place: Place, shape: Sequence[int], index: Any) -> Place:
                 front = len(kept)
             elif front != len(kept):
                 front = 0  # they do not stand next to each other
+            if not chosen_rows and type(place) is int and dim <= place + ndim < dim + rank:
+                return LOST
             tensors.append((dim, part))
             dim += rank
     kept.extend(range(dim, ndim))
@@ -132,7 +136,39 @@ def _of_chosen(
 
 
 def _get(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
-    return _of_part(place_of(args[0]), args[0].shape, args[1])
+    x, index = args
+    place: Place = getattr(x, NAME, None)
+    if type(place) is int:
+        found = _of_slices(place, x, index if type(index) is tuple else (index,))
+        if found is not None:
+            return found
+    return _of_part(place, x.shape, index)
+
+
+def _of_slices(place: int, x: Tensor, parts: tuple[Any, ...]) -> Place:
+    """As :func:`_of_part`, for indexes of slices and numbers alone, which are most; ``None`` for others."""
+    ndim = x.ndim
+    rows, dim, removed = place + ndim, 0, 0  # the latter to the right of the rows
+    for i, part in enumerate(parts):
+        kind = type(part)
+        if kind is slice:
+            if dim == rows and (part.start or part.stop is not None or part.step is not None):
+                size = x.shape[dim]
+                if range(*part.indices(size)) != range(size):
+                    return LOST
+            dim += 1
+        elif kind is int:
+            if dim == rows:
+                return LOST
+            removed += dim > rows
+            dim += 1
+        elif part is None:
+            removed -= dim > rows
+        elif part is Ellipsis:
+            dim = ndim - sum(later is not None for later in parts[i + 1 :])
+        else:
+            return None
+    return place + removed
 
 
 def _at(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
@@ -154,7 +190,7 @@ def _of_target(x: Tensor, index: Any, value: Any, members: int) -> Place:
     if type(source) is not int or chosen is not None:
         return _of_mask(x, index) if source is None else LOST
     for q in range(-x.ndim, 0):
-        if x.shape[q] == value.shape[source] and _of_part(q, x.shape, index) == source:
+        if x.shape[q] == value.shape[source] and _of_part(q, x.shape, index, chosen_rows=False) == source:
             return q if x.shape[q] % members == 0 else LOST
     return LOST
 

@@ -29,6 +29,9 @@ def _moved(x: Any, move: Callable[[int], Place]) -> Place:
 def _product(x: Tensor, y: Tensor) -> Place:
     """The place in ``x @ y``; a product over the rows' dimension loses it."""
     rows, columns = x.ndim > 1, y.ndim > 1
+    place = place_of(x)
+    if rows and columns and type(place) is int and place < -2 and place == place_of(y):
+        return place
     left = _moved(x, lambda p: LOST if p == -1 else p if columns else p + 1)
     if not columns:
         right = _moved(y, lambda p: LOST)
@@ -54,6 +57,9 @@ def _add_product(args: _Arguments, kwargs: _Keywords, result: Any, members: int)
 
 def _linear(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     weight, bias = given(args, kwargs, 1, "weight"), given(args, kwargs, 2, "bias")
+    if args and place_of(weight) is None and place_of(bias) is None and weight.ndim > 1:
+        place = place_of(args[0])
+        return place if place != -1 else LOST
     x = _moved(given(args, kwargs, 0, "input"), lambda p: LOST if p == -1 else p if weight.ndim > 1 else p + 1)
     w = _moved(weight, lambda p: LOST if p == -1 or weight.ndim < 2 else -1)
     return combined([x, w, place_of(bias)])
@@ -67,6 +73,22 @@ def _bilinear(args: _Arguments, kwargs: _Keywords, result: Any, members: int) ->
 
 def _outer(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     return combined([_moved(args[0], lambda p: -2), _moved(given(args, kwargs, 1, "vec2", "other"), lambda p: -1)])
+
+
+def _add_outer(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
+    return combined([place_of(args[0]), _outer(args[1:], kwargs, result, members)])
+
+
+def _inner(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
+    x, y = args[0], given(args, kwargs, 1, "other")
+    left = _moved(x, lambda p: LOST if p == -1 else p + 2 - y.ndim)
+    return combined([left, _moved(y, lambda p: LOST if p == -1 else p + 1)])
+
+
+def _chain(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
+    tensors = args[0] if isinstance(args[0], (list, tuple)) else args
+    first = _moved(tensors[0], lambda p: -2 if p == -2 and result.ndim == 2 else LOST)
+    return combined([first, *(_moved(x, lambda p: LOST) for x in tensors[1:])])
 
 
 def _distances(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
@@ -224,6 +246,13 @@ def _unreduced(rule: Rule) -> Rule:
     return loss
 
 
+def _ctc(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
+    """``[length, rows, classes]`` and targets ``[rows, length]`` give ``[rows]``."""
+    scores = _moved(given(args, kwargs, 0, "log_probs"), lambda p: -1 if p == -2 else LOST)
+    truth = [given(args, kwargs, i, name) for i, name in enumerate(("targets", "input_lengths", "target_lengths"), 1)]
+    return combined([scores, *(LOST if place_of(x) != -x.ndim else -1 for x in truth if place_of(x) is not None)])
+
+
 def _classes(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     """``cross_entropy``: ``[rows, classes, ...]`` and ``[rows, ...]`` give ``[rows, ...]``."""
     x, target = given(args, kwargs, 0, "input"), given(args, kwargs, 1, "target")
@@ -248,13 +277,19 @@ LAYERS: dict[str, Rule] = {
     **dict.fromkeys(["addmm", "baddbmm", "addmv"], _add_product),
     **dict.fromkeys(["outer", "ger"], _outer),
     **dict.fromkeys(["interpolate", "upsample", "upsample_nearest", "upsample_bilinear"], _rows_first),
-    **dict.fromkeys(["grid_sample", "affine_grid", "fold", "F.unfold", "im2col", "col2im"], _rows_first),
+    **dict.fromkeys(
+        ["grid_sample", "grid_sampler", "affine_grid", "fold", "F.unfold", "im2col", "col2im"], _rows_first
+    ),
     **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle", "channel_shuffle"], _left_of(3)),
     **dict.fromkeys(["lstm", "gru", "rnn_tanh", "rnn_relu"], _recurrent),
     **dict.fromkeys(["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"], _cell),
     **dict.fromkeys(["cross_entropy", "nll_loss", "nll_loss2d", "nll_loss_nd"], _unreduced(_classes)),
     **dict.fromkeys(_LOSSES, _unreduced(elementwise)),
     **dict.fromkeys(_ROW_LOSSES, _unreduced(_rows_first)),
+    **dict.fromkeys(["chain_matmul", "linalg_multi_dot"], _chain),
+    "inner": _inner,
+    "addr": _add_outer,
+    "ctc_loss": _unreduced(_ctc),
     "__rmatmul__": _rmatmul,
     "linear": _linear,
     "bilinear": _bilinear,

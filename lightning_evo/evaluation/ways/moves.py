@@ -45,7 +45,9 @@ def reshaped(place: int, old: Sequence[int], new: Sequence[int], members: int) -
 
     As many elements lie to the left of it as before, and members still split it evenly.
     """
-    old, index = tuple(old), len(old) + place
+    index = len(old) + place
+    if old[: index + 1] == new[: index + 1]:
+        return index - len(new)
     left, size, product = math.prod(old[:index]), old[index], 1
     for q, entries in enumerate(new):
         if product == left and entries % members == 0 and (entries != 1 or size == 1):
@@ -56,7 +58,7 @@ def reshaped(place: int, old: Sequence[int], new: Sequence[int], members: int) -
 
 def _reshape(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     x = args[0]
-    if isinstance(given(args, kwargs, 1, "dtype"), torch.dtype):  # bytes of the last dimension are read differently
+    if type(given(args, kwargs, 1, "dtype")) is torch.dtype:  # bytes of the last dimension are read differently
         return place if place != -1 or result.shape[-1] % members == 0 else LOST
     return reshaped(place, x.shape, result.shape, members)
 
@@ -224,11 +226,15 @@ def _pad(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: 
 
 
 def _cat(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
-    tensors = given(args, kwargs, 0, "tensors")
-    dim = given(args, kwargs, 1, "dim", "axis")
-    place = combined([place_of(x) for x in tensors])
-    if type(place) is int and negative(dim or 0, result.ndim) == place and len(tensors) > 1:
-        return LOST
+    tensors = args[0] if args else kwargs["tensors"]
+    places = [getattr(x, NAME, None) for x in tensors]
+    place: Place = places[0]
+    if place is None or places.count(place) != len(places):
+        place = combined(places)
+    if type(place) is int and len(places) > 1:
+        dim = (args[1] if len(args) > 1 else given(args, kwargs, 1, "dim", "axis")) or 0
+        if place == (dim if dim < 0 else dim - result.ndim):
+            return LOST
     return place
 
 

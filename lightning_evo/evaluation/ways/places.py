@@ -16,9 +16,11 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import ELEMENTWISE, unknown
+from lightning_evo.evaluation.ways.elementwise import ELEMENTWISE, elementwise, unknown
+from lightning_evo.evaluation.ways.functions import writes
 from lightning_evo.evaluation.ways.indexing import INDEXING
 from lightning_evo.evaluation.ways.layers import LAYERS, layer
 from lightning_evo.evaluation.ways.moves import MOVES
@@ -54,7 +56,9 @@ def follow(
         'sum'
     """
     for argument in args:
-        if getattr(argument, NAME, None) is not None or (type(argument) in _SEQUENCES and _hold_rows(argument)):
+        if getattr(argument, NAME, None) is not None:
+            break
+        if type(argument) in _SEQUENCES and _hold_rows(argument):
             break
     else:
         if not kwargs or not _hold_rows(kwargs.values()):
@@ -70,18 +74,21 @@ def follow(
             setattr(result, NAME, place)
         elif not isinstance(place, list):
             _give(result, place, name)
-    elif isinstance(result, (tuple, list)):
+    elif isinstance(result, _CONTAINERS) and type(result) is not torch.Size:
         places = place if isinstance(place, list) else [place] * len(result)
         for value, each in zip(result, places, strict=True):
             _give(value, each, name)
 
 
-_SEQUENCES = frozenset([list, tuple])
+_CONTAINERS = (tuple, list)
+_SEQUENCES = frozenset(_CONTAINERS)
 
 
 def _hold_rows(arguments: Iterable[Any]) -> bool:
     for argument in arguments:
-        if getattr(argument, NAME, None) is not None or (type(argument) in _SEQUENCES and _hold_rows(argument)):
+        if getattr(argument, NAME, None) is not None:
+            return True
+        if type(argument) in _SEQUENCES and _hold_rows(argument):
             return True
     return False
 
@@ -110,16 +117,15 @@ def _iterated(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, membe
     return None
 
 
+def _its_own(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, members: int) -> Place:
+    return place_of(result)  # a tensor that was there before
+
+
 _RULES: dict[str, Rule] = {**ELEMENTWISE, **MOVES, **INDEXING, **REDUCTIONS, **LAYERS}
 _RULES["__iter__"] = _iterated
+_RULES["_base"] = _its_own
 _RULES["data.__set__"] = _data_set
 _KNOWN: dict[Any, tuple[Rule, str]] = {}  # by the function itself, filled as functions are met
-_WRITTEN = frozenset(name for name in _RULES if name.startswith("__i") and name[3:] in {n[2:] for n in _RULES}) - {
-    "__iter__",
-    "__index__",
-    "__int__",
-    "__invert__",
-} | {"__setitem__"}
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -134,28 +140,28 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 def _is_torchs(function: Callable[..., Any]) -> bool:
     """Whether a function is one of PyTorch's own, so that its name says what it does."""
-    if type(function).__name__ in ("OpOverload", "OpOverloadPacket"):
+    if type(function).__name__ == "OpOverloadPacket":
         return str(function).startswith("aten.")
     module = getattr(function, "__module__", None)
     return module is None or module == "torch" or module.startswith(("torch.", "builtins"))
 
 
 def _rule_of(function: Callable[..., Any]) -> tuple[Rule, str]:
-    full = _name_of(function)
-    name = full.partition(".")[0] if type(function).__name__ == "OpOverload" else full
-    rule: Rule | None = None
-    if _is_torchs(function):
-        rule = _RULES.get(name) or layer(name)
-        if rule is None and name.endswith("_") and not name.endswith("__"):
-            rule = _RULES.get(name[:-1])
+    known = getattr(function, "overloadpacket", function)  # `torch.ops.aten.add.Tensor` is an `add`
+    name, rule = _name_of(known), None
+    if _is_torchs(known):
+        rule = _rule_by(name) or (_rule_by(name[:-1]) if name.endswith("_") else None)
     rule = rule or unknown
-    if name in _WRITTEN or (name.endswith("_") and not name.endswith("__")):
-        rule = _writes(rule, name)
-    _KNOWN[function] = rule, full.removeprefix("F.")
+    _KNOWN[function] = _writing(rule, name) if writes(known) else rule, name.removeprefix("F.")
     return _KNOWN[function]
 
 
-def _writes(rule: Rule, name: str) -> Rule:
+def _rule_by(name: str) -> Rule | None:
+    rule = _RULES.get(name) or _RULES.get(name.removesuffix("_copy")) or layer(name)
+    return elementwise if rule is None and name.startswith("special_") else rule
+
+
+def _writing(rule: Rule, name: str) -> Rule:
     """A rule for a function that writes its first argument: what that is a view of holds rows from then on."""
 
     def in_place(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, members: int) -> Place | list[Place]:

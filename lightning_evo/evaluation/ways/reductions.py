@@ -98,8 +98,9 @@ REDUCTIONS: dict[str, Rule] = {
     **dict.fromkeys(["unique", "unique_consecutive", "_unique2", "nonzero", "argwhere", "masked_select"], _never),
     **dict.fromkeys(["nonzero_static", "bincount", "histc", "histogram", "cov", "corrcoef", "dist", "dot"], _never),
     **dict.fromkeys(
-        ["vdot", "as_strided", "squeeze_", "resize_", "resize_as_", "set_", "as_strided_", "trace"], _never
+        ["vdot", "as_strided", "squeeze_", "resize_", "resize_as_", "set_", "as_strided_", "trace", "addbmm"], _never
     ),
+    **dict.fromkeys(["combinations", "cartesian_prod", "diag", "diagflat", "kron", "sum_to_size"], _never),
     "normalize": _along(2, 1),
     "gumbel_softmax": _along(4, -1),
     "msort": _along(9, 0),
