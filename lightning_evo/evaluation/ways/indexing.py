@@ -131,7 +131,8 @@ def _of_chosen(
         return chosen - after
     for begin, index in tensors:
         if begin == place + ndim and index.dtype not in _MASKS and chosen is None:
-            return -1 - after if index.ndim == 1 and len(index) == shape[place] else LOST
+            along = [q for q in range(-index.ndim, 0) if index.shape[q] != 1]  # it may be [rows, 1, 1]
+            return along[0] - after if len(along) == 1 and index.numel() == shape[place] else LOST
     return LOST
 
 

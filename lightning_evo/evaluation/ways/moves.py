@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_evo.evaluation.ways.elementwise import first
 from lightning_evo.evaluation.ways.place import (
     LOST,
     NAME,
@@ -21,7 +22,7 @@ from lightning_evo.evaluation.ways.place import (
     place_of,
 )
 
-__all__ = ["MOVES", "keeps", "reshaped"]
+__all__ = ["MOVES", "reshaped"]
 
 _Arguments = Sequence[Any]
 _Keywords = Mapping[str, Any]
@@ -68,12 +69,6 @@ def _reshape_as(args: _Arguments, kwargs: _Keywords, result: Any, members: int) 
     return reshaped(place, args[0].shape, result.shape, members) if type(place) is int else place
 
 
-def keeps(args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
-    """The first argument's; the others say what kind of tensor is asked for."""
-    place: Place = getattr(args[0] if args else kwargs.get("input"), NAME, None)
-    return place
-
-
 def _squeeze(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     shape = args[0].shape
     dims: Any = given(args, kwargs, 1, "dim")
@@ -104,9 +99,9 @@ def _at_least_3d(place: int, args: _Arguments, kwargs: _Keywords, result: Any, m
 
 def _transpose(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     ndim: int = args[0].ndim
-    first: int = negative(given(args, kwargs, 1, "dim0", "axis0"), ndim)
-    second: int = negative(given(args, kwargs, 2, "dim1", "axis1"), ndim)
-    return second if place == first else first if place == second else place
+    one: int = negative(given(args, kwargs, 1, "dim0", "axis0"), ndim)
+    other: int = negative(given(args, kwargs, 2, "dim1", "axis1"), ndim)
+    return other if place == one else one if place == other else place
 
 
 def _last_two(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
@@ -167,14 +162,8 @@ def _split_at(place: int, args: _Arguments, kwargs: _Keywords, result: Any, memb
 
 
 def _diagonal(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
-    ndim: int = args[0].ndim
-    first: Any = given(args, kwargs, 2, "dim1")
-    second: Any = given(args, kwargs, 3, "dim2")
-    default = (-2, -1) if result.ndim > ndim else (0, 1)
-    dims = [
-        negative(default[0] if first is None else first, ndim),
-        negative(default[1] if second is None else second, ndim),
-    ]
+    dims = [given(args, kwargs, 2, "dim1"), given(args, kwargs, 3, "dim2")]
+    dims = [negative(i if dim is None else dim, args[0].ndim) for i, dim in enumerate(dims)]
     return LOST if place in dims else place + sum(d > place for d in dims) - 1
 
 
@@ -192,16 +181,12 @@ def _repeat(place: int, args: _Arguments, kwargs: _Keywords, result: Any, member
 
 def _repeat_interleave(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     x, repeats, dim = args[0], given(args, kwargs, 1, "repeats"), given(args, kwargs, 2, "dim")
-    if dim is None:
-        dim = -1
-        if x.ndim > 1:  # it flattens
-            place_ = reshaped(place, x.shape, (x.numel(),), members)
-            return place_ if not isinstance(repeats, Tensor) or repeats.numel() == 1 else LOST
+    several = isinstance(repeats, Tensor) and repeats.numel() > 1
     if isinstance(repeats, Tensor) and place_of(repeats) is not None:
         return LOST
-    if negative(dim, x.ndim) == place and isinstance(repeats, Tensor) and repeats.numel() > 1:
-        return LOST
-    return place
+    if dim is None:  # it flattens
+        return LOST if several else reshaped(place, x.shape, (x.numel(),), members)
+    return LOST if several and negative(dim, x.ndim) == place else place
 
 
 def _turned(position: int, default: tuple[int, ...] | None = None) -> Rule:
@@ -218,8 +203,8 @@ def _turned(position: int, default: tuple[int, ...] | None = None) -> Rule:
 
 def _pad(place: int, args: _Arguments, kwargs: _Keywords, result: Any, members: int) -> Place:
     pad = list(given(args, kwargs, 1, "pad"))
-    first = 2 * (-place - 1)
-    return LOST if any(pad[first : first + 2]) else place
+    before = 2 * (-place - 1)
+    return LOST if any(pad[before : before + 2]) else place
 
 
 # --- several tensors ---
@@ -282,7 +267,7 @@ _SPLIT, _SPLIT_AT = _part(2), moves(_split_at)
 MOVES: dict[str, Rule] = {
     **dict.fromkeys(["view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view", "_reshape_alias"], _VIEW),
     **dict.fromkeys(["view_as", "reshape_as"], _AS),
-    **dict.fromkeys(["expand", "expand_as", "broadcast_to", "atleast_1d", "atleast_2d"], keeps),
+    **dict.fromkeys(["expand", "expand_as", "broadcast_to", "atleast_1d", "atleast_2d"], first),
     **dict.fromkeys(["transpose", "swapaxes", "swapdims"], _TRANSPOSE),
     **dict.fromkeys(["mT", "mH", "H", "t", "adjoint"], _LAST_TWO),
     **dict.fromkeys(["movedim", "moveaxis"], moves(_movedim)),

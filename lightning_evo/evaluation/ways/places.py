@@ -5,9 +5,10 @@ don't tell: a sequence may be as long as the batch. So each tensor carries its p
 :func:`follow` gives the result of every call one by those of the arguments. A place says which rows lie where, not
 whether the code mixes rows.
 
-Writes are followed into the tensor that is written, and into the one it is a view of; not into other views of the
-same memory that were taken before the first write of rows, nor, in inference mode, into the viewed tensor.
-What leaves torch (``tolist``, ``numpy``) and comes back is taken for the same for all members.
+Writes are followed into the tensor that is written, and into the one it is a view of. They are not followed into other
+views of the same memory that were taken before (``detach`` and ``.data`` make such), nor, in inference mode, into the
+viewed tensor. What leaves PyTorch's Python functions (``tolist``, ``numpy``, TorchScript, compiled code, ``vmap``)
+comes back without a place, as if it were the same for all members.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import ELEMENTWISE, elementwise, unknown
+from lightning_evo.evaluation.ways.elementwise import ELEMENTWISE, elementwise, same_for_all, unknown
 from lightning_evo.evaluation.ways.functions import writes
 from lightning_evo.evaluation.ways.indexing import INDEXING
 from lightning_evo.evaluation.ways.layers import LAYERS, layer
@@ -66,9 +67,14 @@ def follow(
     rule, name = _KNOWN.get(function) or _rule_of(function)
     if kwargs and "out" in kwargs:
         kwargs = {key: value for key, value in kwargs.items() if key != "out"}
-        place = rule(args, kwargs, result, members) if _hold_rows(args) or _hold_rows(kwargs.values()) else None
-    else:
+        if not _hold_rows(args) and not _hold_rows(kwargs.values()):
+            rule = same_for_all
+    if not args and "input" in kwargs:
+        args = (kwargs["input"],)
+    try:
         place = rule(args, kwargs, result, members)
+    except _UNREADABLE:
+        place = LOST
     if isinstance(result, Tensor):
         if type(place) is int:
             setattr(result, NAME, place)
@@ -80,6 +86,7 @@ def follow(
             _give(value, each, name)
 
 
+_UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # arguments that a rule doesn't know
 _CONTAINERS = (tuple, list)
 _SEQUENCES = frozenset(_CONTAINERS)
 
@@ -165,10 +172,14 @@ def _writing(rule: Rule, name: str) -> Rule:
     """A rule for a function that writes its first argument: what that is a view of holds rows from then on."""
 
     def in_place(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, members: int) -> Place | list[Place]:
-        target = args[0]
+        target = args[0] if args else None
         before = getattr(target, NAME, None)
-        place = rule(args, kwargs, result, members)
+        try:
+            place = rule(args, kwargs, result, members)
+        except _UNREADABLE:
+            place = LOST
         if isinstance(place, list) or not isinstance(target, Tensor):
+            _give(target, LOST, name)  # lists of tensors, as optimizers write them
             return place
         if result is not target:
             _give(target, place, name)
