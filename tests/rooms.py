@@ -19,7 +19,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "isolation",
     "perturbations",
     "algorithms",
-    "evaluation",  # with evaluation/ways
+    "evaluation",  # with evaluation/places and evaluation/ways
     "processes",
     "generation",
     "journal",

@@ -1,19 +1,21 @@
-"""Counting, choosing and protecting the samples of a batch, whatever its structure."""
+"""Counting, choosing, repeating and protecting the samples of a batch, whatever its structure."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from lightning_evo.evaluation.places import set_place
 from lightning_evo.isolation.contents import Contents
 from lightning_evo.isolation.reach import reach
 from lightning_evo.isolation.snapshots import take
 
-__all__ = ["SharedBatch", "choose", "count", "random_samples"]
+__all__ = ["SharedBatch", "choose", "count", "random_samples", "repeat", "samples_of"]
 
 
 def count(batch: Any) -> int:
@@ -88,6 +90,60 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
     return batch
 
 
+def samples_of(batch: Any) -> int:
+    """Number of samples as :func:`repeat` sees it; 0 if it sees none.
+
+    It is the size of dimension 0 of the first tensor or array, or else the length of the first list or tuple.
+
+    Example:
+        >>> samples_of({"tokens": torch.zeros(8, 3), "causal": torch.ones(3, 3)}), samples_of({"prompt": ["a", "b"]})
+        (8, 2)
+    """
+    return next(_lengths(batch, of_lists=False), 0) or next(_lengths(batch, of_lists=True), 0)
+
+
+def _lengths(batch: Any, of_lists: bool) -> Iterator[int]:
+    if isinstance(batch, Tensor | numpy.ndarray):
+        if batch.ndim:
+            yield len(batch)
+    elif isinstance(batch, Mapping | list | tuple):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _lengths(part, of_lists)
+        if of_lists and isinstance(batch, list | tuple):
+            yield len(batch)
+
+
+def repeat(batch: Any, times: int) -> Any:
+    """The batch with its samples ``times`` times, all of them and then all again, as rows of that many members.
+
+    Tensors, arrays, lists and tuples with one entry per sample (:func:`samples_of`) are repeated; all else stays.
+
+    Args:
+        batch: Tensors and other values in any nesting of mappings, lists, tuples and named tuples.
+        times: How often each sample is wanted.
+
+    Example:
+        >>> repeat({"x": torch.tensor([1, 2]), "text": ["a", "b"], "scale": 3.0}, 2)
+        {'x': tensor([1, 2, 1, 2]), 'text': ['a', 'b', 'a', 'b'], 'scale': 3.0}
+    """
+    return _repeat(batch, times, samples_of(batch))
+
+
+def _repeat(batch: Any, times: int, size: int) -> Any:
+    if isinstance(batch, Tensor):
+        if not batch.dim() or len(batch) != size:
+            return batch
+        rows = torch.cat([batch] * times)
+        set_place(rows, -rows.dim())
+        return rows
+    if isinstance(batch, numpy.ndarray):
+        return numpy.concatenate([batch] * times) if batch.ndim and len(batch) == size else batch
+    entries = isinstance(batch, list | tuple) and len(batch) == size and not hasattr(batch, "_fields")
+    if entries and not any(isinstance(each, Tensor | numpy.ndarray) and len(each) == size for each in batch):
+        return type(batch)(list(batch) * times)
+    return _rebuild(batch, lambda part: _repeat(part, times, size))
+
+
 class SharedBatch:
     """One batch for all members, whatever they do to it.
 
@@ -112,6 +168,15 @@ class SharedBatch:
         """The batch as it was."""
         self.restore()
         return self._copy(self._batch)
+
+    @property
+    def samples(self) -> int:
+        """Rows of one member where members are rows; 0 if there is nothing to repeat."""
+        return samples_of(self._batch)
+
+    def for_rows(self, members: int) -> Any:
+        """The batch as it was, :func:`repeated <repeat>` for some members."""
+        return repeat(self.for_member(), members)
 
     def take_back(self) -> None:
         """Have objects hold what they held, so that nothing that a member put there outlives its forward."""

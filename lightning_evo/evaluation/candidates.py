@@ -1,6 +1,7 @@
 """Which ways of evaluating can be tried for a model and its noise, best first: the rule of ``"auto"``.
 
-* With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits.
+* With low-rank noise members share their matrix products: ``batched``, if more than a pair of them fits; where that
+  does not work and the fitness gives one value per sample, ``rows``.
 * With dense noise a pair shares its noise: ``batched``, too, for models of up to 67 million evolving numbers, if a pair
   fits and there are no convolutions and recurrent layers, whose stacks of weights run no faster than one by one.
 * In all other cases ``in_forward``; or ``plain`` if that is faster, as it can be for many small operations. For dense
@@ -23,9 +24,11 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.reasons import faster_plain
-from lightning_evo.evaluation.ways.batched import Batched, free_memory
+from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
 from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.evaluation.ways.rows import Rows
+from lightning_evo.evaluation.ways.together import free_memory
 from lightning_evo.spaces.search_space import SearchSpace
 
 __all__ = [
@@ -38,7 +41,7 @@ __all__ = [
     "ways_from",
 ]
 
-EvaluationName = Literal["auto", "plain", "in_forward", "batched"]
+EvaluationName = Literal["auto", "plain", "in_forward", "batched", "rows"]
 
 _HUGE = 1 << 26  # evolving elements from which memory counts for more than a pair's shared noise
 _REPEATS = 2.0  # times that a member's noise may be made
@@ -47,6 +50,7 @@ _LARGE = 1 << 24  # evolving elements from which copying all weights is slower, 
 
 _WAYS: dict[str, Callable[[int | Literal["auto"]], Way]] = {  # best first: each may be replaced by those after it
     "batched": Batched,
+    "rows": Rows,
     "in_forward": lambda _: InForward(),
     "plain": lambda _: Plain(),
 }
@@ -73,6 +77,7 @@ def candidates(
     module: nn.Module,
     space: SearchSpace,
     population: Population,
+    has_rows: bool,
 ) -> tuple[Way, ...]:
     """The ways to try, best first; the last one is the plain loop, which always works.
 
@@ -82,12 +87,15 @@ def candidates(
         module: The user's module.
         space: Its evolving parameters.
         population: The members.
+        has_rows: Whether there is a batch that can be repeated.
     """
     if space.is_sharded or hidden_modules(module):
         return ways_from("plain")
     if name == "auto":
         name = "batched" if size != "auto" or _profits_from_batching(module, space, population) else "in_forward"
-    return ways_from(name, size)
+    ways = ways_from(name, size)
+    as_rows = name == "rows" or (has_rows and _is_low_rank(space, population))
+    return ways if as_rows else tuple(way for way in ways if not way.as_rows)
 
 
 def hidden_modules(module: nn.Module) -> list[str]:
@@ -98,7 +106,7 @@ def hidden_modules(module: nn.Module) -> list[str]:
 def brings_nothing(way: Way, space: SearchSpace, population: Population) -> bool:
     """Whether so few members fit into one forward that they may as well run one by one."""
     size = way.members_per_forward
-    return size == 1 or (size == population.per_direction and _is_low_rank(space, population))
+    return size == 1 or (not way.as_rows and size == population.per_direction and _is_low_rank(space, population))
 
 
 def repeats_noise(way: Way, noise_made: float, space: SearchSpace) -> str | None:

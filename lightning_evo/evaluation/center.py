@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from lightning_evo.evaluation.job import Refusal
 from lightning_evo.isolation.contents import version_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
@@ -20,7 +21,7 @@ from lightning_evo.utils.messages import preview
 __all__ = ["Center", "CenterMoved", "NeedsWeights", "Writes", "kept"]
 
 
-class NeedsWeights(RuntimeError):
+class NeedsWeights(Refusal):
     """A member's code does what works only on the weights themselves: only the plain loop can run it."""
 
 

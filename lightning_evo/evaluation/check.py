@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import torch
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.center import CenterMoved, NeedsWeights, Writes, kept
+from lightning_evo.evaluation.center import CenterMoved, Writes, kept
 from lightning_evo.evaluation.fitness import number_of
-from lightning_evo.evaluation.job import Job, Way
-from lightning_evo.evaluation.recording import Call, CallRecorder, Comparison, compare, same
+from lightning_evo.evaluation.job import Job, Refusal, Way
+from lightning_evo.evaluation.recording import Call, CallRecorder, Comparison, Detail, compare, same, unlike
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.perturbations import noise_dtype
@@ -38,6 +38,8 @@ __all__ = ["MembersFail", "NothingToCompare", "Verdict", "judge"]
 T = TypeVar("T")
 
 _MEMBERS = 3  # a pair, and one of another direction
+_DIRECTIONS = 3  # of members that are rows of one batch, at least
+_CALLS = 2  # of a layer, where members are rows: a text's first step, and one with a cache
 _NOTHING = 1e-30  # a sigma that changes no weight
 
 
@@ -57,7 +59,7 @@ class _CenterFails(MembersFail):
     """So it does for members at any distance."""
 
 
-_SAID_AT_ONCE = (NeedsWeights, CenterMoved, NothingToCompare)
+_SAID_AT_ONCE = (Refusal, CenterMoved, NothingToCompare)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def judge(way: Way, job: Job) -> Verdict:
     Raises:
         NothingToCompare: If the batch can't show a difference.
         MembersFail: If the batch can't show one because the user's own code raises.
-        NeedsWeights: If the members' code writes to the weights. The center is put back.
+        Refusal: If the way can't do what members' code asks for, or that to the weights. The center is put back.
         CenterMoved: If it writes to a parameter of which there is no copy, because the model is too large for one.
         Exception: What only this way raises, twice.
     """
@@ -156,6 +158,12 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
     if (overflow and not may_overflow) or not any(one.compared for one in comparisons):
         raise _TooFar
+    influenced = trial.influenced(space, population) if trial.way.as_rows else None
+    if influenced is not None:
+        return Verdict(
+            f"rows influence each other: what {influenced} is given or gives for a member depends on the members "
+            "beside it, so samples of a batch do not stand for themselves"
+        )
     exact = all(same(a.calls, b.calls) for a, b in zip(expected, found, strict=True))
     return Verdict(exact=exact, noise_made=noise_made)
 
@@ -205,25 +213,24 @@ class _Trial:
         self.way, self._job = way, replace(job, rerun=None)
         self._copied = _representatives(job.space)
         self._center: _Run | None = None
+        self._members, self._detail = _MEMBERS, Detail()
+        if way.as_rows and job.rows is not None:
+            self._members, self._detail = _DIRECTIONS * job.population.per_direction, Detail(_CALLS, job.rows.samples)
 
     def by_way(
-        self, space: SearchSpace, population: Population, members: int = _MEMBERS, *, watch_memory: bool = False
+        self, space: SearchSpace, population: Population, members: int = 0, *, watch_memory: bool = False
     ) -> list[_Run]:
-        """The first members, at most ``members``."""
+        """The first members, at most ``members`` if that is not 0."""
         shares, pair = self.way.members_per_forward is not None, population.per_direction
+        members = members or self._members
         numbers = range(min(len(population), -(-members // pair) * pair if shares else members))
         # One by one, the members of a pair have their small tensors in common.
         together = [numbers] if shares else [numbers[start : start + pair] for start in numbers[::pair]]
         job = replace(self._job, space=space, population=population)
         runs: list[_Run] = []
         for group in together:
-
-            def run(group: Sequence[int] = group) -> list[_Run]:
-                with kept(self._copied):
-                    return self._watched(lambda: self._record(self.way, job, group, watch_memory=watch_memory))
-
             try:
-                runs += _twice(run)
+                runs += _twice(partial(self._group, job, group, watch_memory=watch_memory))
             except _SAID_AT_ONCE:
                 raise
             except Exception:
@@ -231,6 +238,29 @@ class _Trial:
                 self._plain(_representatives(space), population, group)
                 raise
         return runs[:members]
+
+    def _group(self, job: Job, group: Sequence[int], *, watch_memory: bool = False) -> list[_Run]:
+        """Members by the way, which may make one forward of them."""
+        with kept(self._copied):
+            if self.way.as_rows and self.way.members_per_forward == "auto":  # so that all of them share one
+                self.way.run(replace(job, members=group[: job.population.per_direction]))
+            return self._watched(lambda: self._record(self.way, job, group, watch_memory=watch_memory))
+
+    def influenced(self, space: SearchSpace, population: Population) -> str | None:
+        """The function that shows that a member's rows depend on those beside them; ``None`` if none does.
+
+        The same forward with copies of one member in all places must give the same bits in its own place.
+        """
+        job = replace(self._job, space=space, population=population)
+        together = self.way.members_per_forward
+        size = min(self._members, len(population), together if isinstance(together, int) else 1)
+        different = self._group(job, range(size))
+        for member in sorted({0, size - 1}):
+            copies = self._group(job, [member] * size)
+            call = unlike(different[member].calls, copies[member].calls, (member, member))
+            if call is not None:
+                return call.function
+        return None
 
     def outliving(self, runs: list[_Run]) -> str | None:
         """The function that gave a tensor of a ``vmap`` that is there after the forwards, whatever was put back."""
@@ -241,9 +271,9 @@ class _Trial:
             found = [run.recorder.outliving() for run in runs]
         return next(filter(None, found), None)
 
-    def by_plain_loop(self, space: SearchSpace, population: Population, members: int = _MEMBERS) -> list[_Run]:
-        """The first members, at most ``members``."""
-        return self._plain(space, population, range(min(len(population), members)))
+    def by_plain_loop(self, space: SearchSpace, population: Population, members: int = 0) -> list[_Run]:
+        """The first members, at most ``members`` if that is not 0."""
+        return self._plain(space, population, range(min(len(population), members or self._members)))
 
     def _plain(self, space: SearchSpace, population: Population, members: Sequence[int]) -> list[_Run]:
         perturbed = {parameter.index for parameter in space}  # which the loop itself puts back
@@ -260,7 +290,7 @@ class _Trial:
         """The center, which is the same in all tries."""
 
         def run() -> _Run:
-            recorder = CallRecorder(self._job.space)
+            recorder = CallRecorder(self._job.space, detail=self._detail)
             self._job.isolation.start_member()
             with kept(self._copied), torch.no_grad():
                 value = self._watched(lambda: recorder.run(self._job.together(1)))
@@ -285,13 +315,18 @@ class _Trial:
     ) -> list[_Run]:
         recorders: list[CallRecorder] = []
 
-        def recorded() -> Any:
-            recorder = CallRecorder(self._job.space, watch_memory=watch_memory)
-            value = recorder.run(job.fitness) if each is None else each(lambda: recorder.run(job.fitness))
+        def recorded(fitness: Callable[[], Any], as_rows: int | None = None) -> Any:
+            recorder = CallRecorder(self._job.space, watch_memory=watch_memory, detail=self._detail, members=as_rows)
+            value = recorder.run(fitness) if each is None else each(lambda: recorder.run(fitness))
             recorders.append(recorder)
             return value
 
-        fitness = [_number(value) for value in way.run(replace(job, fitness=recorded, members=members))]
+        rows = job.rows
+        if rows is not None:
+            given = rows.fitness
+            rows = replace(rows, fitness=lambda members: recorded(partial(given, members), members))
+        job = replace(job, fitness=partial(recorded, job.fitness), rows=rows, members=members)
+        fitness = [_number(value) for value in way.run(job)]
         runs: list[_Run] = []
         for recorder in recorders:
             recorder.finish(fitness[len(runs) :][: recorder.members])
@@ -310,7 +345,7 @@ def _twice(run: Callable[[], T]) -> T:
     """What ``run`` gives at its first or second try; what it raises at the second one.
 
     Raises:
-        NeedsWeights: At the first try, since it would be raised again; also CenterMoved and NothingToCompare.
+        Refusal: At the first try, since it would be raised again; also CenterMoved and NothingToCompare.
     """
     try:
         return run()

@@ -24,11 +24,11 @@ from lightning_evo.evaluation.candidates import (
     repeats_noise,
     ways_from,
 )
-from lightning_evo.evaluation.center import CenterMoved, NeedsWeights
+from lightning_evo.evaluation.center import CenterMoved
 from lightning_evo.evaluation.check import MembersFail, NothingToCompare, Verdict, judge
 from lightning_evo.evaluation.faults import Failure, timeout_of_members
 from lightning_evo.evaluation.heap import keep_freed_memory
-from lightning_evo.evaluation.job import Job, Way
+from lightning_evo.evaluation.job import BatchOfRows, Job, Refusal, Way
 from lightning_evo.evaluation.reasons import reason_of
 from lightning_evo.evaluation.running import checked, run
 from lightning_evo.evaluation.ways.plain import Plain
@@ -85,7 +85,7 @@ class Evaluation:
 
     Args:
         name: ``"auto"``, or the way to use as long as it works.
-        members_per_forward: For ``"batched"``: members that run at once, or ``"auto"``.
+        members_per_forward: For ``"batched"`` and ``"rows"``: members that run at once, or ``"auto"``.
         member_timeout: Seconds after which a member has failed; members that share a forward have the sum of theirs.
 
     Raises:
@@ -135,6 +135,7 @@ class Evaluation:
         fitness: Callable[[], Any],
         isolation: Isolation,
         members: Sequence[int] | None = None,
+        rows: BatchOfRows | None = None,
     ) -> list[Any]:
         """The fitness of members.
 
@@ -145,14 +146,15 @@ class Evaluation:
             fitness: Runs the user's code and gives its fitness.
             isolation: Entered by the caller.
             members: Numbers of the members to evaluate; ``None`` for all.
+            rows: The batch, to be repeated for members; ``None`` if there is none that can be.
 
         Returns:
             What ``fitness`` gave for each of them, in their order; a :class:`~lightning_evo.evaluation.faults.Failure`
             where it raised an exception.
         """
         members = range(len(population)) if members is None else members
-        job = Job(space, population, fitness, isolation, members, self.member_timeout)
-        choice = self._choice = self._current(module, space, population)
+        job = Job(space, population, fitness, isolation, members, rows, self.member_timeout)
+        choice = self._choice = self._current(module, space, population, has_rows=rows is not None)
         if not choice.proven:
             return self._choose(job, choice.ways, self._obstacles(module, space))
         try:
@@ -164,13 +166,13 @@ class Evaluation:
                 raise
             return self._choose(job, choice.ways[1:], [], {_reason(error): [choice.way.name]})
 
-    def _current(self, module: nn.Module, space: SearchSpace, population: Population) -> Choice:
+    def _current(self, module: nn.Module, space: SearchSpace, population: Population, *, has_rows: bool) -> Choice:
         """The choice as it is for these parameters, with a list of ways."""
         choice, evolving = self._choice, tuple(parameter.index for parameter in space)
         if not choice.ways or (space.is_sharded and not choice.way.in_place):  # the latter from a run of whole weights
             if space[0].tensor.device.type == "cpu":
                 keep_freed_memory()
-            choice = replace(choice, ways=candidates(self.name, self._size, module, space, population))
+            choice = replace(choice, ways=candidates(self.name, self._size, module, space, population, has_rows))
         if evolving != choice.evolving:  # parameters were frozen or unfrozen
             choice = replace(choice, evolving=evolving, proven=False, tries=0)
         return choice
@@ -240,7 +242,7 @@ class Evaluation:
             some = replace(job, members=members)
             try:
                 return checked(way, some)
-            except NeedsWeights:
+            except Refusal:
                 raise
             except Exception as error:
                 if job.space.numel > LARGEST_COPY:
@@ -310,4 +312,4 @@ def _nothing_proven(nothing: NothingToCompare) -> str:
 
 def _reason(error: Exception) -> str:
     """Why a way is not possible."""
-    return str(error) if isinstance(error, NeedsWeights) else reason_of(error)
+    return str(error) if isinstance(error, Refusal) else reason_of(error)

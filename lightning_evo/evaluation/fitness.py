@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.numbers import as_tensor, is_several
+from lightning_evo.evaluation.places import Lost, place_of
 
 __all__ = [
     "Fitness",
     "as_fitness",
     "as_record",
+    "as_records",
     "fitness_of_loss",
     "fitness_of_step",
     "number_of",
@@ -155,6 +158,40 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
         tie_breaker = tie_breaker.where(tie_breaker.isfinite(), -math.inf)
     record = torch.stack([_mean(values, has), tie_breaker])
     return record if has is None else torch.cat([record, values.where(has, math.nan)])
+
+
+def as_records(value: Any, members: int, *, source: str = "the fitness") -> list[Tensor]:
+    """What members report whose rows share a batch, member by member.
+
+    Args:
+        value: What :func:`as_record` takes, with one value for each row of the batch.
+        members: How many there are.
+        source: What gave it, for messages.
+
+    Raises:
+        Refusal: If there is not one value for each row.
+
+    Example:
+        >>> as_records(torch.tensor([1.0, 3.0, 5.0, 5.0]), members=2)
+        [tensor(2.), tensor(5.)]
+    """
+    if not isinstance(value, Fitness):
+        return [as_record(part) for part in _of_members(value, members, source)]
+    count = {"values": value.values, "tie_breaker": value.tie_breaker, "missing": value.missing}
+    parts = {name: _of_members(each, members, f"{source}'s {name}") for name, each in count.items() if each is not None}
+    return [as_record(Fitness(**{name: part[i] for name, part in parts.items()})) for i in range(members)]
+
+
+def _of_members(value: Any, members: int, source: str) -> list[Tensor]:
+    values = as_tensor(value, source, "fitness")
+    if not isinstance(values, Tensor) or not values.dim():
+        raise Refusal(f"{source} is one number for the whole batch: give one value per sample")
+    place = place_of(values)
+    if isinstance(place, Lost):
+        raise Refusal(f"{source} comes from {place}, after which rows can't be told apart: give one value per sample")
+    if len(values) % members:
+        raise Refusal(f"{source} has {len(values)} values for {members} members' rows: give one value per sample")
+    return list(values.reshape(members, -1, *values.shape[1:]))
 
 
 def _mean(values: Tensor, has: Tensor | None) -> Tensor:

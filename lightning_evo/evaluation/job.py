@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from lightning_evo.algorithms import Population
@@ -11,7 +12,25 @@ from lightning_evo.evaluation.faults import guarded, limited
 from lightning_evo.isolation import Isolation
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["Job", "Way"]
+__all__ = ["BatchOfRows", "Job", "Refusal", "Way"]
+
+
+class Refusal(RuntimeError):
+    """A way of evaluating can't do what a member's code asks for, and another one must; the message says why."""
+
+
+@dataclass(frozen=True)
+class BatchOfRows:
+    """A batch that can be repeated, so that each member has rows of its own in it.
+
+    Attributes:
+        samples: Rows of one member.
+        fitness: Runs the user's code on the batch, repeated for so many members, and gives each one's fitness, or
+            ``None``. Raises a Refusal if it does not give one value per sample.
+    """
+
+    samples: int
+    fitness: Callable[[int], list[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Job:
         fitness: Runs the user's code and gives its fitness.
         isolation: Entered by the caller.
         members: Numbers of the members to evaluate. Ways in which members share a forward need whole pairs.
+        rows: The batch, to be repeated for members; ``None`` if there is none that can be.
         timeout: Seconds after which a member has failed; members that share a forward have the sum of theirs. ``None``
             means no limit.
         rerun: Evaluates members once more whose common forward raised an exception; a member that was alone in its
@@ -35,12 +55,23 @@ class Job:
     fitness: Callable[[], Any]
     isolation: Isolation
     members: Sequence[int]
+    rows: BatchOfRows | None = None
     timeout: float | None = None
     rerun: Callable[[list[int]], list[Any]] | None = None
 
     def together(self, members: int) -> Callable[[], Any]:
         """The fitness of some members that share a forward, within their time."""
         return limited(self.fitness, None if self.timeout is None else self.timeout * members)
+
+    def as_rows(self, members: int) -> Callable[[], list[Any] | None]:
+        """The fitness of some members whose rows share a batch, within their time.
+
+        Raises:
+            Refusal: If there is no batch that can be repeated.
+        """
+        if self.rows is None:
+            raise Refusal("there is no batch whose rows could be the members'")
+        return limited(partial(self.rows.fitness, members), None if self.timeout is None else self.timeout * members)
 
     @property
     def alone(self) -> Callable[[], Any]:
@@ -57,12 +88,14 @@ class Way(Protocol):
     Attributes:
         name: What users ask for it by.
         in_place: Whether members are written into the weights.
+        as_rows: Whether members are rows of a repeated batch.
         members_per_forward: How many share a forward, or ``"auto"`` before it is chosen; ``None`` if they never do.
         noise_made: Elements of noise that were made for a member of the last forward.
     """
 
     name: str
     in_place: bool
+    as_rows: bool
     members_per_forward: int | Literal["auto"] | None
     noise_made: float
 
@@ -71,5 +104,5 @@ class Way(Protocol):
 
         Raises:
             Exception: What the user's code or this way raises, if the job has no ``rerun``.
-            NeedsWeights: If this way can't do what a member's code asks for.
+            Refusal: If this way can't do what a member's code asks for.
         """

@@ -12,25 +12,28 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from lightning_evo.evaluation.functions import HARMLESS
+from lightning_evo.evaluation.places import place_of
 from lightning_evo.evaluation.ways import vmap
-from lightning_evo.evaluation.ways.functions import HARMLESS
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["Call", "Comparison", "CallRecorder", "compare", "same"]
+__all__ = ["Call", "CallRecorder", "Comparison", "Detail", "compare", "same", "unlike"]
 
 _SAMPLED = 256  # elements of a tensor
+_PER_ROW = 8  # at least, of a tensor with a row for each sample
 _CALLS = 4096
-_ELEMENTS = 1 << 20  # of all samples of a forward
+_ELEMENTS = 1 << 20  # of a member, in a forward
 
 _TO_PYTHON = {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__float__, Tensor.__int__}
 _TO_PYTHON |= {Tensor.__bool__}
@@ -47,11 +50,13 @@ class Sample:
         values: ``[members, elements]`` in float64, with 1 for members if they share it; ``None`` for a tensor that
             can't be looked into. Of whole numbers the last one is their sum.
         floating: Whether they are floating-point numbers.
+        rows: How many rows of a member the elements are of, as many of each; 1 if that is not known.
     """
 
     shape: tuple[int, ...]
     values: Tensor | None
     floating: bool
+    rows: int = 1
 
     def of(self, member: int) -> Tensor | None:
         """The elements of a member's tensor."""
@@ -90,6 +95,19 @@ class Call:
         return not self.outputs
 
 
+@dataclass(frozen=True)
+class Detail:
+    """What of a forward is recorded.
+
+    Attributes:
+        times: How many calls of a function with the same parameters.
+        samples: Rows of a member's batch, of each of which some elements are wanted; 0 if that does not matter.
+    """
+
+    times: int = _CALLS
+    samples: int = 0
+
+
 class CallRecorder(TorchFunctionMode):
     """Records the calls of one forward.
 
@@ -97,6 +115,8 @@ class CallRecorder(TorchFunctionMode):
         space: The evolving parameters.
         watch_memory: Whether to look for tensors that share a weight's memory. Only where no member is in the weights:
             if one is, every view of them does.
+        detail: What to record.
+        members: How many share the forward as rows of one batch; ``None`` if they don't.
 
     Attributes:
         calls: The first of them, in order.
@@ -105,7 +125,14 @@ class CallRecorder(TorchFunctionMode):
         aliases: Parameters whose memory calls were given in other tensors, by their indices.
     """
 
-    def __init__(self, space: SearchSpace, *, watch_memory: bool = False) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        watch_memory: bool = False,
+        detail: Detail | None = None,
+        members: int | None = None,
+    ) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.seen: set[int] = set()
@@ -113,8 +140,14 @@ class CallRecorder(TorchFunctionMode):
         self._known = space.by_identity()
         with torch._C.DisableTorchFunction():  # of members that run
             watched = [p for p in space if p.tensor.numel()] if watch_memory else []
-            self._memory = [(parameter, *extent(parameter.tensor)) for parameter in watched]
+            self._memory = sorted((*extent(parameter.tensor), i) for i, parameter in enumerate(watched))
+            self._watched = watched
+            self._longest = max((stop - start for start, stop, _ in self._memory), default=0)
         self._level, self.members = vmap.current()
+        self._detail = Detail() if detail is None else detail
+        self._as_rows = members is not None
+        self.members = self.members if members is None else members
+        self._times: Counter[tuple[str, tuple[int, ...]]] = Counter()
         self._eps = max((torch.finfo(p.tensor.dtype).eps for p in space), default=0.0)
         self._elements = 0
         self._given: list[tuple[weakref.ref[Tensor], str]] = []
@@ -147,7 +180,7 @@ class CallRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = _tensors_in([*args, *kwargs.values()] if kwargs else args)
         parameters = tuple(self._known[id(tensor)].index for tensor in tensors if id(tensor) in self._known)
         others = [tensor for tensor in tensors if id(tensor) not in self._known]
         self.seen.update(parameters)
@@ -155,53 +188,93 @@ class CallRecorder(TorchFunctionMode):
             self._note_aliases(others)
         forgotten = {id(kwargs.get("out")), id(args[0]) if function in _OVERWRITE else 0}
         read = [tensor for tensor in others if id(tensor) not in forgotten]
-        inputs = self._samples(read) if parameters else ()  # before they are written to
-        result = function(*args, **kwargs)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         name = getattr(function, "__name__", "?")
+        wanted = self._is_wanted(name, parameters)
+        inputs = self._samples(read) if wanted else ()  # before they are written to
+        result = function(*args, **kwargs)
+        outputs = [result] if isinstance(result, Tensor) else _tensors_in((result,))
         if self._level is not None and len(self._given) < _CALLS:
             self._given += [(weakref.ref(tensor), name) for tensor in outputs]
         self._eps = max([self._eps, *(torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point())])
         chooses = function in _TO_PYTHON or any(not tensor.is_floating_point() for tensor in outputs)
         chooses = chooses and any(tensor.is_floating_point() for tensor in read)
-        if (parameters or chooses) and len(self.calls) < _CALLS and self._elements < _ELEMENTS:
+        if wanted or (chooses and not parameters and self._has_room()):
             inputs = inputs if parameters else self._samples(read)
-            given = () if function in _UNINITIALISED else self._samples(outputs)
+            grows = self._as_rows and wanted and bool(read) and not any(map(self._rows_of, read))
+            given = () if function in _UNINITIALISED else self._samples(outputs, grown=grows)
             self.calls.append(Call(name, parameters, inputs, given, self._eps))
         return result
+
+    def _has_room(self) -> bool:
+        return len(self.calls) < _CALLS and self._elements < _ELEMENTS
+
+    def _is_wanted(self, name: str, parameters: tuple[int, ...]) -> bool:
+        """Whether a call with evolving parameters is recorded."""
+        if not parameters or not self._has_room():
+            return False
+        self._times[name, parameters] += 1
+        return self._times[name, parameters] <= self._detail.times
+
+    def _rows_of(self, tensor: Tensor) -> int | None:
+        """The dimension in which members' rows lie; ``None`` if it is the same for all."""
+        place = place_of(tensor)
+        if isinstance(place, int):
+            return place
+        made_for_rows = tensor.dim() and len(tensor) == self.members * self._detail.samples
+        return -tensor.dim() if made_for_rows else None
 
     def _note_aliases(self, tensors: list[Tensor]) -> None:
         for tensor in tensors if self._memory else ():
             if _has_memory(tensor):
                 start, stop = extent(tensor)
-                for parameter, first, last in self._memory:
-                    if start < last and first < stop:
-                        self.aliases[parameter.index] = parameter
+                for first, last, i in self._memory[bisect_left(self._memory, (start - self._longest,)) :]:
+                    if first >= stop:
+                        break
+                    if start < last:
+                        self.aliases[self._watched[i].index] = self._watched[i]
 
-    def _samples(self, tensors: list[Tensor]) -> Samples:
-        return tuple(map(self._sample, tensors))
-
-    def _sample(self, tensor: Tensor) -> Sample:
+    def _samples(self, tensors: list[Tensor], *, grown: bool = False) -> Samples:
         with torch._C.DisableTorchFunction(), vmap.outside():
-            values = _elements(tensor, self._level)
-        self._elements += 0 if values is None else values.numel()
-        return Sample(tuple(tensor.shape), values, tensor.is_floating_point())
+            return tuple(self._sample(tensor, grown) for tensor in tensors)
+
+    def _sample(self, tensor: Tensor, grown: bool) -> Sample:
+        shape, rows = tuple(tensor.shape), 1
+        try:
+            batched = vmap.batch_first(tensor, self._level) if self._level is not None else None
+        except NotImplementedError:  # of a transformation of the user's
+            return Sample(shape, None, tensor.is_floating_point())
+        place = self._rows_of(tensor) if self._as_rows else None
+        if place is not None:
+            sizes = list(tensor.shape)
+            sizes[place : place + 1 or None] = [self.members, sizes[place] // self.members]
+            batched = tensor.reshape(sizes).movedim(place - 1, 0)
+            batched = batched.narrow(place, 0, 1) if grown else batched  # of rows that are made of one
+            shape = tuple(batched.shape[1:])
+            rows = shape[0] if place == -tensor.dim() else 1
+        values = _elements(tensor.detach()[None] if batched is None else batched.detach(), self._detail.samples)
+        self._elements += 0 if values is None else values.numel() // len(values)
+        return Sample(shape, values, tensor.is_floating_point(), rows)
 
 
-def _elements(tensor: Tensor, level: int | None) -> Tensor | None:
+def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict):
+            found += _tensors_in(value.values() if isinstance(value, dict) else value)
+    return found
+
+
+def _elements(values: Tensor, samples: int) -> Tensor | None:
     """Evenly spaced elements ``[members or 1, elements]`` on the CPU; ``None`` for what has no ordinary memory."""
-    try:
-        batched = vmap.batch_first(tensor, level) if level is not None else None
-    except NotImplementedError:  # of a transformation of the user's
-        return None
-    values = tensor if batched is None else batched
     if not _has_memory(values):
         return None
-    values = values.detach() if batched is not None else values.detach()[None]
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     members, size = len(values), values[0].numel()
-    index = torch.arange(min(size, _SAMPLED), device=values.device) * size // min(size, _SAMPLED)
+    wanted = min(size, max(_SAMPLED, _PER_ROW * samples))
+    index = torch.arange(wanted, device=values.device) * size // wanted
     index = index + size * torch.arange(members, device=values.device)[:, None]
     found = values.take(index).cpu().double()
     if values.is_floating_point():
@@ -254,7 +327,7 @@ def compare(
     def agree(e: Samples, f: Samples, o: Samples | None, eps: float) -> bool:
         others = [None] * len(e) if o is None else [sample.of(third) for sample in o]
         return all(
-            _close(sample.of(first), same.of(second), c, share, rounding * eps)
+            _close(sample.of(first), same.of(second), c, share, rounding * eps, same.rows)
             for sample, same, c in zip(e, f, others, strict=True)
             if sample.floating
         )
@@ -311,14 +384,43 @@ def same_values(first: Tensor | None, second: Tensor | None) -> bool:
     return torch.equal(first.nan_to_num(nan=math.pi), second.nan_to_num(nan=math.pi))
 
 
-def _close(expected: Tensor | None, found: Tensor | None, other: Tensor | None, share: float, rounding: float) -> bool:
-    """Whether two samples are the same to rounding; those that can't be looked into count as such."""
+def unlike(first: Sequence[Call], second: Sequence[Call], members: tuple[int, int]) -> Call | None:
+    """The first call that does not hold the same bits for a member, as far as two records go the same way.
+
+    Args:
+        first: One record.
+        second: The other one.
+        members: The member's position in each.
+    """
+    for a, b in zip(first, second, strict=False):
+        if a.signature != b.signature:
+            break
+        for p, q in zip(a.inputs + a.outputs, b.inputs + b.outputs, strict=True):
+            if not same_values(p.of(members[0]), q.of(members[1])):
+                return a
+    return None
+
+
+def _close(
+    expected: Tensor | None,
+    found: Tensor | None,
+    other: Tensor | None,
+    share: float,
+    rounding: float,
+    rows: int,
+) -> bool:
+    """Whether two samples are the same to rounding, row by row; those that can't be looked into count as such."""
     if expected is None or found is None or torch.equal(expected, found):
         return True
     finite = expected.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return False
+    row = (torch.arange(len(expected)) * rows // len(expected))[finite]
     a, b = expected[finite], found[finite]
     c = torch.zeros_like(a) if other is None else other[finite].nan_to_num(0, 0, 0)
-    size = max(float(a.norm()), float(c.norm()))
-    return float((a - b).norm()) <= share * float((a - c).norm()) + rounding * size
+
+    def norms(values: Tensor) -> Tensor:
+        return torch.zeros(rows, dtype=torch.float64).index_add_(0, row, values.square()).sqrt()
+
+    size = torch.maximum(norms(a), norms(c)).max()
+    return bool((norms(a - b) <= share * norms(a - c) + rounding * size).all())

@@ -25,7 +25,7 @@ def run(way: Way, job: Job, rerun: Callable[[list[int]], list[Any]] | None = Non
         What the fitness gave for each member, in their order; a Failure where it raised an exception.
 
     Raises:
-        NeedsWeights: If this way can't do what a member's code asks for.
+        Refusal: If this way can't do what a member's code asks for.
         CenterMoved: If a member's code wrote to the center.
         Exception: What ``rerun`` raises; with sharded weights what the fitness does.
     """

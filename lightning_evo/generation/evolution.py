@@ -22,7 +22,8 @@ from lightning_evo.algorithms import Algorithm, Population, Recipe, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
-from lightning_evo.evaluation.fitness import as_record
+from lightning_evo.evaluation.fitness import as_record, as_records
+from lightning_evo.evaluation.job import BatchOfRows
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
@@ -278,7 +279,8 @@ class Evolution:
             isolation = Isolation(module, evolving[0].device, evolving, self.traces)
             with gradients_kept(module), isolation, self.evaluating():
                 run = partial(self._run, fitness, shared)
-                return self.evaluation(module, space, self.population, run, isolation, members)
+                rows = BatchOfRows(shared.samples, partial(self._run_rows, fitness, shared)) if shared.samples else None
+                return self.evaluation(module, space, self.population, run, isolation, members, rows)
         finally:
             shared.restore()
 
@@ -287,6 +289,14 @@ class Evolution:
         try:
             value = fitness(shared.for_member())
             return None if value is None else as_record(value)
+        finally:
+            shared.take_back()
+
+    @staticmethod
+    def _run_rows(fitness: FitnessFunction, shared: batches.SharedBatch, members: int) -> list[Any] | None:
+        try:
+            value = fitness(shared.for_rows(members))
+            return None if value is None else as_records(value, members)
         finally:
             shared.take_back()
 

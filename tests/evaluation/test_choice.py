@@ -314,7 +314,7 @@ def test_a_fitness_that_does_not_depend_on_the_weights_hides_nothing(name, facto
 def test_a_choice_that_waited_is_the_one_that_would_have_been_made(noise, monkeypatch):
     """Where the first batch tells nothing; as a run does that was interrupted after it."""
     monkeypatch.setattr("lightning_evo.evaluation.choice.is_slower", lambda way, job: "it is slower")
-    monkeypatch.setattr("lightning_evo.evaluation.ways.batched._choose_size", lambda *_: 2)
+    monkeypatch.setattr("lightning_evo.evaluation.ways.batched._room", lambda *_: 2)
     module, x, members = mlp(), torch.randn(4, 6), population(**NOISE[noise])
     chosen = []
     for declines in (False, True):

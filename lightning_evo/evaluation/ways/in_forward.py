@@ -22,6 +22,7 @@ class InForward:
 
     name = "in_forward"
     in_place = False
+    as_rows = False
 
     def __init__(self) -> None:
         self.members_per_forward: int | Literal["auto"] | None = None

@@ -7,18 +7,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lightning_evo.evaluation.places import place_of, set_place
 from lightning_evo.evaluation.ways import vmap
 
-__all__ = ["Layout", "OneMember", "VmapLevel"]
+__all__ = ["Layout", "OneMember", "RowBlocks", "VmapLevel"]
 
 
 class Layout(Protocol):
     """Takes members apart and puts them together, so that a rule holds its formula once, for ``[members, ...]``.
-
-    Another layout, for example members as rows of one batch (``[members * rows, ...]``, where :meth:`split` and
-    :meth:`join` are views), must tell from a tensor alone whether it holds all members or is the same for each.
-    Members' weights can't be one tensor of the weight's shape there, so ``Perturbed.tensor`` has to refuse
-    (NeedsWeights), and every function that is given a weight needs a rule; ``BATCHED`` holds those of ``vmap``.
 
     Attributes:
         members: How many there are.
@@ -58,6 +54,43 @@ class OneMember:
     def stack(self, tensor: Tensor) -> Tensor:
         """``[1, *shape]``."""
         return tensor[None]
+
+    def outside(self) -> AbstractContextManager[object]:
+        """No context is needed."""
+        return nullcontext()
+
+
+class RowBlocks:
+    """Members are blocks of rows of one batch, which the user's code sees as a batch that is longer.
+
+    A tensor alone says whether it holds all members (:mod:`~lightning_evo.evaluation.places`). Their weights can't
+    be one tensor of a weight's shape.
+
+    Args:
+        members: How many there are.
+    """
+
+    shares_forward = True
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """``[members, rows, ...]`` of ``[members * rows, ...]``; ``[1, *shape]`` if it is the same for all."""
+        if place_of(tensor) != -tensor.dim():
+            return tensor[None]
+        return tensor.view(self.members, len(tensor) // self.members, *tensor.shape[1:])
+
+    def join(self, values: Tensor) -> Tensor:
+        """``[members * rows, ...]``."""
+        rows = values.flatten(0, 1)
+        set_place(rows, -rows.dim())
+        return rows
+
+    def stack(self, tensor: Tensor) -> Tensor:
+        """:meth:`split`, expanded if it is the same for all."""
+        values = self.split(tensor)
+        return values.expand(self.members, *values.shape[1:])
 
     def outside(self) -> AbstractContextManager[object]:
         """No context is needed."""

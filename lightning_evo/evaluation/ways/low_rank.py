@@ -129,8 +129,7 @@ def _factors(mode: Members, parameter: EvolvingParameter) -> tuple[Tensor, Tenso
 
 def _split(mode: Members, x: Tensor) -> Tensor:
     """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
-    parameter = mode.find(x)
-    return mode.layout.split(x if parameter is None else mode.tensor(parameter))
+    return mode.layout.split(x) if mode.find(x) is None else mode.stacked(x)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

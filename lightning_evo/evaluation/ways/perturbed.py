@@ -24,11 +24,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import NeedsWeights
-from lightning_evo.evaluation.ways.functions import GET_DATA, HARMLESS, PURE, SET_DATA, writes
+from lightning_evo.evaluation.functions import GET_DATA, HARMLESS, SET_DATA, writes
+from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.ways.layouts import Layout
 from lightning_evo.evaluation.ways.rules import BATCHED, HUGE, KEYWORDS, RULES, SMALL
 from lightning_evo.isolation.contents import version_of
@@ -39,6 +41,9 @@ from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 __all__ = ["Perturbed"]
 
 _SEQUENCES = (list, tuple)  # of arguments
+_PURE: frozenset[Any] = frozenset(RULES) - {functional.embedding} | {functional.layer_norm, functional.group_norm}
+"""They write to no argument, and are what most forwards call with a weight. (An embedding writes with ``max_norm``.)"""
+
 _CACHED = 1 << 22  # elements of small tensors, and of others that are kept from the second read in a forward on
 
 
@@ -102,7 +107,7 @@ class Perturbed(TorchFunctionMode):
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
         self._exposed: list[tuple[EvolvingParameter, Tensor, int | None]] | None = None
         self._data: list[tuple[EvolvingParameter, Tensor, int | None]] = []
-        self._refusal: NeedsWeights | None = None
+        self._refusal: Refusal | None = None
         self._factors: dict[int, tuple[Tensor, Tensor] | None] = {}
         self._small: dict[int, Tensor] = {}
         self._step_index = 0  # of this member's step among those that the small tensors were made for
@@ -294,8 +299,8 @@ class Perturbed(TorchFunctionMode):
         if result is not NotImplemented:
             return result
         if function is Tensor.data_ptr:
-            raise self._refused("A weight's memory is read directly, by its address.")
-        if function in PURE:
+            raise self._refused(NeedsWeights("A weight's memory is read directly, by its address."))
+        if function in _PURE:
             return self._with_members(function, args, kwargs)
         target = self.find(args[0]) if args else None
         if target is not None and (function == SET_DATA or (torch.is_inference_mode_enabled() and writes(function))):
@@ -338,12 +343,13 @@ class Perturbed(TorchFunctionMode):
             if version_of(values) != version:
                 raise self._written(parameter)
 
-    def _written(self, parameter: EvolvingParameter) -> NeedsWeights:
-        return self._refused(f"{parameter.name} is written to by the members' code")
+    def _written(self, parameter: EvolvingParameter) -> Refusal:
+        return self._refused(NeedsWeights(f"{parameter.name} is written to by the members' code"))
 
-    def _refused(self, reason: str) -> NeedsWeights:
-        self._refusal = NeedsWeights(reason)
-        return self._refusal
+    def _refused(self, refusal: Refusal) -> Refusal:
+        """What is to be raised, also where the user's code catches it."""
+        self._refusal = refusal
+        return refusal
 
     def _call(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self.layout.shares_forward and function in BATCHED:

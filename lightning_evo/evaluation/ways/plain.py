@@ -24,6 +24,7 @@ class Plain:
 
     name = "plain"
     in_place = True
+    as_rows = False
 
     def __init__(self) -> None:
         self.members_per_forward: int | Literal["auto"] | None = None

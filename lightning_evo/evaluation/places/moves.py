@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import first
-from lightning_evo.evaluation.ways.place import (
+from lightning_evo.evaluation.places.elementwise import first
+from lightning_evo.evaluation.places.place import (
     LOST,
     NAME,
     Place,

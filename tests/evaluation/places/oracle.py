@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_evo.evaluation.ways.places import follow, place_of, set_place
+from lightning_evo.evaluation.places import follow, place_of, set_place
 
 MEMBERS = 3
 ROWS = 6  # two of each member

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lightning_evo.evaluation.ways.places import Lost, follow, place_of, set_place
-from tests.evaluation.ways.oracle import MEMBERS, ROWS, Followed, check, rows
+from lightning_evo.evaluation.places import Lost, follow, place_of, set_place
+from tests.evaluation.places.oracle import MEMBERS, ROWS, Followed, check, rows
 
 R, H, L, D = ROWS, 2, ROWS, 4  # the sequence is as long as the batch
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.place import (
+from lightning_evo.evaluation.places.place import (
     LOST,
     NAME,
     Place,

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import elementwise
-from lightning_evo.evaluation.ways.place import LOST, Place, Rule, given, moves, negative
+from lightning_evo.evaluation.places.elementwise import elementwise
+from lightning_evo.evaluation.places.place import LOST, Place, Rule, given, moves, negative
 
 __all__ = ["REDUCTIONS"]
 

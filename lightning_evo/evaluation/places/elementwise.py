@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.place import LOST, NAME, Place, Rule, combined, place_of, words
+from lightning_evo.evaluation.places.place import LOST, NAME, Place, Rule, combined, place_of, words
 
 __all__ = ["ELEMENTWISE", "elementwise", "first", "same_for_all", "unknown"]
 

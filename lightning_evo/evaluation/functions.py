@@ -7,11 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from lightning_evo.evaluation.ways.rules import RULES
-
-__all__ = ["GET_DATA", "HARMLESS", "PURE", "SET_DATA", "writes"]
+__all__ = ["GET_DATA", "HARMLESS", "SET_DATA", "writes"]
 
 
 def writes(function: Callable[..., Any]) -> bool:
@@ -23,9 +20,6 @@ def writes(function: Callable[..., Any]) -> bool:
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 _IN_PLACE = frozenset(["__setitem__", *(f"__i{name}__" for name in _OPERATORS)])
-
-PURE: frozenset[Any] = frozenset(RULES) - {functional.embedding} | {functional.layer_norm, functional.group_norm}
-"""They write to no argument, and are what most forwards call with a weight. (An embedding writes with ``max_norm``.)"""
 
 GET_DATA: Any = vars(torch._C.TensorBase)["data"].__get__
 SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__

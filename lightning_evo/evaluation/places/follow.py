@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import ELEMENTWISE, elementwise, same_for_all, unknown
-from lightning_evo.evaluation.ways.functions import writes
-from lightning_evo.evaluation.ways.indexing import INDEXING
-from lightning_evo.evaluation.ways.layers import LAYERS, layer
-from lightning_evo.evaluation.ways.moves import MOVES
-from lightning_evo.evaluation.ways.place import LOST, NAME, Lost, Place, Rule, place_of, set_place
-from lightning_evo.evaluation.ways.reductions import REDUCTIONS
+from lightning_evo.evaluation.functions import writes
+from lightning_evo.evaluation.places.elementwise import ELEMENTWISE, elementwise, same_for_all, unknown
+from lightning_evo.evaluation.places.indexing import INDEXING
+from lightning_evo.evaluation.places.layers import LAYERS, layer
+from lightning_evo.evaluation.places.moves import MOVES
+from lightning_evo.evaluation.places.place import LOST, NAME, Lost, Place, Rule, place_of, set_place
+from lightning_evo.evaluation.places.reductions import REDUCTIONS
 
 __all__ = ["Lost", "follow", "place_of", "set_place"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_evo.evaluation.ways.elementwise import elementwise
-from lightning_evo.evaluation.ways.place import LOST, Place, Rule, combined, given, moves, negative, place_of, words
+from lightning_evo.evaluation.places.elementwise import elementwise
+from lightning_evo.evaluation.places.place import LOST, Place, Rule, combined, given, moves, negative, place_of, words
 
 __all__ = ["LAYERS", "layer"]
 

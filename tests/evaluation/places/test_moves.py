@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_evo.evaluation.ways.places import Lost, place_of, set_place
-from tests.evaluation.ways.oracle import MEMBERS, ROWS, check, rows
+from lightning_evo.evaluation.places import Lost, place_of, set_place
+from tests.evaluation.places.oracle import MEMBERS, ROWS, check, rows
 
 
 def random_shape(rng, least=1, most=4):

@@ -1,0 +1,232 @@
+"""Members as rows of one batch: layers with evolving weights add each member's part to its rows.
+
+All other code runs as it is, once for all members: caches, loops, ``.item()``, decisions. Where rows lie in a tensor is
+followed through the torch functions (:mod:`.places`), since sizes don't tell: a sequence may be as long as there are
+rows. A function that is given an evolving parameter needs a rule (:mod:`.rules`, :mod:`.row_rules`); what has none is
+refused, by the names of function and parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_evo.algorithms import Population
+from lightning_evo.evaluation.functions import HARMLESS, writes
+from lightning_evo.evaluation.job import Refusal
+from lightning_evo.evaluation.places import Lost, follow, place_of, set_place
+from lightning_evo.evaluation.ways.layouts import RowBlocks
+from lightning_evo.evaluation.ways.perturbed import Perturbed
+from lightning_evo.evaluation.ways.row_rules import (
+    ALONE,
+    RANDOM,
+    ROW_RULES,
+    bound,
+    name_of,
+    one_by_one,
+    with_equal_numbers,
+)
+from lightning_evo.evaluation.ways.rules import KEYWORDS, RULES, SMALL
+from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+
+__all__ = ["PerturbedRows"]
+
+_X: dict[Callable[..., Any], int] = {torch.addmm: 1}  # which argument is a layer's input: the first one, but here
+_WITH_BIAS: frozenset[Any] = frozenset({functional.linear, torch.addmm})
+_CONVOLUTIONS: frozenset[Any] = frozenset({functional.conv1d, functional.conv2d, functional.conv3d})
+_FACTORIES: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.normal, torch.randperm})
+
+
+class PerturbedRows(Perturbed):
+    """While it is active, the rows of a batch are those of some members.
+
+    Args:
+        space: The evolving parameters.
+        population: All members.
+        members: Numbers of the members whose rows the batch holds, one after the other. One may be there repeatedly.
+        samples: Rows of each.
+        after_call: Called after every torch function.
+
+    Raises:
+        Refusal: From a call, or the context's end, if a function has no rule for a parameter that it is given.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        population: Population,
+        members: Sequence[int],
+        samples: int,
+        after_call: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(space, population, members, RowBlocks(len(members)))
+        self._samples = samples
+        self._after_call = after_call
+        self._stacks: dict[int, Tensor] = {}
+
+    def tensor(self, parameter: EvolvingParameter) -> Tensor:  # noqa: D102
+        raise Refusal(f"members' values of {parameter.name} can't be one tensor of its shape")
+
+    def stack(self, parameter: EvolvingParameter) -> Tensor:  # noqa: D102
+        values = self._stacks.get(parameter.index)
+        if values is None:
+            size = parameter.tensor.numel()
+            if size > SMALL:
+                raise Refusal(
+                    f"{parameter.name} would be made for each member, and {size:,} elements are too many for that "
+                    f"(at most {SMALL:,}): give a rank, with which layers need no weights of each member"
+                )
+            values = self._stacks[parameter.index] = super().stack(parameter)
+        return values
+
+    def stacked(self, argument: Tensor) -> Tensor:  # noqa: D102
+        parameter = self.find(argument)
+        return self.layout.stack(argument) if parameter is None else self.stack(parameter)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stacks = {}
+        super().__exit__(kind, error, trace)
+
+    # --- calls ---
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """A call of a torch function."""
+        kwargs = kwargs or {}
+        if function in HARMLESS:
+            return function(*args, **kwargs)
+        try:
+            if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
+                result = self._perturbed(function, args, kwargs)
+            else:
+                result = self._unperturbed(function, args, kwargs)
+        except Refusal as refusal:
+            raise self._refused(refusal)  # noqa: B904
+        if self._after_call is not None:
+            self._after_call()
+        return result
+
+    def _unperturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        rule = RANDOM.get(function)
+        result = NotImplemented if rule is None else rule(self, function, args, kwargs)
+        if result is NotImplemented:
+            result = function(*args, **kwargs)
+            if rule is with_equal_numbers or function in _FACTORIES:
+                self._check_drawn(function, result)
+            follow(function, args, kwargs, result, self.layout.members)
+        return result
+
+    def _check_drawn(self, function: Callable[..., Any], result: Any) -> None:
+        rows = self.layout.members * self._samples
+        if isinstance(result, Tensor) and result.dim() and len(result) == rows:
+            raise Refusal(
+                f"{name_of(function)} draws random numbers for {rows} rows, which a member alone would not have: draw "
+                "them by a tensor of the batch (torch.rand_like)"
+            )
+
+    def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that is given evolving parameters."""
+        target = self.find(args[0]) if args else None
+        if target is not None and writes(function):
+            raise self._written(target)
+        if function in RULES and kwargs.keys() <= KEYWORDS:
+            result = self._layer(function, list(args), kwargs)
+            if result is not NotImplemented:
+                return result
+        if function in ROW_RULES:
+            return ROW_RULES[function](self, function, args, kwargs)
+        if function in ALONE and not self._keeps_statistics(function, args, kwargs):
+            return one_by_one(self, function, args, kwargs)
+        raise Refusal(f"{name_of(function)} is given {self._named(args, kwargs)}, and has no rule for members as rows")
+
+    def _layer(self, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A layer's input times a weight, with rows in front."""
+        position = _X.get(function, 0)
+        x, weight = args[position], args[position + 1] if len(args) > position + 1 else kwargs.get("weight")
+        parameter = self.find(weight)
+        if parameter is None and function in _WITH_BIAS and self.find(x) is None:
+            return self._shifted(function, args, kwargs)
+        if parameter is None or self.find(x) is not None:
+            raise Refusal(f"{name_of(function)} is given {self._named(args, kwargs)} in place of a layer's input")
+        if self.factors(parameter) is None and parameter.tensor.numel() > SMALL:
+            self.stack(parameter)  # refuses
+        x = self._with_rows(x, function, parameter)
+        place, moves = place_of(x), function not in _CONVOLUTIONS
+        assert isinstance(place, int)
+        if place != -x.dim():
+            if not moves:
+                raise Refusal(f"{name_of(function)} with {parameter.name} is given rows that are not in dimension 0")
+            x = x.movedim(place, 0)
+            set_place(x, -x.dim())
+        args[position] = x
+        result = RULES[function](self, *args, **kwargs)
+        if result is NotImplemented and function is functional.embedding:
+            result = self._embedding(x, parameter)
+        if result is NotImplemented or place == -x.dim():
+            return result
+        back = result.movedim(0, place + x.dim())
+        set_place(back, place + x.dim() - back.dim())
+        return back
+
+    def _shifted(self, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A layer of which only the bias evolves."""
+        if function is torch.addmm:
+            bias, x, weight = args
+            result = torch.mm(x, weight)
+        else:
+            x, weight, bias = bound(("x", "weight", "bias"), args, kwargs)
+            result = functional.linear(x, weight)
+        follow(functional.linear, (x, weight), {}, result, self.layout.members)
+        return ROW_RULES[torch.add](self, torch.add, (result, bias), {})
+
+    def _embedding(self, ids: Tensor, parameter: EvolvingParameter) -> Tensor:
+        """Rows of small tables, each member's own."""
+        tables, entries = self.stack(parameter), self.layout.split(ids)
+        first = torch.arange(len(tables), device=ids.device).view(-1, *[1] * (entries.dim() - 1)) * tables.shape[1]
+        return self.layout.join(functional.embedding(entries + first, tables.flatten(0, 1)))
+
+    def _with_rows(self, x: Tensor, function: Callable[..., Any], parameter: EvolvingParameter) -> Tensor:
+        """A layer's input, with rows for each member also where it is the same for all."""
+        place, members = place_of(x), self.layout.members
+        if isinstance(place, int):
+            return x
+        rows = members * self._samples
+        if isinstance(place, Lost):
+            what = f"a tensor in which {place} has mixed or moved the members' rows"
+        elif x.dim() < 2 or len(x) not in (1, rows):
+            what = f"a tensor of shape {list(x.shape)} without rows: begin it with a dimension of size 1"
+        elif len(x) == rows and not _is_repeated(x, members):
+            what = f"a tensor of {rows} rows that does not come from the batch"
+        else:
+            x = x.expand(rows, *x.shape[1:])
+            set_place(x, -x.dim())
+            return x
+        raise Refusal(f"{name_of(function)} with {parameter.name} is given {what}")
+
+    def _keeps_statistics(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a norm is over the samples of a batch."""
+        return function is functional.batch_norm and bool(args[5] if len(args) > 5 else kwargs.get("training", False))
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        found = []
+        for argument in [*args, *kwargs.values()]:
+            for each in argument if isinstance(argument, list | tuple) else [argument]:
+                parameter = self.find(each)
+                if parameter is not None:
+                    found.append(parameter.name)
+        return " and ".join(found)
+
+
+def _is_repeated(x: Tensor, members: int) -> bool:
+    """Whether each member has the same, as in ``torch.zeros`` for a batch."""
+    blocks = x.view(members, -1) if x.is_contiguous() else x.reshape(members, -1)
+    return bool((blocks == blocks[:1]).all())

@@ -1,0 +1,324 @@
+"""What torch functions give where members are rows of one batch and an evolving parameter is no matrix of a layer.
+
+:mod:`.rules` has the layers: linear, embedding, convolutions. Here are norms and elementwise functions, for all members
+at once, and functions that are called once for each member with the weights and rows of that member. What is in none of
+these tables is refused.
+
+``x`` has rows in dimension p (negative): ``[..., members * rows, ...]``; with a dimension of members it is
+``[..., members, rows, ...]``, so that each member's values, aligned from the right as in broadcasting, meet its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_evo.evaluation.job import Refusal
+from lightning_evo.evaluation.places import place_of, set_place
+from lightning_evo.evaluation.ways.members import Members
+from lightning_evo.spaces.search_space import EvolvingParameter
+
+__all__ = ["ALONE", "RANDOM", "ROW_RULES", "bound", "name_of", "one_by_one", "with_equal_numbers"]
+
+RowRule = Callable[[Members, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A torch function's name, for people."""
+    name = getattr(function, "__name__", "?")
+    owner = getattr(function, "__self__", None)
+    return f"Tensor.{getattr(owner, '__name__', '?')}" if name == "__get__" else name
+
+
+# --- elementwise functions ------------------------------------------------------------------------------------------
+
+
+def elementwise(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A function that works element by element, with broadcasting, of rows and evolving parameters."""
+    x = _rows_among(mode, function, [*args, *kwargs.values()])
+    place, in_place = place_of(x), _writes_to(function, args, x)
+    assert isinstance(place, int)
+
+    def laid(argument: Any) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        parameter = mode.find(argument)
+        if parameter is not None:
+            return _beside_rows(mode.stack(parameter), place, parameter, function)
+        return _apart(argument, place, mode.layout.members)
+
+    result = function(*map(laid, args), **{name: laid(value) for name, value in kwargs.items()})
+    return x if in_place else _together(result, place)
+
+
+def _rows_among(mode: Members, function: Callable[..., Any], arguments: Sequence[Any]) -> Tensor:
+    """The argument that has rows."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    rows = [tensor for tensor in tensors if mode.find(tensor) is None and isinstance(place_of(tensor), int)]
+    if len({place_of(tensor) for tensor in rows}) != 1:
+        names = " and ".join(p.name for tensor in tensors if (p := mode.find(tensor)) is not None)
+        where = "rows in different dimensions" if rows else "no tensor that has rows of members"
+        raise Refusal(f"{name_of(function)} is given {names} and {where}")
+    return max(rows, key=Tensor.dim)
+
+
+def _writes_to(function: Callable[..., Any], args: Sequence[Any], x: Tensor) -> bool:
+    name = getattr(function, "__name__", "")
+    return args[0] is x and name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
+
+
+def _apart(tensor: Tensor, place: int, members: int) -> Tensor:
+    """A tensor beside rows, with a dimension of members before dimension ``place``."""
+    if tensor.dim() < -place:
+        return tensor
+    size = tensor.shape[place]
+    parts = (members, size // members) if size > 1 else (1, size)
+    split = tensor.dim() + place
+    return tensor.view(*tensor.shape[:split], *parts, *tensor.shape[split + 1 :])
+
+
+def _together(values: Tensor, place: int) -> Tensor:
+    """Members' rows, which lie in two dimensions, in one."""
+    rows = values.flatten(place - 1, place)
+    set_place(rows, place)
+    return rows
+
+
+def _beside_rows(values: Tensor, place: int, parameter: EvolvingParameter, function: Callable[..., Any]) -> Tensor:
+    """Members' values ``[members, *shape]``, aligned with rows: ``[..., members, 1, ...]``."""
+    behind, shape = -place - 1, values.shape[1:]  # dimensions to the right of the rows
+    if len(shape) <= behind:
+        return values.view(len(values), 1, *[1] * (behind - len(shape)), *shape)
+    left = len(shape) - behind - 1
+    if shape[left] != 1:
+        raise Refusal(f"{name_of(function)} is given {parameter.name} with a dimension where rows are")
+    return values.movedim(0, left)
+
+
+def _expand(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """A parameter such as a class token ``[1, 1, width]``, once for every row."""
+    parameter = mode.find(args[0])
+    if parameter is None:
+        raise Refusal(f"{name_of(function)} is given an evolving parameter in place of a shape")
+    center, members = parameter.tensor.detach(), mode.layout.members
+    target = function(center, *args[1:], **kwargs).shape
+    extra = len(target) - center.dim()
+    broadcast = all(old in (1, new) for old, new in zip(center.shape, target[extra:], strict=True))
+    if not broadcast or target[0] % members or (not extra and center.shape[0] != 1):
+        raise Refusal(f"{name_of(function)} gives {parameter.name} a shape in which rows of members have no place")
+    values = mode.stack(parameter).view(members, *[1] * extra, *center.shape)
+    return mode.layout.join(values.expand(members, target[0] // members, *target[1:]))
+
+
+# --- norms ----------------------------------------------------------------------------------------------------------
+
+
+def _layer_norm(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    x, shape, weight, bias, eps = bound(("x", "shape", "weight", "bias", "eps"), args, kwargs)
+    return _norm(mode, x, shape, weight, bias, eps, "layer_norm")
+
+
+def _rms_norm(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    x, shape, weight, eps = bound(("x", "shape", "weight", "eps"), args, kwargs)
+    return _norm(mode, x, shape, weight, None, eps, "rms_norm")
+
+
+def bound(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Arguments by position, ``None`` for what is not given."""
+    aliases = {"x": "input", "shape": "normalized_shape"}
+    return [
+        args[i] if i < len(args) else kwargs.get(aliases.get(name, name), kwargs.get(name))
+        for i, name in enumerate(names)
+    ]
+
+
+def _norm(
+    mode: Members, x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float | None, name: str
+) -> Tensor:
+    """Normalise, then scale and shift with members' values; in float32, and rounded once."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    if name == "layer_norm":
+        result = functional.layer_norm(wide, shape, eps=1e-5 if eps is None else eps)
+    else:
+        result = functional.rms_norm(wide, shape, eps=torch.finfo(x.dtype).eps if eps is None else eps)
+    set_place(result, place_of(x))
+    function = getattr(functional, name)
+    for operation, parameter in ((torch.mul, weight), (torch.add, bias)):
+        if parameter is None:
+            continue
+        if mode.find(parameter) is not None:
+            result = elementwise(mode, _Named(operation, function), (result, parameter), {})
+        else:
+            result = operation(result, parameter)
+            set_place(result, place_of(x))
+    if wide is x or torch.is_autocast_enabled(x.device.type):
+        return result
+    rounded = result.to(x.dtype)
+    set_place(rounded, place_of(x))
+    return rounded
+
+
+class _Named:
+    """A function that is part of another, by whose name it goes."""
+
+    def __init__(self, function: Callable[..., Any], whole: Callable[..., Any]) -> None:
+        self._function, self.__name__ = function, name_of(whole)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+
+# --- a call for each member -----------------------------------------------------------------------------------------
+
+
+def one_by_one(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A call for each member, with its weights and its rows. What the calls give lies where the rows lay.
+
+    Args:
+        mode: The members.
+        function: The function.
+        args: Its arguments. Rows must be in dimension 0 of all that have rows.
+        kwargs: Those by name.
+    """
+    members = mode.layout.members
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    for tensor in tensors:
+        if mode.find(tensor) is None and place_of(tensor) not in (None, -tensor.dim()):
+            raise Refusal(f"{name_of(function)} is given rows that are not in dimension 0")
+    if not any(isinstance(place_of(tensor), int) for tensor in tensors):
+        raise Refusal(f"{name_of(function)} is given no tensor that has rows of members")
+    parts = {id(tensor): mode.stacked(tensor) for tensor in tensors}
+
+    def of(member: int) -> Any:
+        return tree_map(lambda each: parts[id(each)][member] if isinstance(each, Tensor) else each, (args, kwargs))
+
+    results = [function(*of(member)[0], **of(member)[1]) for member in range(members)]
+    return tree_map(lambda *each: _joined(each, function), *results)
+
+
+def _joined(parts: Sequence[Any], function: Callable[..., Any]) -> Any:
+    if not isinstance(parts[0], Tensor):
+        return parts[0]
+    if not parts[0].dim():
+        raise Refusal(f"{name_of(function)} gives one number for all rows")
+    rows = torch.cat(list(parts))
+    set_place(rows, -rows.dim())
+    return rows
+
+
+# --- random numbers -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _generator(tensors: Sequence[Tensor], given: torch.Generator | None) -> Iterator[Callable[[], None]]:
+    """Gives a function that puts the generator, from which a function draws, back to where it is now."""
+    device = tensors[0].device
+    if given is None and device.type == "cuda":
+        given = torch.cuda.default_generators[device.index]
+    generator = torch.default_generator if given is None else given
+    state = generator.get_state()
+
+    def rewind() -> None:
+        generator.set_state(state)
+
+    yield rewind
+
+
+def with_equal_numbers(
+    mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """A call for each member, whose random numbers are the same for all: those of a member alone."""
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if not any(isinstance(place_of(tensor), int) for tensor in tensors):
+        return NotImplemented
+    with _generator(tensors, kwargs.get("generator")) as rewind:
+
+        def drawn(*each: Any, **named: Any) -> Any:
+            rewind()
+            return function(*each, **named)
+
+        result = one_by_one(mode, _Named(drawn, function), args, kwargs)
+    return args[0] if getattr(function, "__name__", "").endswith("_") else result
+
+
+def _dropout(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """One mask for all members."""
+    x, p, training, inplace = bound(("x", "p", "training", "inplace"), args, kwargs)
+    place = place_of(x)
+    if training is False or place is None:
+        return NotImplemented
+    if place != -x.dim():
+        raise Refusal("dropout is given rows that are not in dimension 0")
+    rows = mode.layout.split(x)
+    mask = functional.dropout(torch.ones_like(rows[0]), 0.5 if p is None else p, True)
+    if inplace:
+        rows.mul_(mask)
+        return x
+    return mode.layout.join(rows * mask)
+
+
+# --- which function has which rule ----------------------------------------------------------------------------------
+
+_ELEMENTWISE = (
+    *("add", "sub", "mul", "div", "true_divide", "subtract", "multiply", "divide", "pow", "maximum", "minimum"),
+    *("where", "addcmul", "addcdiv", "lerp", "logaddexp", "atan2", "fmod", "remainder", "gt", "lt", "ge", "le"),
+    *("eq", "ne"),
+)
+_OPERATORS = ("add", "sub", "mul", "truediv", "pow")
+
+
+def _forms(name: str) -> Iterator[Callable[..., Any]]:
+    """The forms in which torch has a function."""
+    for owner, form in ((torch, name), (Tensor, name), (Tensor, f"{name}_")):
+        if hasattr(owner, form):
+            yield getattr(owner, form)
+
+
+def _operators(name: str) -> Iterator[Callable[..., Any]]:
+    for form in (f"__{name}__", f"__r{name}__", f"__i{name}__"):
+        if hasattr(Tensor, form):
+            yield getattr(Tensor, form)
+
+
+ROW_RULES: dict[Callable[..., Any], RowRule] = {
+    **{form: elementwise for name in _ELEMENTWISE for form in _forms(name)},
+    **{form: elementwise for name in _OPERATORS for form in _operators(name)},
+    Tensor.expand: _expand,
+    Tensor.expand_as: _expand,
+    Tensor.repeat: _expand,
+    functional.layer_norm: _layer_norm,
+    functional.rms_norm: _rms_norm,
+    torch.layer_norm: _layer_norm,
+    torch.rms_norm: _rms_norm,
+}
+"""Functions of rows and evolving parameters, for all members at once."""
+
+ALONE: frozenset[Callable[..., Any]] = frozenset(
+    {
+        functional.conv1d, functional.conv2d, functional.conv3d, functional.conv_transpose1d,
+        functional.conv_transpose2d, functional.conv_transpose3d, functional.bilinear, functional.group_norm,
+        functional.instance_norm, functional.batch_norm, functional.prelu, functional.embedding_bag,
+    }
+)  # fmt: skip
+"""Functions that are called once for each member, if its weights are small."""
+
+_DRAWING = ("bernoulli", "multinomial", "normal", "poisson", "binomial", "rand_like", "randn_like", "randint_like")
+_DRAWING_METHODS = ("bernoulli", "multinomial", "uniform", "normal", "exponential", "cauchy", "geometric", "log_normal")
+_DRAWING_FUNCTIONS = ("gumbel_softmax", "rrelu", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d")
+
+RANDOM: dict[Callable[..., Any], RowRule] = {
+    **{getattr(torch, name): with_equal_numbers for name in _DRAWING},
+    **{getattr(Tensor, name): with_equal_numbers for name in ("bernoulli", "multinomial")},
+    **{getattr(Tensor, f"{name}_"): with_equal_numbers for name in _DRAWING_METHODS if hasattr(Tensor, f"{name}_")},
+    **{getattr(functional, name): with_equal_numbers for name in (*_DRAWING_FUNCTIONS, "dropout3d")},
+    Tensor.random_: with_equal_numbers,
+    functional.dropout: _dropout,
+    torch.dropout: _dropout,
+}
+"""Functions that draw random numbers: all members have the same."""
