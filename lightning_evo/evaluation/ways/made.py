@@ -146,5 +146,3 @@ def _factors(
 def _is_turned(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     dims = [each % 2 for each in (*args[1:], *kwargs.values())]
     return len(set(dims)) != 1  # ``transpose(0, 0)`` changes nothing
-
-
