@@ -135,13 +135,13 @@ class PerturbedRows(Perturbed):
 
     def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call that is given evolving parameters."""
-        target = self.find(args[0]) if args else None
-        if target is not None and writes(function):
-            raise self._written(target)
         if function in RULES and kwargs.keys() <= KEYWORDS:
             result = self._layer(function, list(args), kwargs)
             if result is not NotImplemented:
                 return result
+        target = self.find(args[0]) if args else None
+        if target is not None and writes(function):
+            raise self._written(target)
         if function in ROW_RULES:
             return ROW_RULES[function](self, function, args, kwargs)
         if function in ALONE and not self._keeps_statistics(function, args, kwargs):
