@@ -158,7 +158,7 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
     if (overflow and not may_overflow) or not any(one.compared for one in comparisons):
         raise _TooFar
-    influenced = trial.influenced(space, population) if trial.way.as_rows else None
+    influenced = trial.influenced(found, space, population) if trial.way.as_rows else None
     if influenced is not None:
         return Verdict(
             f"rows influence each other: what {influenced} is given or gives for a member depends on the members "
@@ -246,18 +246,16 @@ class _Trial:
                 self.way.run(replace(job, members=group[: job.population.per_direction]))
             return self._watched(lambda: self._record(self.way, job, group, watch_memory=watch_memory))
 
-    def influenced(self, space: SearchSpace, population: Population) -> str | None:
+    def influenced(self, found: list[_Run], space: SearchSpace, population: Population) -> str | None:
         """The function that shows that a member's rows depend on those beside them; ``None`` if none does.
 
         The same forward with copies of one member in all places must give the same bits in its own place.
         """
         job = replace(self._job, space=space, population=population)
-        together = self.way.members_per_forward
-        size = min(self._members, len(population), together if isinstance(together, int) else 1)
-        different = self._group(job, range(size))
-        for member in sorted({0, size - 1}):
-            copies = self._group(job, [member] * size)
-            call = unlike(different[member].calls, copies[member].calls, (member, member))
+        together = [run for run in found if run.recorder is found[0].recorder]
+        for run in (together[0], together[-1]):
+            copies = self._group(job, [run.member] * len(together))
+            call = unlike(run.calls, copies[run.member].calls, (run.member, run.member))
             if call is not None:
                 return call.function
         return None

@@ -33,6 +33,12 @@ class Layout(Protocol):
     def stack(self, tensor: Tensor) -> Tensor:
         """:meth:`split`, with each member's part, ``[members, *shape]``."""
 
+    def flat(self, tensor: Tensor) -> Tensor:
+        """``[members, rows, width]`` of ``[..., width]``; ``[1, rows, width]`` if it is the same for all."""
+
+    def shaped(self, values: Tensor, like: Tensor) -> Tensor:
+        """What the user's code gets for ``values [members, rows, width]``, made of :meth:`flat` of ``like``."""
+
     def outside(self) -> AbstractContextManager[object]:
         """A context for operations on what :meth:`split` gives."""
 
@@ -54,6 +60,14 @@ class OneMember:
     def stack(self, tensor: Tensor) -> Tensor:
         """``[1, *shape]``."""
         return tensor[None]
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """``[1, rows, width]``."""
+        return tensor.reshape(1, -1, tensor.shape[-1])
+
+    def shaped(self, values: Tensor, like: Tensor) -> Tensor:
+        """The member's."""
+        return values.view(*like.shape[:-1], values.shape[2])
 
     def outside(self) -> AbstractContextManager[object]:
         """No context is needed."""
@@ -87,6 +101,20 @@ class RowBlocks:
         set_place(rows, -rows.dim())
         return rows
 
+    def flat(self, tensor: Tensor) -> Tensor:
+        """``[members, rows, width]``; ``[1, rows, width]`` if it is the same for all."""
+        members = self.members if place_of(tensor) == -tensor.dim() else 1
+        rows = tensor.numel() // (members * tensor.shape[-1])
+        return tensor.reshape(members, rows, tensor.shape[-1])
+
+    def shaped(self, values: Tensor, like: Tensor) -> Tensor:
+        """As :meth:`join`."""
+        if place_of(like) != -like.dim():
+            return self.join(values.view(self.members, *like.shape[:-1], values.shape[2]))
+        rows = values.view(*like.shape[:-1], values.shape[2])
+        set_place(rows, -rows.dim())
+        return rows
+
     def stack(self, tensor: Tensor) -> Tensor:
         """:meth:`split`, expanded if it is the same for all."""
         values = self.split(tensor)
@@ -117,6 +145,18 @@ class VmapLevel:
 
     def join(self, values: Tensor) -> Tensor:
         """Dimension 0 becomes the batch dimension."""
+        return vmap.wrap(values, self.level)
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """``[members, rows, width]``; ``[1, rows, width]`` if this ``vmap`` does not batch the tensor."""
+        inputs = self.split(tensor)
+        with self.outside():
+            return inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
+
+    def shaped(self, values: Tensor, like: Tensor) -> Tensor:
+        """Dimension 0 becomes the batch dimension."""
+        with self.outside():
+            values = values.view(len(values), *like.shape[:-1], values.shape[2])
         return vmap.wrap(values, self.level)
 
     def stack(self, tensor: Tensor) -> Tensor:

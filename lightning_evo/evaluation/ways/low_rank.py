@@ -20,7 +20,42 @@ from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.kernels import REFERENCE, backend_for
 from lightning_evo.spaces.search_space import EvolvingParameter
 
-__all__ = ["convolution", "embedding", "linear"]
+__all__ = ["Product", "convolution", "embedding", "linear"]
+
+
+class Product:
+    """A linear layer's weights for some members, as they are multiplied: made once in a forward.
+
+    Args:
+        mode: The members.
+        weight: The center, ``[outputs, inputs]``; with ``transposed`` ``[inputs, outputs]``.
+        parameter: The weight.
+        transposed: Whether ``weight`` is ``[inputs, outputs]``.
+
+    Attributes:
+        matrix: The center, ``[inputs, outputs]``.
+    """
+
+    __slots__ = ("_a", "_b", "_backend", "matrix")
+
+    def __init__(self, mode: Members, weight: Tensor, parameter: EvolvingParameter, transposed: bool) -> None:
+        row_factors, column_factors = _factors(mode, parameter)
+        thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
+        self._b, self._a = thin_in.mT.contiguous(), thin_out.mT.contiguous()  # [members, rank, inputs], […, outputs]
+        self.matrix = weight.detach() if transposed else weight.detach().t()
+        self._backend = backend_for(self._b, self._a)
+
+    def change(self, bias: Tensor | None, x: Tensor) -> Tensor:
+        """What differs between members: ``bias + (x B) A^T``, ``[members, rows, outputs]``.
+
+        Args:
+            bias: ``[members or 1, outputs]`` or ``None``.
+            x: ``[members or 1, rows, inputs]``.
+        """
+        ordinary = type(x) is Tensor and not vmap.is_wrapped(x) and not torch.is_grad_enabled()
+        ordinary = ordinary and (bias is None or not vmap.is_wrapped(bias))
+        backend = self._backend if ordinary else REFERENCE  # torch must see the others
+        return backend.low_rank(bias, x, self._b, self._a)
 
 
 def linear(
@@ -42,21 +77,25 @@ def linear(
         parameter: The weight.
         transposed: Whether ``weight`` is ``[inputs, outputs]``.
     """
-    row_factors, column_factors = _factors(mode, parameter)
-    thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
-    matrix = weight.detach() if transposed else weight.detach().t()  # [inputs, outputs]
-    inputs, values = _split(mode, x), None if bias is None else _split(mode, bias)
+    product = mode.products.get((parameter.index, transposed))
+    if product is None:
+        product = Product(mode, weight, parameter, transposed)
+        if parameter.index >= 0:  # not a tensor that is made of parameters, which is gone after a few calls
+            mode.products[parameter.index, transposed] = product
+    matrix = product.matrix
+    x = x if (evolving := mode.find(x)) is None else mode.tensor(evolving)
+    flat, values = mode.layout.flat(x), None if bias is None else _split(mode, bias)
     with mode.layout.outside():
-        inputs, matrix, values = _as_autocast(inputs, matrix, values)
-        with _without_autocast(x):
-            flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
-            result = _change(values, flat, thin_in.mT, thin_out.mT)
-            if len(flat) == len(result):  # the center's product, of all members at once
-                result.flatten(0, 1).addmm_(flat.flatten(0, 1), matrix)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if autocast:
+            flat, matrix, values = _as_autocast(flat, matrix, values)
+        with _without_autocast(x) if autocast else nullcontext():
+            result = product.change(values, flat)
+            if flat.shape[0] == result.shape[0]:  # the center's product, of all members at once
+                result.view(-1, result.shape[2]).addmm_(flat.reshape(-1, flat.shape[2]), matrix)
             else:
                 result += flat @ matrix
-        result = result.view(len(result), *inputs.shape[1:-1], result.shape[-1])
-    return mode.layout.join(result)
+    return mode.layout.shaped(result, x)
 
 
 def embedding(mode: Members, ids: Tensor, weight: Tensor, parameter: EvolvingParameter) -> Tensor:
@@ -144,21 +183,6 @@ def _as_autocast(*tensors: Tensor | None) -> list[Any]:
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
-
-
-def _change(bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
-    """What differs between members: ``bias + (x B) A^T``, ``[members, rows, outputs]``.
-
-    Args:
-        bias: ``[members or 1, outputs]`` or ``None``.
-        x: ``[members or 1, rows, inputs]``.
-        b: B transposed, ``[members, rank, inputs]``.
-        a: A transposed, ``[members, rank, outputs]``.
-    """
-    given = [x, b, a] if bias is None else [x, b, a, bias]
-    torch_must_see_it = torch.is_grad_enabled() or any(map(vmap.is_wrapped, given))
-    backend = REFERENCE if torch_must_see_it else backend_for(*given)
-    return backend.low_rank(bias, x, b, a)
 
 
 def _add_product(shared: Tensor, left: Tensor, right: Tensor) -> Tensor:

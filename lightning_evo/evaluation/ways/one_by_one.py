@@ -52,6 +52,7 @@ class Rewound:
         self._states = [each.get_state() for each in self._generators]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function gives."""
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
         return self._function(*args, **kwargs)
@@ -114,7 +115,7 @@ def _parts(mode: Members, tensor: Tensor, rows: set[int], name: str) -> Sequence
     if mode.find(tensor) is not None:
         return mode.stacked(tensor).unbind()
     if place is None:
-        made_for_rows = tensor.dim() > 0 and len(tensor) in rows and not isinstance(tensor, nn.Parameter)
+        made_for_rows = tensor.dim() > 1 and len(tensor) in rows and not isinstance(tensor, nn.Parameter)
         return [tensor.chunk(members)[0] if made_for_rows and is_repeated(tensor, members) else tensor] * members
     if isinstance(place, Lost):
         raise Refusal(f"{name} is given a tensor in which {place} has mixed or moved the members' rows")

@@ -64,6 +64,7 @@ class Perturbed(TorchFunctionMode):
     Attributes:
         noise_made: Elements of noise that were made, in all directions; low-rank noise costs none.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
+        products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
     Raises:
@@ -99,6 +100,7 @@ class Perturbed(TorchFunctionMode):
         self.layout = layout
         self.noise_made = 0
         self.largest = 0
+        self.products: dict[tuple[int, bool], Any] = {}
         self.looked_up: dict[int, int] = {}
         self._parameters = space
         self._space = space.by_identity()

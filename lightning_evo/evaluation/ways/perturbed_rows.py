@@ -303,8 +303,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _too_large(parameter: EvolvingParameter) -> str:
-    size = parameter.tensor.numel()
-    return f"{parameter.name} would be made for each member, and {size:,} elements are too many for that (at most {SMALL:,})"
+    size = f"{parameter.tensor.numel():,} elements are too many for that (at most {SMALL:,})"
+    return f"{parameter.name} would be made for each member, and {size}"
 
 
 _ADVICE = ": give a rank, with which layers need no weights of each member"
