@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.evaluation.functions import HARMLESS
-from lightning_evo.evaluation.places import place_of
+from lightning_evo.evaluation.places import made_of, place_of
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
@@ -185,7 +185,7 @@ class CallRecorder(TorchFunctionMode):
         others = [tensor for tensor in tensors if id(tensor) not in self._known]
         self.seen.update(parameters)
         with torch._C.DisableTorchFunction():
-            self._note_aliases(others)
+            self._note_aliases([tensor for tensor in others if made_of(tensor) is None])
         forgotten = {id(kwargs.get("out")), id(args[0]) if function in _OVERWRITE else 0}
         read = [tensor for tensor in others if id(tensor) not in forgotten]
         name = getattr(function, "__name__", "?")
@@ -243,7 +243,12 @@ class CallRecorder(TorchFunctionMode):
             batched = vmap.batch_first(tensor, self._level) if self._level is not None else None
         except NotImplementedError:  # of a transformation of the user's
             return Sample(shape, None, tensor.is_floating_point())
-        place = self._rows_of(tensor) if self._as_rows else None
+        made = made_of(tensor) if self._as_rows else None
+        if made is not None:
+            if made.values is None:  # a large matrix
+                return Sample(shape, None, tensor.is_floating_point())
+            batched = made.values
+        place = self._rows_of(tensor) if self._as_rows and made is None else None
         if place is not None:
             sizes = list(tensor.shape)
             sizes[place : place + 1 or None] = [self.members, sizes[place] // self.members]

@@ -1,10 +1,21 @@
 """Small models of the kinds that members as rows must carry, with random weights."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_evo.evaluation.fitness import token_log_probability
+from lightning_evo.algorithms import EvolutionStrategy
+from lightning_evo.evaluation.batches import SharedBatch
+from lightning_evo.evaluation.check import judge
+from lightning_evo.evaluation.fitness import Fitness, as_record, as_records, token_log_probability
+from lightning_evo.evaluation.job import BatchOfRows, Job, Refusal
+from lightning_evo.evaluation.ways.plain import Plain
+from lightning_evo.evaluation.ways.rows import Rows
+from lightning_evo.generation.laying import laid_over
+from lightning_evo.isolation import Isolation
+from lightning_evo.spaces.search_space import SearchSpace
 
 VOCABULARY = 40
 SIZES = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -124,3 +135,62 @@ def generated(model, **options):
 
     fitness.texts = []
     return fitness
+
+
+def job_of(model, fitness, batch, *, evolve=None, population=4, sigma=0.1, rank=1, as_fitness=True, **options):
+    """A job of members, and the isolation to enter.
+
+    ``fitness`` gives a value for each row, or anything if it isn't to be taken ``as_fitness``.
+    """
+    algorithm = EvolutionStrategy(population=population, sigma=sigma, learning_rate=1.0, rank=rank, **options)
+    members, space, shared = algorithm.ask(algorithm.init(seed=3)), SearchSpace(model, evolve), SharedBatch(batch)
+    isolation = Isolation(model, torch.device("cpu"))
+
+    def each_sample(value):
+        return Fitness(value, missing=value != value) if isinstance(value, torch.Tensor) and value.dim() else value
+
+    def alone():
+        value = fitness(shared.for_member())
+        return as_record(each_sample(value)) if as_fitness else value
+
+    def rows(count):
+        value = fitness(shared.for_rows(count))
+        return as_records(each_sample(value), count) if as_fitness else list(value.unflatten(0, (count, -1)))
+
+    job = Job(space, laid_over(members, space), alone, isolation, range(population))
+    return replace(job, rows=BatchOfRows(shared.samples, rows)), isolation
+
+
+def in_rows(model, fitness, batch, *, together=4, **options):
+    """What ``fitness`` gives for each row of each member, by the plain loop and by rows: ``[members, samples, ...]``.
+
+    Args:
+        model: Any.
+        fitness: Gives a tensor with one entry for each row of the batch that it is given.
+        batch: Of one member.
+        together: Members that share a forward.
+        options: Of :func:`job_of`.
+    """
+    job, isolation = job_of(model, fitness, batch, as_fitness=False, **options)
+    with isolation:
+        return torch.stack(Plain().run(job)), torch.stack(Rows(together).run(job))
+
+
+def assert_rows_equal(model, fitness, batch, *, rounding=2e-6, **options):
+    """Rows give what the plain loop gives, for each sample, to rounding."""
+    expected, found = in_rows(model, fitness, batch, **options)
+    assert expected.dtype == found.dtype
+    assert expected.shape == found.shape
+    assert (expected != expected[:1]).any(), "members do not differ"
+    expected, found = expected.double(), found.double()
+    torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding * float(expected.abs().max()))
+
+
+def verdict(model, fitness, batch, **options):
+    """Why members can't be rows of one batch, by the first generation's check; empty if they can."""
+    job, isolation = job_of(model, fitness, batch, **options)
+    with isolation:
+        try:
+            return judge(Rows(4), job).mismatch or ""
+        except Refusal as refusal:
+            return str(refusal)

@@ -16,15 +16,19 @@ __all__ = [
     "Rule",
     "combined",
     "given",
+    "made_of",
     "moves",
     "negative",
     "place_of",
+    "set_made",
     "set_place",
     "words",
 ]
 
 NAME = "_place_of_rows"
 """A tensor's attribute that holds its place; a tensor that never saw rows has none."""
+
+_MADE = "_made_of_weights"
 
 
 class Lost(str):
@@ -69,6 +73,16 @@ def set_place(tensor: Tensor, place: Place) -> None:
         tensor.__dict__.pop(NAME, None)
     else:
         setattr(tensor, NAME, place)
+
+
+def made_of(tensor: object) -> Any:
+    """What is known of a tensor that was made of evolving parameters alone, for each member; ``None`` for others."""
+    return getattr(tensor, _MADE, None)
+
+
+def set_made(tensor: Tensor, made: object) -> None:
+    """Notes on a tensor, which holds the center's values, what it is for each member."""
+    setattr(tensor, _MADE, made)
 
 
 def combined(places: Iterable[Place]) -> Place:

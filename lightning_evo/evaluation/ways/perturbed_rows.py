@@ -18,16 +18,18 @@ from torch.nn import functional
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.functions import HARMLESS, writes
 from lightning_evo.evaluation.job import Refusal
-from lightning_evo.evaluation.places import Lost, follow, place_of, set_place
+from lightning_evo.evaluation.places import Lost, follow, made_of, place_of, set_place
+from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
+from lightning_evo.evaluation.ways.made import Made, made_for_members
+from lightning_evo.evaluation.ways.one_by_one import name_of, one_by_one, tensors_in
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.evaluation.ways.row_rules import (
-    ALONE,
+    EXPANDING,
     RANDOM,
     ROW_RULES,
     bound,
-    name_of,
-    one_by_one,
+    expanded,
     with_equal_numbers,
 )
 from lightning_evo.evaluation.ways.rules import KEYWORDS, RULES, SMALL
@@ -37,6 +39,8 @@ __all__ = ["PerturbedRows"]
 
 _X: dict[Callable[..., Any], int] = {torch.addmm: 1}  # which argument is a layer's input: the first one, but here
 _WITH_BIAS: frozenset[Any] = frozenset({functional.linear, torch.addmm})
+_SEQUENCES = (list, tuple)  # of arguments
+_LINEAR = functional.linear
 _CONVOLUTIONS: frozenset[Any] = frozenset({functional.conv1d, functional.conv2d, functional.conv3d})
 _FACTORIES: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.normal, torch.randperm})
 
@@ -68,20 +72,49 @@ class PerturbedRows(Perturbed):
         self._after_call = after_call
         self._stacks: dict[int, Tensor] = {}
 
+    def find(self, argument: object) -> EvolvingParameter | None:  # noqa: D102
+        parameter = self._space.get(id(argument))
+        if parameter is not None:
+            return parameter
+        made: Made | None = made_of(argument)
+        if made is not None and made.owner is not self:
+            raise Refusal(f"a tensor made of {made.name} is kept from an earlier forward")
+        return made
+
+    def factors(self, parameter: EvolvingParameter) -> tuple[Tensor, Tensor] | None:  # noqa: D102
+        return parameter.factors if isinstance(parameter, Made) else super().factors(parameter)
+
+    def _concerned(self, arguments: Any) -> bool:
+        space, has_made = self._space, self.has_made
+        for argument in arguments:
+            if id(argument) in space or (has_made and made_of(argument) is not None):
+                return True
+            if isinstance(argument, _SEQUENCES) and self._concerned(argument):
+                return True
+        return False
+
     def tensor(self, parameter: EvolvingParameter) -> Tensor:  # noqa: D102
         raise Refusal(f"members' values of {parameter.name} can't be one tensor of its shape")
 
     def stack(self, parameter: EvolvingParameter) -> Tensor:  # noqa: D102
+        if isinstance(parameter, Made):
+            return self._stack_of_made(parameter)
         values = self._stacks.get(parameter.index)
         if values is None:
             size = parameter.tensor.numel()
             if size > SMALL:
-                raise Refusal(
-                    f"{parameter.name} would be made for each member, and {size:,} elements are too many for that "
-                    f"(at most {SMALL:,}): give a rank, with which layers need no weights of each member"
-                )
+                raise Refusal(_too_large(parameter) + ("" if self.factors(parameter) else _ADVICE))
             values = self._stacks[parameter.index] = super().stack(parameter)
         return values
+
+    def _stack_of_made(self, parameter: Made) -> Tensor:
+        if parameter.values is not None:
+            return parameter.values
+        center, factors = parameter.tensor.detach(), parameter.factors
+        assert factors is not None
+        if center.numel() > SMALL:
+            raise Refusal(_too_large(parameter))
+        return center + (factors[0] @ factors[1].mT).to(center.dtype)
 
     def stacked(self, argument: Tensor) -> Tensor:  # noqa: D102
         parameter = self.find(argument)
@@ -104,6 +137,10 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
+        if function is _LINEAR and not kwargs and (id(args[1]), False) in self.products:  # the quick way for most
+            x, parameter = args[0], self._space[id(args[1])]
+            if place_of(x) == -x.dim() and not self.has_made:
+                return low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
         try:
             if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
                 result = self._perturbed(function, args, kwargs)
@@ -135,18 +172,44 @@ class PerturbedRows(Perturbed):
 
     def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call that is given evolving parameters."""
+        target = self.find(args[0]) if args else None
+        if target is not None and writes(function):
+            raise self._written(target)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+        if self._keeps_statistics(function, args, kwargs):
+            raise Refusal(f"{name_of(function)} with {self._named(args, kwargs)} is over all rows while it trains")
+        if function in EXPANDING:
+            result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
+            if result is not NotImplemented:
+                return result
+        try:
+            return self._by_rule(function, args, kwargs)
+        except Refusal as refusal:
+            name = name_of(function)
+            if str(refusal).startswith(name):
+                raise
+            raise Refusal(f"{name} is given {self._named(args, kwargs)}: {refusal}") from None
+
+    def _by_rule(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        tensors = tensors_in(args, kwargs)
+        if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
+            return made_for_members(self, function, args, kwargs, self._named(args, kwargs))
         if function in RULES and kwargs.keys() <= KEYWORDS:
             result = self._layer(function, list(args), kwargs)
             if result is not NotImplemented:
                 return result
-        target = self.find(args[0]) if args else None
-        if target is not None and writes(function):
-            raise self._written(target)
         if function in ROW_RULES:
-            return ROW_RULES[function](self, function, args, kwargs)
-        if function in ALONE and not self._keeps_statistics(function, args, kwargs):
-            return one_by_one(self, function, args, kwargs)
-        raise Refusal(f"{name_of(function)} is given {self._named(args, kwargs)}, and has no rule for members as rows")
+            result = ROW_RULES[function](self, function, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        return one_by_one(self, function, args, kwargs)
+
+    def _made_for_rows(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> bool:
+        """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``."""
+        rows = self.layout.members * self._samples
+        made = [tensor for tensor in tensors if tensor.dim() > 1 and len(tensor) == rows and self.find(tensor) is None]
+        return function in RULES and bool(made)
 
     def _layer(self, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """A layer's input times a weight, with rows in front."""
@@ -156,7 +219,7 @@ class PerturbedRows(Perturbed):
         if parameter is None and function in _WITH_BIAS and self.find(x) is None:
             return self._shifted(function, args, kwargs)
         if parameter is None or self.find(x) is not None:
-            raise Refusal(f"{name_of(function)} is given {self._named(args, kwargs)} in place of a layer's input")
+            return NotImplemented
         if self.factors(parameter) is None and parameter.tensor.numel() > SMALL:
             self.stack(parameter)  # refuses
         x = self._with_rows(x, function, parameter)
@@ -164,7 +227,7 @@ class PerturbedRows(Perturbed):
         assert isinstance(place, int)
         if place != -x.dim():
             if not moves:
-                raise Refusal(f"{name_of(function)} with {parameter.name} is given rows that are not in dimension 0")
+                return NotImplemented
             x = x.movedim(place, 0)
             set_place(x, -x.dim())
         args[position] = x
@@ -202,9 +265,7 @@ class PerturbedRows(Perturbed):
         rows = members * self._samples
         if isinstance(place, Lost):
             what = f"a tensor in which {place} has mixed or moved the members' rows"
-        elif x.dim() < 2 or len(x) not in (1, rows):
-            what = f"a tensor of shape {list(x.shape)} without rows: begin it with a dimension of size 1"
-        elif len(x) == rows and not _is_repeated(x, members):
+        elif not _is_repeated(x, members):
             what = f"a tensor of {rows} rows that does not come from the batch"
         else:
             x = x.expand(rows, *x.shape[1:])
@@ -224,6 +285,15 @@ class PerturbedRows(Perturbed):
                 if parameter is not None:
                     found.append(parameter.name)
         return " and ".join(found)
+
+
+def _too_large(parameter: EvolvingParameter) -> str:
+    size = parameter.tensor.numel()
+    most = f"and {size:,} elements are too many for that (at most {SMALL:,})"
+    return f"{parameter.name} would be made for each member, {most}"
+
+
+_ADVICE = ": give a rank, with which layers need no weights of each member"
 
 
 def _is_repeated(x: Tensor, members: int) -> bool:

@@ -1,8 +1,8 @@
 """What torch functions give where members are rows of one batch and an evolving parameter is no matrix of a layer.
 
 :mod:`.rules` has the layers: linear, embedding, convolutions. Here are norms and elementwise functions, for all members
-at once, and functions that are called once for each member with the weights and rows of that member. What is in none of
-these tables is refused.
+at once, and functions that draw random numbers. What is in none of these tables is called once for each member
+(:mod:`.one_by_one`).
 
 ``x`` has rows in dimension p (negative): ``[..., members * rows, ...]``; with a dimension of members it is
 ``[..., members, rows, ...]``, so that each member's values, aligned from the right as in broadcasting, meet its rows.
@@ -11,29 +11,23 @@ these tables is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_evo.evaluation.functions import writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import place_of, set_place
+from lightning_evo.evaluation.places.place import given
 from lightning_evo.evaluation.ways.members import Members
+from lightning_evo.evaluation.ways.one_by_one import name_of, one_by_one, tensors_in
 from lightning_evo.spaces.search_space import EvolvingParameter
 
-__all__ = ["ALONE", "RANDOM", "ROW_RULES", "bound", "name_of", "one_by_one", "with_equal_numbers"]
+__all__ = ["EXPANDING", "RANDOM", "ROW_RULES", "bound", "expanded", "with_equal_numbers"]
 
 RowRule = Callable[[Members, Callable[..., Any], Sequence[Any], Mapping[str, Any]], Any]
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """A torch function's name, for people."""
-    name = getattr(function, "__name__", "?")
-    owner = getattr(function, "__self__", None)
-    return f"Tensor.{getattr(owner, '__name__', '?')}" if name == "__get__" else name
 
 
 # --- elementwise functions ------------------------------------------------------------------------------------------
@@ -42,8 +36,10 @@ def name_of(function: Callable[..., Any]) -> str:
 def elementwise(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """A function that works element by element, with broadcasting, of rows and evolving parameters."""
     x = _rows_among(mode, function, [*args, *kwargs.values()])
-    place, in_place = place_of(x), _writes_to(function, args, x)
+    place, in_place = place_of(x), writes(function)
     assert isinstance(place, int)
+    if in_place and (args[0].dim() < -place or args[0].shape[place] != x.shape[place]):
+        raise Refusal(f"{name_of(function)} writes members' values into a tensor without rows of members")
 
     def laid(argument: Any) -> Any:
         if not isinstance(argument, Tensor):
@@ -54,7 +50,10 @@ def elementwise(mode: Members, function: Callable[..., Any], args: Sequence[Any]
         return _apart(argument, place, mode.layout.members)
 
     result = function(*map(laid, args), **{name: laid(value) for name, value in kwargs.items()})
-    return x if in_place else _together(result, place)
+    if not in_place:
+        return _together(result, place)
+    set_place(args[0], place)
+    return args[0]
 
 
 def _rows_among(mode: Members, function: Callable[..., Any], arguments: Sequence[Any]) -> Tensor:
@@ -66,11 +65,6 @@ def _rows_among(mode: Members, function: Callable[..., Any], arguments: Sequence
         where = "rows in different dimensions" if rows else "no tensor that has rows of members"
         raise Refusal(f"{name_of(function)} is given {names} and {where}")
     return max(rows, key=Tensor.dim)
-
-
-def _writes_to(function: Callable[..., Any], args: Sequence[Any], x: Tensor) -> bool:
-    name = getattr(function, "__name__", "")
-    return args[0] is x and name.endswith("_") and (not name.startswith("__") or name.startswith("__i"))
 
 
 def _apart(tensor: Tensor, place: int, members: int) -> Tensor:
@@ -101,19 +95,28 @@ def _beside_rows(values: Tensor, place: int, parameter: EvolvingParameter, funct
     return values.movedim(0, left)
 
 
-def _expand(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """A parameter such as a class token ``[1, 1, width]``, once for every row."""
+def expanded(
+    mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], rows: int
+) -> Any:
+    """A parameter such as a class token ``[1, 1, width]``, once for every one of ``rows``.
+
+    ``NotImplemented`` where rows have no place in the result.
+    """
     parameter = mode.find(args[0])
     if parameter is None:
-        raise Refusal(f"{name_of(function)} is given an evolving parameter in place of a shape")
+        return NotImplemented
     center, members = parameter.tensor.detach(), mode.layout.members
     target = function(center, *args[1:], **kwargs).shape
     extra = len(target) - center.dim()
     broadcast = all(old in (1, new) for old, new in zip(center.shape, target[extra:], strict=True))
-    if not broadcast or target[0] % members or (not extra and center.shape[0] != 1):
-        raise Refusal(f"{name_of(function)} gives {parameter.name} a shape in which rows of members have no place")
+    if not target or not broadcast or target[0] % rows or (not extra and center.shape[0] != 1):
+        return NotImplemented
     values = mode.stack(parameter).view(members, *[1] * extra, *center.shape)
     return mode.layout.join(values.expand(members, target[0] // members, *target[1:]))
+
+
+EXPANDING: frozenset[Callable[..., Any]] = frozenset({Tensor.expand, Tensor.expand_as, Tensor.repeat})
+"""Functions that :func:`expanded` knows."""
 
 
 # --- norms ----------------------------------------------------------------------------------------------------------
@@ -174,93 +177,49 @@ class _Named:
         return self._function(*args, **kwargs)
 
 
-# --- a call for each member -----------------------------------------------------------------------------------------
-
-
-def one_by_one(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """A call for each member, with its weights and its rows. What the calls give lies where the rows lay.
-
-    Args:
-        mode: The members.
-        function: The function.
-        args: Its arguments. Rows must be in dimension 0 of all that have rows.
-        kwargs: Those by name.
-    """
-    members = mode.layout.members
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    for tensor in tensors:
-        if mode.find(tensor) is None and place_of(tensor) not in (None, -tensor.dim()):
-            raise Refusal(f"{name_of(function)} is given rows that are not in dimension 0")
-    if not any(isinstance(place_of(tensor), int) for tensor in tensors):
-        raise Refusal(f"{name_of(function)} is given no tensor that has rows of members")
-    parts = {id(tensor): mode.stacked(tensor) for tensor in tensors}
-
-    def of(member: int) -> Any:
-        return tree_map(lambda each: parts[id(each)][member] if isinstance(each, Tensor) else each, (args, kwargs))
-
-    results = [function(*of(member)[0], **of(member)[1]) for member in range(members)]
-    return tree_map(lambda *each: _joined(each, function), *results)
-
-
-def _joined(parts: Sequence[Any], function: Callable[..., Any]) -> Any:
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    if not parts[0].dim():
-        raise Refusal(f"{name_of(function)} gives one number for all rows")
-    rows = torch.cat(list(parts))
-    set_place(rows, -rows.dim())
-    return rows
-
-
 # --- random numbers -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _generator(tensors: Sequence[Tensor], given: torch.Generator | None) -> Iterator[Callable[[], None]]:
-    """Gives a function that puts the generator, from which a function draws, back to where it is now."""
-    device = tensors[0].device
-    if given is None and device.type == "cuda":
-        given = torch.cuda.default_generators[device.index]
-    generator = torch.default_generator if given is None else given
-    state = generator.get_state()
-
-    def rewind() -> None:
-        generator.set_state(state)
-
-    yield rewind
 
 
 def with_equal_numbers(
     mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """A call for each member, whose random numbers are the same for all: those of a member alone."""
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    if not any(isinstance(place_of(tensor), int) for tensor in tensors):
-        return NotImplemented
-    with _generator(tensors, kwargs.get("generator")) as rewind:
-
-        def drawn(*each: Any, **named: Any) -> Any:
-            rewind()
-            return function(*each, **named)
-
-        result = one_by_one(mode, _Named(drawn, function), args, kwargs)
-    return args[0] if getattr(function, "__name__", "").endswith("_") else result
+    places = [place_of(tensor) for tensor in tensors_in(args, kwargs)]
+    return NotImplemented if all(place is None for place in places) else one_by_one(mode, function, args, kwargs)
 
 
 def _dropout(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One mask for all members."""
     x, p, training, inplace = bound(("x", "p", "training", "inplace"), args, kwargs)
-    place = place_of(x)
-    if training is False or place is None:
+    if training is False or (training is None and function is torch.dropout):
         return NotImplemented
-    if place != -x.dim():
-        raise Refusal("dropout is given rows that are not in dimension 0")
+    if place_of(x) != -x.dim():
+        return with_equal_numbers(mode, function, args, kwargs)
     rows = mode.layout.split(x)
     mask = functional.dropout(torch.ones_like(rows[0]), 0.5 if p is None else p, True)
-    if inplace:
+    if inplace or function is torch.dropout_:
         rows.mul_(mask)
         return x
     return mode.layout.join(rows * mask)
+
+
+def _attention_of_heads(
+    mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    dropout, training = given(args, kwargs, 10, "dropout_p"), given(args, kwargs, 13, "training")
+    return with_equal_numbers(mode, function, args, kwargs) if dropout and training is not False else NotImplemented
+
+
+def _attention(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    dropout = given(args, kwargs, 4, "dropout_p")
+    return with_equal_numbers(mode, function, args, kwargs) if dropout else NotImplemented
+
+
+def _recurrent(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """With dropout between layers, ``(input, states, weights, biases, layers, dropout, train, ...)``."""
+    padded = args[3] is True or args[3] is False  # and not a packed sequence, which has its sizes in front
+    dropout, train = args[5:7] if padded else args[6:8]
+    return with_equal_numbers(mode, function, args, kwargs) if dropout and train else NotImplemented
 
 
 # --- which function has which rule ----------------------------------------------------------------------------------
@@ -289,24 +248,12 @@ def _operators(name: str) -> Iterator[Callable[..., Any]]:
 ROW_RULES: dict[Callable[..., Any], RowRule] = {
     **{form: elementwise for name in _ELEMENTWISE for form in _forms(name)},
     **{form: elementwise for name in _OPERATORS for form in _operators(name)},
-    Tensor.expand: _expand,
-    Tensor.expand_as: _expand,
-    Tensor.repeat: _expand,
     functional.layer_norm: _layer_norm,
     functional.rms_norm: _rms_norm,
     torch.layer_norm: _layer_norm,
     torch.rms_norm: _rms_norm,
 }
 """Functions of rows and evolving parameters, for all members at once."""
-
-ALONE: frozenset[Callable[..., Any]] = frozenset(
-    {
-        functional.conv1d, functional.conv2d, functional.conv3d, functional.conv_transpose1d,
-        functional.conv_transpose2d, functional.conv_transpose3d, functional.bilinear, functional.group_norm,
-        functional.instance_norm, functional.batch_norm, functional.prelu, functional.embedding_bag,
-    }
-)  # fmt: skip
-"""Functions that are called once for each member, if its weights are small."""
 
 _DRAWING = ("bernoulli", "multinomial", "normal", "poisson", "binomial", "rand_like", "randn_like", "randint_like")
 _DRAWING_METHODS = ("bernoulli", "multinomial", "uniform", "normal", "exponential", "cauchy", "geometric", "log_normal")
@@ -320,5 +267,9 @@ RANDOM: dict[Callable[..., Any], RowRule] = {
     Tensor.random_: with_equal_numbers,
     functional.dropout: _dropout,
     torch.dropout: _dropout,
+    torch.dropout_: _dropout,
+    functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _attention_of_heads,
+    **{getattr(torch, name): _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }
 """Functions that draw random numbers: all members have the same."""
