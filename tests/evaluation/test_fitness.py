@@ -210,6 +210,11 @@ def test_a_loss_is_the_negative_of_a_fitness(output):
     assert fitness.item() == -1.5
 
 
+def per_sample(losses):
+    """What a step returns that gives one loss for each sample, too."""
+    return {"loss": torch.tensor(100.0), "loss_per_sample": losses}
+
+
 @pytest.mark.parametrize("output", [None, {"loss": None}])
 def test_a_skipped_step_has_no_fitness(output):
     assert fitness_of_loss(output) is None
@@ -223,11 +228,43 @@ def test_a_skipped_step_has_no_fitness(output):
         (torch.zeros(3), ValueError, r"loss of shape \[3\].*fitness_step"),
         ([1.0, 2.0], TypeError, r"`training_step` returned a list \(\[1.0, 2.0\]\) as the loss.*`fitness_step`"),
         ({"loss": numpy.zeros(2)}, TypeError, "`training_step` returned an array"),
+        (per_sample(torch.tensor(1.0)), ValueError, r"returned `loss_per_sample` of shape \[\].*reduction='none'"),
+        (per_sample(torch.zeros(4, 7)), ValueError, r"returned `loss_per_sample` of shape \[4, 7\]"),
+        (per_sample(0.5), ValueError, r"returned `loss_per_sample` of shape \[\]"),
+        (per_sample("none"), TypeError, "returned str"),
+        (per_sample([1.0, None]), TypeError, "`loss_per_sample` must be real numbers"),
+        (per_sample(torch.zeros(2, dtype=torch.complex64)), TypeError, "`loss_per_sample` must be real numbers"),
+        (per_sample([]), ValueError, "nothing to compare"),
+        ({"loss_per_sample": [1.0]}, TypeError, "without the key 'loss'"),
     ],
 )
 def test_what_is_no_loss(output, kind, message):
     with pytest.raises(kind, match=message):
         fitness_of_loss(output)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        torch.tensor([1.0, 2.0, 6.0]),
+        torch.tensor([1, 2, 6], dtype=torch.uint8),
+        torch.tensor([1.0, 2.0, 6.0], dtype=torch.bfloat16),
+        [1, 2.0, numpy.float32(6)],
+        numpy.array([1, 2, 6]),
+    ],
+)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_losses_of_samples_are_the_fitness(losses, maximize):
+    """What ``loss`` says does not count: it may hold more, such as a penalty."""
+    fitness = fitness_of_loss(per_sample(losses), maximize)
+    assert fitness.is_floating_point()
+    assert fitness.tolist() == [1, 2, 6] if maximize else [-1, -2, -6]
+    assert as_record(fitness) == (3 if maximize else -3)
+
+
+def test_losses_of_samples_without_a_loss():
+    assert fitness_of_loss({"loss": None, "loss_per_sample": torch.ones(3)}) is None  # the step is skipped
+    assert fitness_of_loss({"loss": torch.tensor(2.0), "loss_per_sample": None}) == -2
 
 
 # --- token_log_probability ------------------------------------------------------------------------------------------
