@@ -154,7 +154,7 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
                 f"{list(values.shape)}. Return one number, or one per sample."
             )
         tie_breaker = _mean(each, has) if each.dim() else each
-        tie_breaker = tie_breaker.where(tie_breaker.isfinite(), -math.inf)
+        tie_breaker = tie_breaker.nan_to_num(-math.inf, -math.inf, -math.inf)
     record = torch.stack([_mean(values, has), tie_breaker])
     return record if has is None else torch.cat([record, values.where(has, math.nan)])
 
