@@ -159,12 +159,13 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
     return record if has is None else torch.cat([record, values.where(has, math.nan)])
 
 
-def as_records(value: Any, members: int, *, source: str = "the fitness") -> list[Tensor]:
+def as_records(value: Any, members: int, samples: int = 1, *, source: str = "the fitness") -> list[Tensor]:
     """What members report whose rows share a batch, member by member.
 
     Args:
         value: What :func:`as_record` takes, with one value for each row of the batch.
         members: How many there are.
+        samples: Rows of each; there may be several values for a row, one after the other.
         source: What gave it, for messages.
 
     Raises:
@@ -175,24 +176,28 @@ def as_records(value: Any, members: int, *, source: str = "the fitness") -> list
         [tensor(2.), tensor(5.)]
     """
     if not isinstance(value, Fitness):
-        return [as_record(part) for part in _of_members(value, members, source)]
+        return [as_record(part) for part in _of_members(value, members, samples, source)]
     count = {"values": value.values, "tie_breaker": value.tie_breaker, "missing": value.missing}
-    parts = {name: _of_members(each, members, f"{source}'s {name}") for name, each in count.items() if each is not None}
+    parts = {
+        name: _of_members(each, members, samples, f"{source}'s {name}")
+        for name, each in count.items()
+        if each is not None
+    }
     return [as_record(Fitness(**{name: part[i] for name, part in parts.items()})) for i in range(members)]
 
 
 _GIVE = "return one value per sample from `fitness_step`, or `loss_per_sample` with `loss` from `training_step`"
 
 
-def _of_members(value: Any, members: int, source: str) -> list[Tensor]:
+def _of_members(value: Any, members: int, samples: int, source: str) -> list[Tensor]:
     values = as_tensor(value, source, "fitness")
     if not isinstance(values, Tensor) or not values.dim():
         raise Refusal(f"{source} is one number for the whole batch: {_GIVE}")
     place = place_of(values)
     if isinstance(place, Lost):
         raise Refusal(f"{source} comes from {place}, after which rows can't be told apart: {_GIVE}")
-    if len(values) % members:
-        raise Refusal(f"{source} has {len(values)} values for {members} members' rows: {_GIVE}")
+    if len(values) % (members * samples):
+        raise Refusal(f"{source} has {len(values)} values for {members * samples} rows of members: {_GIVE}")
     return list(values.reshape(members, -1, *values.shape[1:]))
 
 

@@ -12,11 +12,13 @@ from lightning_evo.evaluation.fitness import (
     Fitness,
     as_fitness,
     as_record,
+    as_records,
     fitness_of_loss,
     fitness_of_step,
     number_of,
     token_log_probability,
 )
+from lightning_evo.evaluation.job import Refusal
 
 
 class Column:
@@ -344,3 +346,40 @@ def test_lists_of_members_that_share_a_forward():
     """Tensors of ``vmap`` in a list are stacked: each member has its own."""
     found = torch.func.vmap(lambda number: as_record([number, 2 * number, 0.0]))(torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+# --- rows of members ------------------------------------------------------------------------------------------------
+
+
+def test_records_of_rows():
+    """Each member's are those that it would report alone."""
+    values, missing = torch.rand(6), torch.tensor([False, True, False, False, False, True])
+    for whole in (
+        Fitness(values),
+        Fitness(values, tie_breaker=-values),
+        Fitness(values, missing=missing),
+        Fitness(values.tolist(), -values, missing.numpy()),
+    ):
+        for member, record in enumerate(as_records(whole, members=2, samples=3)):
+            rows = slice(3 * member, 3 * member + 3)
+            alone = {n: v if v is None else torch.as_tensor(v)[rows] for n, v in vars(whole).items()}
+            torch.testing.assert_close(record, as_record(Fitness(**alone)), equal_nan=True)
+
+
+def test_several_values_for_a_row_are_its_members():
+    assert [record.item() for record in as_records(torch.arange(8.0), members=2, samples=2)] == [1.5, 5.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor(1.0), "is one number for the whole batch: return one value per sample from `fitness_step`, or"),
+        (0.5, "is one number for the whole batch"),
+        (torch.zeros(3), "has 3 values for 6 rows of members"),
+        (torch.zeros(4), "has 4 values for 6 rows of members"),
+        (Fitness(torch.zeros(6), tie_breaker=1.0), "the fitness's tie_breaker is one number for the whole batch"),
+    ],
+)
+def test_no_value_for_each_row(value, message):
+    with pytest.raises(Refusal, match=message):
+        as_records(value, members=2, samples=3)
