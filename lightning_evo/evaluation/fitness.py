@@ -80,9 +80,9 @@ def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
     if _is_scalar(value):
         return value.detach().clone()  # the quick way for a scalar; a copy, as a mean would be
     value = _checked(value, source)
-    # float32 holds the half floats exactly, but not all whole numbers; the MPS device has nothing longer.
-    exact = value.dtype == torch.float64 or (not value.is_floating_point() and value.device.type != "mps")
-    return torch.mean(value.detach().to(torch.float64 if exact else torch.float32))
+    # float32 holds the half floats exactly, but not all whole numbers.
+    exact = value.dtype == torch.float64 or not value.is_floating_point()
+    return torch.mean(value.detach().to(_exact(value) if exact else torch.float32))
 
 
 def _checked(value: Any, source: str, what: str = "fitness") -> Tensor:
@@ -141,8 +141,7 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
     if value.tie_breaker is None and value.missing is None:
         return as_fitness(value.values, source=source)
     values = _checked(value.values, source)
-    exact = torch.float32 if values.device.type == "mps" else torch.float64
-    values = values.detach().to(exact)
+    values = values.detach().to(_exact(values))
     has = None
     if value.missing is not None:
         has = ~_checked_missing(value.missing, values, source).to(values.device)
@@ -155,17 +154,18 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
                 f"{list(values.shape)}. Return one number, or one per sample."
             )
         tie_breaker = _mean(each, has) if each.dim() else each
-        tie_breaker = tie_breaker.where(tie_breaker.isfinite(), -math.inf)
+        tie_breaker = tie_breaker.nan_to_num(-math.inf, -math.inf, -math.inf)
     record = torch.stack([_mean(values, has), tie_breaker])
     return record if has is None else torch.cat([record, values.where(has, math.nan)])
 
 
-def as_records(value: Any, members: int, *, source: str = "the fitness") -> list[Tensor]:
+def as_records(value: Any, members: int, samples: int = 1, *, source: str = "the fitness") -> list[Tensor]:
     """What members report whose rows share a batch, member by member.
 
     Args:
         value: What :func:`as_record` takes, with one value for each row of the batch.
         members: How many there are.
+        samples: Rows of each; there may be several values for a row, one after the other.
         source: What gave it, for messages.
 
     Raises:
@@ -176,21 +176,28 @@ def as_records(value: Any, members: int, *, source: str = "the fitness") -> list
         [tensor(2.), tensor(5.)]
     """
     if not isinstance(value, Fitness):
-        return [as_record(part) for part in _of_members(value, members, source)]
+        return [as_record(part) for part in _of_members(value, members, samples, source)]
     count = {"values": value.values, "tie_breaker": value.tie_breaker, "missing": value.missing}
-    parts = {name: _of_members(each, members, f"{source}'s {name}") for name, each in count.items() if each is not None}
+    parts = {
+        name: _of_members(each, members, samples, f"{source}'s {name}")
+        for name, each in count.items()
+        if each is not None
+    }
     return [as_record(Fitness(**{name: part[i] for name, part in parts.items()})) for i in range(members)]
 
 
-def _of_members(value: Any, members: int, source: str) -> list[Tensor]:
+_GIVE = "return one value per sample from `fitness_step`, or `loss_per_sample` with `loss` from `training_step`"
+
+
+def _of_members(value: Any, members: int, samples: int, source: str) -> list[Tensor]:
     values = as_tensor(value, source, "fitness")
     if not isinstance(values, Tensor) or not values.dim():
-        raise Refusal(f"{source} is one number for the whole batch: give one value per sample")
+        raise Refusal(f"{source} is one number for the whole batch: {_GIVE}")
     place = place_of(values)
     if isinstance(place, Lost):
-        raise Refusal(f"{source} comes from {place}, after which rows can't be told apart: give one value per sample")
-    if len(values) % members:
-        raise Refusal(f"{source} has {len(values)} values for {members} members' rows: give one value per sample")
+        raise Refusal(f"{source} comes from {place}, after which rows can't be told apart: {_GIVE}")
+    if len(values) % (members * samples):
+        raise Refusal(f"{source} has {len(values)} values for {members * samples} rows of members: {_GIVE}")
     return list(values.reshape(members, -1, *values.shape[1:]))
 
 
@@ -249,33 +256,61 @@ def fitness_of_loss(output: Any, maximize: bool = False) -> Tensor | None:
     """Minus the loss that ``training_step`` returned, or ``None`` if it returned ``None`` (a skipped step).
 
     Args:
-        output: A loss tensor, a mapping with the key ``"loss"``, or ``None``.
+        output: A loss tensor, a mapping with the key ``"loss"``, or ``None``. With the key ``"loss_per_sample"`` in
+            addition, one value per sample ``[samples]``, these are the fitness, and ``"loss"`` is not.
         maximize: Whether what it calls a loss is better the higher, and so is the fitness itself.
+
+    Returns:
+        0-dimensional, float32 or float64; with ``"loss_per_sample"`` ``[samples]``, in its own dtype, or float64 if
+        that holds whole numbers.
 
     Raises:
         TypeError: If it is none of these, or not a real number.
-        ValueError: If the loss is not a scalar.
+        ValueError: If the loss is not a scalar, or ``"loss_per_sample"`` does not have one dimension.
+
+    Example:
+        >>> fitness_of_loss({"loss": torch.tensor(2.0), "loss_per_sample": torch.tensor([1.0, 3.0])})
+        tensor([-1., -3.])
     """
+    per_sample = None
     if isinstance(output, Mapping):
         if "loss" not in output:
             raise TypeError("`training_step` returned a dictionary without the key 'loss'; evolution needs the loss.")
-        output = output["loss"]
+        per_sample, output = output.get("loss_per_sample"), output["loss"]
     if output is None:
         return None
-    if isinstance(output, Tensor) and output.numel() != 1:
-        raise ValueError(
-            f"`training_step` returned a loss of shape {list(output.shape)}; return one number, or define "
-            "`fitness_step` to give one value per sample."
-        )
-    if isinstance(output, Tensor):
-        output = output.reshape(())
-    elif is_several(output):
-        raise TypeError(
-            f"`training_step` returned {_kind(output)} ({output!r:.80}) as the loss. Return one number, or define "
-            "`fitness_step` to give one value per sample."
-        )
-    fitness = as_fitness(output, source="training_step")
+    if per_sample is not None:
+        fitness = _of_samples(per_sample)
+    elif isinstance(output, Tensor) and output.numel() != 1:
+        raise ValueError(f"`training_step` returned a loss of shape {list(output.shape)}; {_ONE_OR_ALL}")
+    elif not isinstance(output, Tensor) and is_several(output):
+        raise TypeError(f"`training_step` returned {_kind(output)} ({output!r:.80}) as the loss; {_ONE_OR_ALL}")
+    else:
+        fitness = as_fitness(output.reshape(()) if isinstance(output, Tensor) else output, source="training_step")
     return fitness if maximize else -fitness
+
+
+_ONE_OR_ALL = (
+    "return one number. For one value per sample return {'loss': …, 'loss_per_sample': …}, or define `fitness_step`."
+)
+
+
+def _of_samples(losses: Any) -> Tensor:
+    """What ``training_step`` returned as ``loss_per_sample``, as a floating tensor ``[samples]``."""
+    what = "`loss_per_sample`"
+    values = as_tensor(losses, "training_step", what)
+    if isinstance(values, Tensor) and values.dim() != 1:
+        raise ValueError(
+            f"`training_step` returned {what} of shape {list(values.shape)}. Return one value per sample ([samples]), "
+            "for example by `reduction='none'`, or leave it out."
+        )
+    values = _checked(losses if values is None else values, "training_step", what)
+    return values if values.is_floating_point() else values.to(_exact(values))
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    """Which floats hold whole numbers; the MPS device has nothing longer than float32."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def token_log_probability(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

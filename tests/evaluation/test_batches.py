@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from lightning_evo.evaluation.batches import SharedBatch, choose, count, random_samples
+from lightning_evo.evaluation.batches import SharedBatch, choose, count, random_samples, repeat, samples_of
+from lightning_evo.evaluation.places import place_of
 
 Pair = namedtuple("Pair", ["x", "y"])
 ROWS = torch.tensor([0, 2, 5])
@@ -204,3 +205,81 @@ def test_random_samples_are_the_largest_in_ascending_order():
     assert random_samples(5, 2, uniform).tolist() == [1, 3]
     assert random_samples(5, 3, uniform).tolist() == [1, 3, 4]
     assert random_samples(5, 5, uniform).tolist() == [0, 1, 2, 3, 4]
+
+
+# --- rows of members ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sentences:
+    tokens: torch.Tensor
+    text: list
+    language: str = "en"
+
+
+CHAT = [[{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], [{"role": "user", "content": "c"}]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples", "repeated"),
+    [
+        ({"text": ["a", "b", "c"]}, 3, {"text": ["a", "b", "c"] * 2}),
+        ({"text": ("a", "b"), "n": [1, 2], "name": "no"}, 2, {"text": ("a", "b") * 2, "n": [1, 2] * 2, "name": "no"}),
+        ([("a", "b", "c"), ("x", "y", "z")], 3, [("a", "b", "c") * 2, ("x", "y", "z") * 2]),
+        ([("a", "b"), ("x", "y")], 2, [("a", "b") * 2, ("x", "y") * 2]),
+        ([{"text": "a"}, {"text": "b"}], 2, [{"text": "a"}, {"text": "b"}] * 2),
+        ({"messages": CHAT}, 2, {"messages": CHAT * 2}),
+        ({"tokens": [[1, 2, 3], [4, 5, 6]]}, 2, {"tokens": [[1, 2, 3], [4, 5, 6]] * 2}),
+        ([["a", "b"], ["c"], ["d", "e"]], 3, [["a", "b"], ["c"], ["d", "e"]] * 2),
+        (Pair(["a", "b"], 3), 2, Pair(["a", "b"] * 2, 3)),
+        ("text", 0, "text"),
+        (None, 0, None),
+        ([], 0, []),
+    ],
+    ids=str,
+)
+def test_batches_without_tensors_as_rows(batch, samples, repeated):
+    assert samples_of(batch) == samples
+    assert repeat(batch, 2) == repeated
+
+
+def test_tensors_as_rows():
+    tokens, labels, weights, causal = torch.ones(3, 5), torch.arange(3), torch.rand(7), torch.ones(5, 5)
+    for batch in (
+        {"causal": causal, "tokens": tokens, "labels": labels, "weights": weights, "n": torch.tensor(3.0)},
+        [causal, tokens, labels, weights, torch.tensor(3.0)],
+    ):
+        assert samples_of(batch) == 3
+        rows = repeat(batch, 4)
+        found = list(rows.values()) if isinstance(rows, dict) else rows
+        own = list(batch.values()) if isinstance(batch, dict) else batch
+        assert [part is given for part, given in zip(found, own, strict=True)] == [True, False, False, True, True]
+        assert found[2].tolist() == [0, 1, 2] * 4
+        assert [place_of(part) for part in found] == [None, -2, -1, None, None]
+
+
+@pytest.mark.parametrize("also", [{}, {"y": torch.arange(3)}])
+def test_tensors_of_different_lengths_are_samples(also):
+    tokens = [torch.arange(5), torch.arange(3), torch.arange(2)]
+    batch = {"tokens": tokens, **also}
+    assert samples_of(batch) == 3
+    assert [len(each) for each in repeat(batch, 2)["tokens"]] == [5, 3, 2] * 2
+
+
+def test_arrays_and_objects_as_rows():
+    rows = repeat({"x": np.arange(3), "table": np.ones((4, 4)), "text": list("abc")}, 2)
+    assert rows["x"].tolist() == [0, 1, 2] * 2
+    assert rows["table"].shape == (4, 4)
+    batch = Sentences(torch.arange(2), ["a", "b"])
+    rows = repeat(batch, 2)
+    assert (samples_of(batch), type(rows), rows.text, rows.language) == (2, Sentences, ["a", "b"] * 2, "en")
+    assert (rows.tokens.tolist(), batch.tokens.tolist()) == ([0, 1] * 2, [0, 1])
+    encoding = repeat(BatchEncoding({"tokens": torch.ones(2, 4)}, encodings="kept"), 2)
+    assert (encoding["tokens"].shape, encoding.encodings) == ((4, 4), "kept")
+
+
+def test_each_row_has_dictionaries_of_its_own():
+    shared = SharedBatch([{"text": "a"}, {"text": "b"}])
+    rows = shared.for_rows(2)
+    assert [row.pop("text") for row in rows] == ["a", "b"] * 2
+    assert shared.for_rows(2) == [{"text": "a"}, {"text": "b"}] * 2

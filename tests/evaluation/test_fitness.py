@@ -12,11 +12,13 @@ from lightning_evo.evaluation.fitness import (
     Fitness,
     as_fitness,
     as_record,
+    as_records,
     fitness_of_loss,
     fitness_of_step,
     number_of,
     token_log_probability,
 )
+from lightning_evo.evaluation.job import Refusal
 
 
 class Column:
@@ -210,6 +212,11 @@ def test_a_loss_is_the_negative_of_a_fitness(output):
     assert fitness.item() == -1.5
 
 
+def per_sample(losses):
+    """What a step returns that gives one loss for each sample, too."""
+    return {"loss": torch.tensor(100.0), "loss_per_sample": losses}
+
+
 @pytest.mark.parametrize("output", [None, {"loss": None}])
 def test_a_skipped_step_has_no_fitness(output):
     assert fitness_of_loss(output) is None
@@ -223,11 +230,43 @@ def test_a_skipped_step_has_no_fitness(output):
         (torch.zeros(3), ValueError, r"loss of shape \[3\].*fitness_step"),
         ([1.0, 2.0], TypeError, r"`training_step` returned a list \(\[1.0, 2.0\]\) as the loss.*`fitness_step`"),
         ({"loss": numpy.zeros(2)}, TypeError, "`training_step` returned an array"),
+        (per_sample(torch.tensor(1.0)), ValueError, r"returned `loss_per_sample` of shape \[\].*reduction='none'"),
+        (per_sample(torch.zeros(4, 7)), ValueError, r"returned `loss_per_sample` of shape \[4, 7\]"),
+        (per_sample(0.5), ValueError, r"returned `loss_per_sample` of shape \[\]"),
+        (per_sample("none"), TypeError, "returned str"),
+        (per_sample([1.0, None]), TypeError, "`loss_per_sample` must be real numbers"),
+        (per_sample(torch.zeros(2, dtype=torch.complex64)), TypeError, "`loss_per_sample` must be real numbers"),
+        (per_sample([]), ValueError, "nothing to compare"),
+        ({"loss_per_sample": [1.0]}, TypeError, "without the key 'loss'"),
     ],
 )
 def test_what_is_no_loss(output, kind, message):
     with pytest.raises(kind, match=message):
         fitness_of_loss(output)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        torch.tensor([1.0, 2.0, 6.0]),
+        torch.tensor([1, 2, 6], dtype=torch.uint8),
+        torch.tensor([1.0, 2.0, 6.0], dtype=torch.bfloat16),
+        [1, 2.0, numpy.float32(6)],
+        numpy.array([1, 2, 6]),
+    ],
+)
+@pytest.mark.parametrize("maximize", [False, True])
+def test_losses_of_samples_are_the_fitness(losses, maximize):
+    """What ``loss`` says does not count: it may hold more, such as a penalty."""
+    fitness = fitness_of_loss(per_sample(losses), maximize)
+    assert fitness.is_floating_point()
+    assert fitness.tolist() == [1, 2, 6] if maximize else [-1, -2, -6]
+    assert as_record(fitness) == (3 if maximize else -3)
+
+
+def test_losses_of_samples_without_a_loss():
+    assert fitness_of_loss({"loss": None, "loss_per_sample": torch.ones(3)}) is None  # the step is skipped
+    assert fitness_of_loss({"loss": torch.tensor(2.0), "loss_per_sample": None}) == -2
 
 
 # --- token_log_probability ------------------------------------------------------------------------------------------
@@ -307,3 +346,40 @@ def test_lists_of_members_that_share_a_forward():
     """Tensors of ``vmap`` in a list are stacked: each member has its own."""
     found = torch.func.vmap(lambda number: as_record([number, 2 * number, 0.0]))(torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(found, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+# --- rows of members ------------------------------------------------------------------------------------------------
+
+
+def test_records_of_rows():
+    """Each member's are those that it would report alone."""
+    values, missing = torch.rand(6), torch.tensor([False, True, False, False, False, True])
+    for whole in (
+        Fitness(values),
+        Fitness(values, tie_breaker=-values),
+        Fitness(values, missing=missing),
+        Fitness(values.tolist(), -values, missing.numpy()),
+    ):
+        for member, record in enumerate(as_records(whole, members=2, samples=3)):
+            rows = slice(3 * member, 3 * member + 3)
+            alone = {n: v if v is None else torch.as_tensor(v)[rows] for n, v in vars(whole).items()}
+            torch.testing.assert_close(record, as_record(Fitness(**alone)), equal_nan=True)
+
+
+def test_several_values_for_a_row_are_its_members():
+    assert [record.item() for record in as_records(torch.arange(8.0), members=2, samples=2)] == [1.5, 5.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor(1.0), "is one number for the whole batch: return one value per sample from `fitness_step`, or"),
+        (0.5, "is one number for the whole batch"),
+        (torch.zeros(3), "has 3 values for 6 rows of members"),
+        (torch.zeros(4), "has 4 values for 6 rows of members"),
+        (Fitness(torch.zeros(6), tie_breaker=1.0), "the fitness's tie_breaker is one number for the whole batch"),
+    ],
+)
+def test_no_value_for_each_row(value, message):
+    with pytest.raises(Refusal, match=message):
+        as_records(value, members=2, samples=3)

@@ -64,7 +64,8 @@ class Perturbed(TorchFunctionMode):
     Attributes:
         noise_made: Elements of noise that were made, in all directions; low-rank noise costs none.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
-        products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
+        products: Linear layers' weights as they are multiplied, by their identity and whether they are transposed.
+        has_made: Whether tensors were made of evolving parameters alone, where members are rows.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
     Raises:
@@ -101,6 +102,7 @@ class Perturbed(TorchFunctionMode):
         self.noise_made = 0
         self.largest = 0
         self.products: dict[tuple[int, bool], Any] = {}
+        self.has_made = False
         self.looked_up: dict[int, int] = {}
         self._parameters = space
         self._space = space.by_identity()

@@ -19,6 +19,7 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.functions import HARMLESS, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import Lost, follow, made_of, place_of, set_place
+from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
 from lightning_evo.evaluation.ways.made import Made, made_for_members
 from lightning_evo.evaluation.ways.one_by_one import is_repeated, name_of, one_by_one, tensors_in
@@ -39,6 +40,8 @@ __all__ = ["PerturbedRows"]
 
 _X: dict[Callable[..., Any], int] = {torch.addmm: 1}  # which argument is a layer's input: the first one, but here
 _WITH_BIAS: frozenset[Any] = frozenset({functional.linear, torch.addmm})
+_SEQUENCES = (list, tuple)  # of arguments
+_LINEAR = functional.linear
 _CONVOLUTIONS: frozenset[Any] = frozenset({functional.conv1d, functional.conv2d, functional.conv3d})
 _RECURRENT: frozenset[Any] = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 _FACTORIES: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.normal, torch.randperm})
@@ -84,10 +87,11 @@ class PerturbedRows(Perturbed):
         return parameter.factors if isinstance(parameter, Made) else super().factors(parameter)
 
     def _concerned(self, arguments: Any) -> bool:
+        space, has_made = self._space, self.has_made
         for argument in arguments:
-            if id(argument) in self._space or made_of(argument) is not None:
+            if id(argument) in space or (has_made and made_of(argument) is not None):
                 return True
-            if isinstance(argument, list | tuple) and self._concerned(argument):
+            if isinstance(argument, _SEQUENCES) and self._concerned(argument):
                 return True
         return False
 
@@ -135,6 +139,10 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
+        if function is _LINEAR and not kwargs and (id(args[1]), False) in self.products:  # the quick way for most
+            x, parameter = args[0], self._space[id(args[1])]
+            if place_of(x) == -x.dim() and not self.has_made:
+                return low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
         try:
             if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
                 result = self._perturbed(function, args, kwargs)
@@ -244,6 +252,8 @@ class PerturbedRows(Perturbed):
         args[position] = x
         result = RULES[function](self, *args, **kwargs)
         if result is NotImplemented and function is functional.embedding:
+            if (args[3] if len(args) > 3 else kwargs.get("max_norm")) is not None:
+                raise Refusal("embedding writes into its table: leave max_norm out")
             result = self._embedding(x, parameter)
         if result is NotImplemented or place == -x.dim():
             return result

@@ -133,6 +133,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
     "batch_norm": (lambda: nn.BatchNorm1d(6), (4, 6), lambda m, b: of_all(m(b)), "batch_norm with weight, bias is"),
     "lstm": (lambda: nn.LSTM(6, 5, batch_first=True), (4, 5, 6), lambda m, b: of_all(m(b)[0]), "lstm with weight_ih"),
     "gru": (lambda: nn.GRU(6, 5, batch_first=True), (4, 5, 6), lambda m, b: of_all(m(b)[0]), "gru with weight_ih_l0"),
+    "max_norm": (
+        lambda: nn.Embedding(10, 6, max_norm=1.0), (4, 6), lambda m, b: of_all(m((b > 0).long())), "leave max_norm out",
+    ),
     "large_heads": (
         lambda: nn.MultiheadAttention(256, 2, batch_first=True), (2, 3, 256), lambda m, b: of_all(m(b, b, b)[0]),
         "multi_head_attention_forward with in_proj_weight|in_proj_weight would be made for each member",
