@@ -2,8 +2,9 @@
 
 All other code runs as it is, once for all members: caches, loops, ``.item()``, decisions. Where rows lie in a tensor is
 followed through the torch functions (:mod:`.places`), since sizes don't tell: a sequence may be as long as there are
-rows. A function that is given an evolving parameter needs a rule (:mod:`.rules`, :mod:`.row_rules`); what has none is
-refused, by the names of function and parameter.
+rows. A function that is given an evolving parameter has a rule (:mod:`.rules`, :mod:`.row_rules`), or makes something of
+parameters alone (:mod:`.made`), or is called once for each member (:mod:`.one_by_one`), which needs small weights. What
+can't be done is refused, by the names of function and parameter.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
     ),
     "one_number": (layers, (4, 6), lambda m, b: m["a"](b).mean(), "one number for the whole batch"),
     "not_per_sample": (layers, (4, 6), lambda m, b: m["a"](b).sum(0), "comes from sum"),
-    "other_number_of_values": (layers, (4, 6), lambda m, b: torch.ones(7), "7 values for 4 members' rows"),
+    "other_number_of_values": (layers, (4, 6), lambda m, b: torch.ones(7), "7 values for 4 rows"),
     "random_numbers_for_rows": (
         layers, (4, 6), lambda m, b: of_all(m["a"](b) + torch.randn(b.shape)), "randn draws random numbers for 16 rows",
     ),
