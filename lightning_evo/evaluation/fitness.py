@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.numbers import as_tensor, is_several
-from lightning_evo.evaluation.places import Lost, place_of
+from lightning_evo.evaluation.places import Lost, made_of, place_of
 
 __all__ = [
     "Fitness",
@@ -196,6 +196,8 @@ def _of_members(value: Any, members: int, samples: int, source: str) -> list[Ten
     place = place_of(values)
     if isinstance(place, Lost):
         raise Refusal(f"{source} comes from {place}, after which rows can't be told apart: {_GIVE}")
+    if made_of(values) is not None:  # it holds the center's
+        raise Refusal(f"{source} comes from weights alone, without the batch: {_GIVE}")
     if len(values) % (members * samples):
         raise Refusal(f"{source} has {len(values)} values for {members * samples} rows of members: {_GIVE}")
     return list(values.reshape(members, -1, *values.shape[1:]))

@@ -180,3 +180,17 @@ def test_experts_are_refused_by_name():
     reason = verdict(model, log_probability(model), tokens(3, 8))
     assert "experts.gate_up_proj" in reason, reason
     assert "__getitem__ has mixed" in reason, reason
+
+
+def test_a_refusal_in_training_is_a_warning_and_the_plain_loop():
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(6, 4, batch_first=True)
+    batch = torch.randn(3, 5, 6)
+
+    def fitness(batch):
+        return model(batch)[0].sum((1, 2))
+
+    expected, _ = values(model, fitness, batch, "plain", population=4)
+    with pytest.warns(UserWarning, match="rows.* not possible: lstm with weight_ih_l0"):
+        found, _ = values(model, fitness, batch, "rows", population=4)
+    torch.testing.assert_close(found, expected)

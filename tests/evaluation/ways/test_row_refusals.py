@@ -122,6 +122,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
         layers, (4, 6), lambda m, b: of_all(b) * m["a"].weight.sum().item(), r"item with a\.weight gives each member",
     ),
     "one_number": (layers, (4, 6), lambda m, b: m["a"](b).mean(), "one number for the whole batch"),
+    "of_weights_alone": (
+        layers, (4, 6), lambda m, b: torch.zeros(len(b)) + m["a"].weight.sum(), "comes from weights alone",
+    ),
     "not_per_sample": (layers, (4, 6), lambda m, b: m["a"](b).sum(0), "comes from sum"),
     "other_number_of_values": (layers, (4, 6), lambda m, b: torch.ones(7), "7 values for 4 rows"),
     "random_numbers_for_rows": (
