@@ -243,11 +243,16 @@ class CallRecorder(TorchFunctionMode):
             batched = vmap.batch_first(tensor, self._level) if self._level is not None else None
         except NotImplementedError:  # of a transformation of the user's
             return Sample(shape, None, tensor.is_floating_point())
+        if self._as_rows and id(tensor) in self._known:  # as `weight.float()` may give it
+            return Sample(shape, None, tensor.is_floating_point())
         made = made_of(tensor) if self._as_rows else None
         if made is not None:
             if made.values is None:  # a large matrix
                 return Sample(shape, None, tensor.is_floating_point())
             batched = made.values
+            if shape and shape[0] == self.members * self._detail.samples:  # made for all rows
+                batched = batched[:, : self._detail.samples]
+                shape = tuple(batched.shape[1:])
         place = self._rows_of(tensor) if self._as_rows and made is None else None
         if place is not None:
             sizes = list(tensor.shape)

@@ -77,6 +77,31 @@ def t5(**options):
     return _made(T5ForConditionalGeneration, T5Config(**vocabulary, **sizes, **options))
 
 
+def gemma2(**options):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    return _made(Gemma2ForCausalLM, Gemma2Config(**DECODER, head_dim=8, sliding_window=4, **options))
+
+
+def bloom(**options):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    return _made(BloomForCausalLM, BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=4, **options))
+
+
+def gpt_neox(**options):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {name: value for name, value in DECODER.items() if name != "num_key_value_heads"}
+    return _made(GPTNeoXForCausalLM, GPTNeoXConfig(**sizes, **options))
+
+
+def mamba(**options):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return _made(MambaForCausalLM, MambaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, state_size=8, **options))
+
+
 class Encoder(nn.Module):
     """Convolutions, a class token, positions, attention of its own, and a norm of channels."""
 
@@ -107,6 +132,7 @@ class Encoder(nn.Module):
 
 DECODERS = {"gpt2": gpt2, "llama": llama, "qwen3": qwen3, "opt": opt}
 MODELS = {**DECODERS, "bert": bert}
+FURTHER = {"gemma2": gemma2, "bloom": bloom, "gpt_neox": gpt_neox, "mamba": mamba}
 
 
 def tokens(samples, length, *, padded=True):
@@ -158,7 +184,7 @@ def job_of(model, fitness, batch, *, evolve=None, population=4, sigma=0.1, rank=
         return as_records(each_sample(value), count) if as_fitness else list(value.unflatten(0, (count, -1)))
 
     job = Job(space, laid_over(members, space), alone, isolation, range(population))
-    return replace(job, rows=BatchOfRows(shared.samples, rows)), isolation
+    return replace(job, rows=BatchOfRows(shared.samples, rows) if shared.samples else None), isolation
 
 
 def in_rows(model, fitness, batch, *, together=4, **options):

@@ -4,7 +4,21 @@ import pytest
 import torch
 
 from lightning_evo import Evolution
-from tests.evaluation.row_models import DECODERS, MODELS, Encoder, generated, log_probability, tokens
+from tests.evaluation.models import direction
+from tests.evaluation.row_models import (
+    DECODERS,
+    FURTHER,
+    MODELS,
+    Encoder,
+    assert_rows_equal,
+    generated,
+    in_rows,
+    job_of,
+    log_probability,
+    t5,
+    tokens,
+    verdict,
+)
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*generation flags")]
 transformers = pytest.importorskip("transformers")
@@ -55,3 +69,114 @@ def test_generation(name, samples):
     fitness = generated(model)
     assert_equal_rows(model, fitness, tokens(samples, 8))
     assert len({tuple(text) for text in fitness.texts}) > 8
+
+
+GENERATION = {
+    "greedy": {},
+    "static_cache": {"cache_implementation": "static"},
+    "no_cache": {"use_cache": False},
+    "sampled": {"do_sample": True, "temperature": 1.3, "top_k": 20, "top_p": 0.9},
+    "beams": {"num_beams": 2},
+    "penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 3},
+    "ends_early": {"max_new_tokens": 12, "eos_token_id": [2, 3, 4, 5, 6, 7]},
+}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("options", GENERATION)
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_each_text_is_that_of_a_member_alone(name, options, samples):
+    """Also where there are as many rows as tokens: 4 members, prompts of 8."""
+    model = DECODERS[name]()
+    fitness = generated(model, **GENERATION[options])
+    expected, found = in_rows(model, fitness, tokens(samples, 8), sigma=0.05)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    texts = fitness.texts[: 4 * samples]
+    assert len({tuple(text) for text in texts}) > min(samples, 2)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_texts_sampled_in_groups_of_any_size(name):
+    model = DECODERS[name]()
+    fitness = generated(model, do_sample=True)
+    found = [in_rows(model, fitness, tokens(3, 7), population=8, sigma=0.05, together=size) for size in (2, 4, 8)]
+    for expected, values in found:
+        torch.testing.assert_close(values, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [*MODELS, *FURTHER])
+def test_each_sample(name):
+    model = {**MODELS, **FURTHER}[name]()
+    fitness, batch = log_probability(model), tokens(3, 12)
+    assert verdict(model, fitness, batch, sigma=0.05) == ""
+    assert_rows_equal(model, fitness, batch, sigma=0.05)
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_models_generate(name):
+    model = FURTHER[name]()
+    expected, found = in_rows(model, generated(model), tokens(3, 8), sigma=0.05)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_is_that_of_a_member_alone(name):
+    model = MODELS[name]().train()
+    for together in (2, 8):
+        assert_rows_equal(model, log_probability(model), tokens(3, 8), sigma=0.05, population=8, together=together)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.bfloat16, 1e-2)])
+def test_dtypes(name, dtype, rounding):
+    model = MODELS[name]().to(dtype)
+    assert_rows_equal(model, log_probability(model), tokens(3, 8), sigma=0.05, rounding=rounding)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_autocast(name):
+    model = MODELS[name]()
+
+    def fitness(batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return log_probability(model)(batch)
+
+    assert_rows_equal(model, fitness, tokens(3, 8), sigma=0.05, rounding=1e-2)
+
+
+@pytest.mark.parametrize("noise", [{}, {"rank": 4, "antithetic": False}, {"sigma_scale": "rms"}])
+@pytest.mark.parametrize("name", MODELS)
+def test_updates_point_the_same_way(name, noise):
+    model = MODELS[name]()
+    fitness, batch = log_probability(model), tokens(3, 8)
+    job, _ = job_of(model, fitness, batch, sigma=0.05, population=8, **noise)
+    expected, found = in_rows(model, fitness, batch, sigma=0.05, population=8, **noise)
+    updates = [direction(model, job.population, values.mean(1)) for values in (expected, found)]
+    assert torch.cosine_similarity(*updates, dim=0) > 0.999999
+
+
+def test_an_encoder_and_a_decoder_with_relative_positions():
+    model, batch = t5(), tokens(3, 8)
+
+    def fitness(batch):
+        logits = model(**batch, labels=batch["input_ids"]).logits
+        return logits.log_softmax(2)[:, :, 5].sum(1)
+
+    assert verdict(model, fitness, batch, sigma=0.05) == ""
+    assert_rows_equal(model, fitness, batch, sigma=0.05)
+
+    def generate(batch):
+        return model.generate(**batch, max_new_tokens=6, min_new_tokens=6).float().cumsum(1)
+
+    expected, found = in_rows(model, generate, batch, sigma=0.05)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_experts_are_refused_by_name():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_key_value_heads=2, num_local_experts=4, **sizes))
+    reason = verdict(model, log_probability(model), tokens(3, 8))
+    assert "experts.gate_up_proj" in reason, reason
+    assert "__getitem__ has mixed" in reason, reason

@@ -86,7 +86,7 @@ def made_for_members(
         _note(mode, center, names, None, factors)
         return center
     if function in RULES and isinstance(center, Tensor):
-        found = RULES[function](mode, *args, **kwargs)
+        found = _layer(mode, function, list(args), kwargs)
         if found is not NotImplemented:
             _note(mode, center, names, found.unflatten(0, (mode.layout.members, -1)).view(-1, *center.shape))
             return center
@@ -107,10 +107,22 @@ def made_for_members(
     def noted(one: Any, *each: Any) -> Any:
         if not isinstance(one, Tensor):
             return equal_values(each, name)
+        if any(one is tensor for tensor in tensors):
+            return one
         _note(mode, one, names, torch.stack(each))
         return one
 
     return tree_map(noted, center, *results)
+
+
+def _layer(mode: Members, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A layer whose input is the same for all members, or made of parameters: then the members' are rows."""
+    position = 1 if function is torch.addmm else 0
+    parameter = mode.find(args[position])
+    if parameter is not None:
+        values = mode.stack(parameter)
+        args[position] = mode.layout.join(values[:, None] if values.dim() == 2 else values)
+    return RULES[function](mode, *args, **kwargs)
 
 
 def _note(mode: Members, center: Tensor, names: str, values: Tensor | None, factors: Factors | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_evo.evaluation.functions import writes
@@ -19,7 +19,7 @@ from lightning_evo.evaluation.places import Lost, follow, place_of, set_place
 from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.isolation.contents import version_of
 
-__all__ = ["Rewound", "equal_values", "name_of", "one_by_one", "tensors_in"]
+__all__ = ["Rewound", "equal_values", "is_repeated", "name_of", "one_by_one", "tensors_in"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
 
@@ -51,7 +51,8 @@ class Rewound:
         self._function, self._generators = function, list(_generators(tensors, generator))
         self._states = [each.get_state() for each in self._generators]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function gives."""
         for generator, state in zip(self._generators, self._states, strict=True):
             generator.set_state(state)
         return self._function(*args, **kwargs)
@@ -82,7 +83,8 @@ def one_by_one(mode: Members, function: Callable[..., Any], args: Sequence[Any],
     tensors, in_place = tensors_in(args, kwargs), writes(function)
     if in_place and (not isinstance(args[0], Tensor) or not isinstance(place_of(args[0]), int)):
         raise Refusal(f"{name} writes members' values into a tensor without rows of members")
-    parts = {id(tensor): _parts(mode, tensor, name) for tensor in tensors}
+    rows = {tensor.shape[place] for tensor in tensors if isinstance(place := place_of(tensor), int)}
+    parts = {id(tensor): _parts(mode, tensor, rows, name) for tensor in tensors}
     versions = {key: version_of(values[0]) for key, values in parts.items()}
     call = Rewound(function, tensors, kwargs.get("generator"))
     results, places = [], []
@@ -107,19 +109,26 @@ def one_by_one(mode: Members, function: Callable[..., Any], args: Sequence[Any],
     return tree_map(lambda *each: _joined(each, next(waiting), name), *results)
 
 
-def _parts(mode: Members, tensor: Tensor, name: str) -> Sequence[Tensor]:
+def _parts(mode: Members, tensor: Tensor, rows: set[int], name: str) -> Sequence[Tensor]:
     """What each member has of a tensor."""
     place, members = place_of(tensor), mode.layout.members
     if mode.find(tensor) is not None:
         return mode.stacked(tensor).unbind()
     if place is None:
-        return [tensor] * members
+        made_for_rows = tensor.dim() > 1 and len(tensor) in rows and not isinstance(tensor, nn.Parameter)
+        return [tensor.chunk(members)[0] if made_for_rows and is_repeated(tensor, members) else tensor] * members
     if isinstance(place, Lost):
         raise Refusal(f"{name} is given a tensor in which {place} has mixed or moved the members' rows")
     parts = tensor.chunk(members, place)
     for part in parts:
         set_place(part, place)
     return parts
+
+
+def is_repeated(tensor: Tensor, members: int) -> bool:
+    """Whether each member has the same rows, as in ``torch.zeros`` for a batch."""
+    blocks = tensor.reshape(members, -1)
+    return bool((blocks == blocks[:1]).all())
 
 
 def _joined(parts: Sequence[Any], place: object, name: str) -> Any:

@@ -22,7 +22,7 @@ from lightning_evo.evaluation.places import Lost, follow, made_of, place_of, set
 from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
 from lightning_evo.evaluation.ways.made import Made, made_for_members
-from lightning_evo.evaluation.ways.one_by_one import name_of, one_by_one, tensors_in
+from lightning_evo.evaluation.ways.one_by_one import is_repeated, name_of, one_by_one, tensors_in
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.evaluation.ways.row_rules import (
     EXPANDING,
@@ -34,6 +34,7 @@ from lightning_evo.evaluation.ways.row_rules import (
 )
 from lightning_evo.evaluation.ways.rules import KEYWORDS, RULES, SMALL
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.utils.messages import preview
 
 __all__ = ["PerturbedRows"]
 
@@ -42,6 +43,7 @@ _WITH_BIAS: frozenset[Any] = frozenset({functional.linear, torch.addmm})
 _SEQUENCES = (list, tuple)  # of arguments
 _LINEAR = functional.linear
 _CONVOLUTIONS: frozenset[Any] = frozenset({functional.conv1d, functional.conv2d, functional.conv3d})
+_RECURRENT: frozenset[Any] = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
 _FACTORIES: frozenset[Any] = frozenset({torch.rand, torch.randn, torch.randint, torch.normal, torch.randperm})
 
 
@@ -137,9 +139,9 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        if function is _LINEAR and not kwargs and (id(args[1]), False) in self.products:  # the quick way for most
-            x, parameter = args[0], self._space[id(args[1])]
-            if place_of(x) == -x.dim() and not self.has_made:
+        if function is _LINEAR and not kwargs:  # the quick way for most
+            x, parameter = args[0], self._space.get(id(args[1]))
+            if parameter is not None and (parameter.index, False) in self.products and place_of(x) == -x.dim():
                 return low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
         try:
             if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
@@ -179,6 +181,8 @@ class PerturbedRows(Perturbed):
             args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         if self._keeps_statistics(function, args, kwargs):
             raise Refusal(f"{name_of(function)} with {self._named(args, kwargs)} is over all rows while it trains")
+        if function in _RECURRENT:
+            raise Refusal(f"{name_of(function)} with {self._named(args, kwargs)} has no rule for members as rows")
         if function in EXPANDING:
             result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
             if result is not NotImplemented:
@@ -186,15 +190,21 @@ class PerturbedRows(Perturbed):
         try:
             return self._by_rule(function, args, kwargs)
         except Refusal as refusal:
-            name = name_of(function)
-            if str(refusal).startswith(name):
+            text, name = str(refusal), name_of(function)
+            found = self._among(args, kwargs)
+            if any(each in text for each in found):
                 raise
-            raise Refusal(f"{name} is given {self._named(args, kwargs)}: {refusal}") from None
+            subject = f"{name} with {_listed(found)}"
+            raise Refusal(
+                f"{subject} {text.removeprefix(name + ' ')}" if text.startswith(name) else f"{subject}: {text}"
+            ) from None
 
     def _by_rule(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         tensors = tensors_in(args, kwargs)
         if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
             return made_for_members(self, function, args, kwargs, self._named(args, kwargs))
+        if function is Tensor.__getitem__ and self._is_lookup(*args):
+            function, args = functional.embedding, args[::-1]
         if function in RULES and kwargs.keys() <= KEYWORDS:
             result = self._layer(function, list(args), kwargs)
             if result is not NotImplemented:
@@ -204,6 +214,11 @@ class PerturbedRows(Perturbed):
             if result is not NotImplemented:
                 return result
         return one_by_one(self, function, args, kwargs)
+
+    def _is_lookup(self, table: Tensor, index: Any) -> bool:
+        """Whether ``table[index]`` is an embedding."""
+        whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64)
+        return whole and table.dim() == 2 and self.find(table) is not None and self.find(index) is None
 
     def _made_for_rows(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> bool:
         """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``."""
@@ -265,7 +280,7 @@ class PerturbedRows(Perturbed):
         rows = members * self._samples
         if isinstance(place, Lost):
             what = f"a tensor in which {place} has mixed or moved the members' rows"
-        elif not _is_repeated(x, members):
+        elif not is_repeated(x, members):
             what = f"a tensor of {rows} rows that does not come from the batch"
         else:
             x = x.expand(rows, *x.shape[1:])
@@ -277,26 +292,27 @@ class PerturbedRows(Perturbed):
         """Whether a norm is over the samples of a batch."""
         return function is functional.batch_norm and bool(args[5] if len(args) > 5 else kwargs.get("training", False))
 
-    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _among(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """The names of evolving parameters among arguments."""
         found = []
         for argument in [*args, *kwargs.values()]:
             for each in argument if isinstance(argument, list | tuple) else [argument]:
                 parameter = self.find(each)
                 if parameter is not None:
                     found.append(parameter.name)
-        return " and ".join(found)
+        return list(dict.fromkeys(found))
+
+    def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        return _listed(self._among(args, kwargs))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return preview(list(names))
 
 
 def _too_large(parameter: EvolvingParameter) -> str:
-    size = parameter.tensor.numel()
-    most = f"and {size:,} elements are too many for that (at most {SMALL:,})"
-    return f"{parameter.name} would be made for each member, {most}"
+    size = f"{parameter.tensor.numel():,} elements are too many for that (at most {SMALL:,})"
+    return f"{parameter.name} would be made for each member, and {size}"
 
 
 _ADVICE = ": give a rank, with which layers need no weights of each member"
-
-
-def _is_repeated(x: Tensor, members: int) -> bool:
-    """Whether each member has the same, as in ``torch.zeros`` for a batch."""
-    blocks = x.view(members, -1) if x.is_contiguous() else x.reshape(members, -1)
-    return bool((blocks == blocks[:1]).all())

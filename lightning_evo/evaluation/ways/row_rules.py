@@ -46,7 +46,7 @@ def elementwise(mode: Members, function: Callable[..., Any], args: Sequence[Any]
             return argument
         parameter = mode.find(argument)
         if parameter is not None:
-            return _beside_rows(mode.stack(parameter), place, parameter, function)
+            return _beside_rows(mode.stack(parameter), place, x.shape[place], parameter, function)
         return _apart(argument, place, mode.layout.members)
 
     result = function(*map(laid, args), **{name: laid(value) for name, value in kwargs.items()})
@@ -84,15 +84,23 @@ def _together(values: Tensor, place: int) -> Tensor:
     return rows
 
 
-def _beside_rows(values: Tensor, place: int, parameter: EvolvingParameter, function: Callable[..., Any]) -> Tensor:
+def _beside_rows(
+    values: Tensor, place: int, rows: int, parameter: EvolvingParameter, function: Callable[..., Any]
+) -> Tensor:
     """Members' values ``[members, *shape]``, aligned with rows: ``[..., members, 1, ...]``."""
-    behind, shape = -place - 1, values.shape[1:]  # dimensions to the right of the rows
+    members, behind, shape = len(values), -place - 1, values.shape[1:]  # `behind`: dimensions to the right of the rows
     if len(shape) <= behind:
-        return values.view(len(values), 1, *[1] * (behind - len(shape)), *shape)
+        return values.view(members, 1, *[1] * (behind - len(shape)), *shape)
     left = len(shape) - behind - 1
-    if shape[left] != 1:
+    if shape[left] == 1:
+        return values.movedim(0, left)
+    blocks = None
+    if shape[left] == rows:
+        sizes = (*values.shape[: left + 1], members, rows // members, *values.shape[left + 2 :])
+        blocks = values.reshape(sizes).movedim(left + 1, 1)
+    if blocks is None or not torch.equal(blocks, blocks[:, :1].expand_as(blocks)):
         raise Refusal(f"{name_of(function)} is given {parameter.name} with a dimension where rows are")
-    return values.movedim(0, left)
+    return blocks[:, 0].movedim(0, left)  # made for all rows, as by positions that are repeated for them
 
 
 def expanded(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.evaluation.models import Weights, tied, weights
+from tests.evaluation.models import tied, weights
 from tests.evaluation.row_models import assert_rows_equal, verdict
 
 
@@ -189,7 +189,9 @@ def _in_place(m: Any, b: Tensor) -> Tensor:
 NOISE: dict[str, dict[str, Any]] = {
     "rank_1": {},
     "rank_4_without_pairs": {"rank": 4, "antithetic": False},
+    "rank_2_scaled": {"rank": 2, "sigma_scale": "rms"},
     "dense": {"rank": None},
+    "sparse": {"rank": None, "sparsity": 0.5},
 }
 
 
@@ -198,6 +200,37 @@ NOISE: dict[str, dict[str, Any]] = {
 def test_a_rule(name, noise):
     case = CASES[name]
     torch.manual_seed(0)
-    assert_rows_equal(case.make(), lambda b: 0, case.batch) if False else None
     model = case.make()
     assert_rows_equal(model, lambda b: case.run(model, b), case.batch, **NOISE[noise], **case.options)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.batch.dim() > 1])
+def test_the_check_finds_no_difference(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.make()
+    assert verdict(model, lambda b: case.run(model, b).flatten(1).sum(1), case.batch, **case.options) == ""
+
+
+@pytest.mark.parametrize("name", ["linear", "mm", "embedding", "tied", "layer_norm", "rms_norm", "conv2d", "scale"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_dtypes(name, dtype):
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.make().to(dtype)
+    batch = case.batch.to(dtype) if case.batch.is_floating_point() else case.batch
+    rounding = 2 * torch.finfo(dtype).eps
+    assert_rows_equal(model, lambda b: case.run(model, b), batch, rounding=rounding)
+
+
+@pytest.mark.parametrize("name", ["linear", "mm", "addmm", "embedding", "tied", "layer_norm", "conv2d", "scale"])
+def test_autocast(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    model = case.make()
+
+    def fitness(batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return case.run(model, batch)
+
+    assert_rows_equal(model, fitness, case.batch, rounding=2 * torch.finfo(torch.bfloat16).eps)
