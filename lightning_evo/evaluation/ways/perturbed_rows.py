@@ -142,7 +142,10 @@ class PerturbedRows(Perturbed):
         if function is _LINEAR and not kwargs:  # the quick way for most
             x, parameter = args[0], self._space.get(id(args[1]))
             if parameter is not None and (parameter.index, False) in self.products and place_of(x) == -x.dim():
-                return low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
+                result = low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
+                if self._after_call is not None:
+                    self._after_call()
+                return result
         try:
             if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
                 result = self._perturbed(function, args, kwargs)

@@ -94,7 +94,9 @@ class Experts(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any, Tensor], Any], str]] = {
     "mean_of_hidden_rows": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) - m["a"](b).mean(0))), "linear"),
     "batch_statistics": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) / m["a"](b).std())), "linear"),
-    "flip": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b).flip(0))), r"linear with b\.weight .* flip has mixed"),
+    "flip": (
+        layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b).flip(0))), r"linear with b\.weight .* flip has mixed"
+    ),
     "other_order": (
         layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b)[torch.arange(len(b)).roll(1)])), "linear is given differs",
     ),
@@ -123,7 +125,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any
     ),
     "one_number": (layers, (4, 6), lambda m, b: m["a"](b).mean(), "one number for the whole batch"),
     "not_per_sample": (layers, (4, 6), lambda m, b: m["a"](b).sum(0), "comes from sum"),
-    "other_number_of_values": (layers, (4, 6), lambda m, b: torch.ones(7), "7 values for 4 members' rows"),
+    "other_number_of_values": (layers, (4, 6), lambda m, b: torch.ones(7), "7 values for 4 rows of members"),
     "random_numbers_for_rows": (
         layers, (4, 6), lambda m, b: of_all(m["a"](b) + torch.randn(b.shape)), "randn draws random numbers for 16 rows",
     ),
