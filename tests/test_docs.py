@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.:UserWarning"),  # Lightning's, for any
     pytest.mark.filterwarnings("ignore:No seed found, seed set to"),  # LightningCLI says which one it took
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # as when resuming it is
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated"),  # of peft
 ]
 
 

@@ -77,7 +77,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "momentum": [0.0, 0.9],
     "evolve": ["weight", "bias$", "^0", "(", ["weight", "bias"], "zzz", "a{99999999999}", ["weight", None]],
     "update": ["optimizer", "in_place", "inplace"],
-    "evaluation": ["auto", "plain", "in_forward", "batched", "vmap"],
+    "evaluation": ["auto", "plain", "in_forward", "batched", "rows", "vmap"],
     "members_per_forward": ["auto", 1, 2, 1000],
     "seed": [0, 1, -1, 1 << 100],
     "journal": [True, False],

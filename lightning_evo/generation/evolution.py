@@ -57,9 +57,10 @@ class Evolution:
         evolve: Which parameters evolve: regular expressions over names, a function of name and parameter, or ``None``
             for all.
         seed: Seed of the noise; ``None`` takes torch's current seed at :meth:`setup`.
-        evaluation: How members are run: ``"plain"``, ``"in_forward"`` or ``"batched"`` (see docs/evaluation.md), or
-            ``"auto"``, which chooses.
-        members_per_forward: With ``"batched"``, how many members run at once; ``None`` and ``"auto"`` choose by memory.
+        evaluation: How members are run: ``"plain"``, ``"in_forward"``, ``"batched"`` or ``"rows"`` (see
+            docs/evaluation.md), or ``"auto"``, which chooses.
+        members_per_forward: With ``"batched"`` and ``"rows"``, how many members run at once; ``None`` and ``"auto"``
+            choose by memory.
         member_timeout: Seconds after which a member has failed; ``None`` means no limit. It needs the
             main thread and a system with interval timers.
         minimum_evaluated: The share of members, in [0, 1], that must not fail by an exception or the timeout; if more

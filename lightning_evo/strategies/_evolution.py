@@ -58,8 +58,9 @@ class EvoStrategyMixin(Strategy):
     Every step evaluates a population of perturbed models under ``no_grad``; their fitness decides the update. Fitness
     is what ``fitness_step(self, batch, batch_idx)`` returns, if the module has such a method (a scalar, one value per
     sample or a :class:`~lightning_evo.Fitness`; higher is better, nothing need be differentiable), if not, minus the
-    loss of ``training_step``. A module with ``fitness_step`` needs no ``training_step``: the center's run of it is then
-    the step's output, ``{"loss": -fitness, "fitness": fitness}``, and is logged.
+    loss of ``training_step``, or minus its ``loss_per_sample`` if it returns that in addition. A module with
+    ``fitness_step`` needs no ``training_step``: the center's run of it is then the step's output,
+    ``{"loss": -fitness, "fitness": fitness}``, and is logged.
 
     Args:
         algorithm: A registered name (``lightning-evo algorithms`` lists them) or an algorithm object.
@@ -90,10 +91,11 @@ class EvoStrategyMixin(Strategy):
             plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state. Default: the
             algorithm's own, ``"optimizer"`` for those that estimate a gradient.
         evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
-            ``"in_forward"`` (one after the other, weights never touched) or ``"batched"`` (many at once); ``"auto"``
-            chooses. Each gives what the plain loop gives, or is replaced with a warning.
-        members_per_forward: With ``evaluation="batched"``: how many members run at once, even with antithetic pairs;
-            ``"auto"`` chooses by memory.
+            ``"in_forward"`` (one after the other, weights never touched), ``"batched"`` (many at once, by ``vmap``) or
+            ``"rows"`` (many at once, as rows of one batch; fitness is one value per sample); ``"auto"`` chooses. Each
+            gives what the plain loop gives, or is replaced with a warning.
+        members_per_forward: With ``"batched"`` and ``"rows"``: how many members run at once, even with antithetic
+            pairs; ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, or a random one without it; checkpoints keep
             it.
         journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.

@@ -51,6 +51,7 @@ _WORDS: dict[str, str] = {  # our word: what others call it; without underscores
     "batched": "vmap vectorized vectorised parallel batch together",
     "plain": "loop sequential serial naive single",
     "in_forward": "forward hooks hook functional",
+    "rows": "row asrows repeat repeated tile samples expand",
     "gradient": "grad gradientlength length",
     "rms": "relative normalized std norm",
     "exponential": "exp geometric log",

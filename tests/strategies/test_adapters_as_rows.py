@@ -1,4 +1,4 @@
-"""Adapters of language models where members are rows of one batch: noise of rank 1, and dense noise of small factors."""
+"""Adapters of language models where members are rows of one batch: rank 1, and dense noise of small factors."""
 
 import pytest
 import torch

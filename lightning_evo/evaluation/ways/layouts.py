@@ -109,7 +109,9 @@ class RowBlocks:
 
     def shaped(self, values: Tensor, like: Tensor) -> Tensor:
         """As :meth:`join`."""
-        rows = values.view(-1, *like.shape[1:-1], values.shape[2])
+        if place_of(like) != -like.dim():
+            return self.join(values.view(self.members, *like.shape[:-1], values.shape[2]))
+        rows = values.view(*like.shape[:-1], values.shape[2])
         set_place(rows, -rows.dim())
         return rows
 

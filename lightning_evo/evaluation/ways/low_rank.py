@@ -77,11 +77,11 @@ def linear(
         parameter: The weight.
         transposed: Whether ``weight`` is ``[inputs, outputs]``.
     """
-    product = mode.products.get((id(weight), transposed))
+    product = mode.products.get((parameter.index, transposed))
     if product is None:
         product = Product(mode, weight, parameter, transposed)
-        if weight is parameter.tensor:  # and not made of one for this call
-            mode.products[id(weight), transposed] = product
+        if parameter.index >= 0:  # not a tensor that is made of parameters, which is gone after a few calls
+            mode.products[parameter.index, transposed] = product
     matrix = product.matrix
     x = x if (evolving := mode.find(x)) is None else mode.tensor(evolving)
     flat, values = mode.layout.flat(x), None if bias is None else _split(mode, bias)

@@ -19,7 +19,7 @@ class Members(Protocol):
     Attributes:
         members: Their numbers.
         layout: How they lie in the tensors that the user's code sees.
-        products: Linear layers' weights as they are multiplied, by their identity and whether they are transposed.
+        products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
         has_made: Whether tensors were made of evolving parameters alone, where members are rows.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
     """

@@ -64,7 +64,7 @@ class Perturbed(TorchFunctionMode):
     Attributes:
         noise_made: Elements of noise that were made, in all directions; low-rank noise costs none.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
-        products: Linear layers' weights as they are multiplied, by their identity and whether they are transposed.
+        products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
         has_made: Whether tensors were made of evolving parameters alone, where members are rows.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 

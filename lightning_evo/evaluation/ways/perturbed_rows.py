@@ -2,9 +2,9 @@
 
 All other code runs as it is, once for all members: caches, loops, ``.item()``, decisions. Where rows lie in a tensor is
 followed through the torch functions (:mod:`.places`), since sizes don't tell: a sequence may be as long as there are
-rows. A function that is given an evolving parameter has a rule (:mod:`.rules`, :mod:`.row_rules`), or makes something of
-parameters alone (:mod:`.made`), or is called once for each member (:mod:`.one_by_one`), which needs small weights. What
-can't be done is refused, by the names of function and parameter.
+rows. A function that is given an evolving parameter has a rule (:mod:`.rules`, :mod:`.row_rules`), or makes something
+of parameters alone (:mod:`.made`), or is called once for each member (:mod:`.one_by_one`), which needs small weights.
+What can't be done is refused, by the names of function and parameter.
 """
 
 from __future__ import annotations
@@ -140,10 +140,13 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        if function is _LINEAR and not kwargs and (id(args[1]), False) in self.products:  # the quick way for most
-            x, parameter = args[0], self._space[id(args[1])]
-            if place_of(x) == -x.dim() and not self.has_made:
-                return low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
+        if function is _LINEAR and not kwargs:  # the quick way for most
+            x, parameter = args[0], self._space.get(id(args[1]))
+            if parameter is not None and (parameter.index, False) in self.products and place_of(x) == -x.dim():
+                result = low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
+                if self._after_call is not None:
+                    self._after_call()
+                return result
         try:
             if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
                 result = self._perturbed(function, args, kwargs)
