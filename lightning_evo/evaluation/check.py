@@ -24,9 +24,10 @@ import torch
 
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.center import CenterMoved, Writes, kept
+from lightning_evo.evaluation.comparison import Comparison, compare, same, unlike
 from lightning_evo.evaluation.fitness import number_of
 from lightning_evo.evaluation.job import Job, Refusal, Way
-from lightning_evo.evaluation.recording import Call, CallRecorder, Comparison, Detail, compare, same, unlike
+from lightning_evo.evaluation.recording import Call, CallRecorder, Detail
 from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.perturbations import noise_dtype
@@ -87,7 +88,8 @@ def judge(way: Way, job: Job) -> Verdict:
     Raises:
         NothingToCompare: If the batch can't show a difference.
         MembersFail: If the batch can't show one because the user's own code raises.
-        Refusal: If the way can't do what members' code asks for, or that to the weights. The center is put back.
+        Refusal: If the way can't do what members' code asks for, or members write to the weights. The center is
+            put back.
         CenterMoved: If it writes to a parameter of which there is no copy, because the model is too large for one.
         Exception: What only this way raises, twice.
     """

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_evo.evaluation import candidates, check
-from lightning_evo.evaluation.recording import CallRecorder, compare
+from lightning_evo.evaluation.comparison import compare
+from lightning_evo.evaluation.recording import CallRecorder
 from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
