@@ -57,7 +57,7 @@ class Rewarded(L.LightningModule):
 
 def fit(module, evaluation, batch=4, **options):
     strategy = {"population": 8, "sigma": 0.1, "rank": 1, "seed": 0, "evaluation": evaluation, **options}
-    t = quiet_trainer(EvoStrategy("eggroll", **strategy), max_steps=3)
+    t = quiet_trainer(EvoStrategy("eggroll", **strategy), max_steps=2)
     data = [{"prompt": prompt, "answer": answer} for prompt, answer in PROMPTS] * 3
     start = flat(module)
     with warnings.catch_warnings(record=True) as caught:
@@ -99,6 +99,7 @@ def test_one_reward_for_all_prompts(tokenizer):
     assert not said
 
 
+@pytest.mark.slow
 def test_several_turns(tokenizer):
     """What members wrote is read again, as tokens of which no one knows whose they are."""
     expected, _, _ = fit(Rewarded(tokenizer, turns=2), "plain")
