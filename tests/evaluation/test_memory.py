@@ -144,6 +144,7 @@ def test_groups_are_halved_before_memory_ends(monkeypatch):
     evolution.evaluate(model, torch.ones(4, 8))
     found = [evolution.conclude().fitness]
     asked = []
+    monkeypatch.setattr(rows, "_LOOK", 16)
     monkeypatch.setattr(rows, "is_low", lambda: asked.append(1) or len(asked) <= 2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -158,6 +159,7 @@ def test_groups_are_halved_before_memory_ends(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*members in one forward need more memory")
 def test_where_not_even_a_pair_fits_members_run_one_by_one(monkeypatch):
     expected, _ = fitness_by(Steps(), "plain")
+    monkeypatch.setattr(rows, "_LOOK", 16)
     monkeypatch.setattr(rows, "is_low", lambda: True)
     with pytest.warns(UserWarning, match="needs more memory .* than there is: give a smaller members_per_forward"):
         found, _ = fitness_by(Steps())
