@@ -75,13 +75,18 @@ def set_place(tensor: Tensor, place: Place) -> None:
         setattr(tensor, NAME, place)
 
 
+_any_made = False  # most models make none, and all arguments of all calls are asked
+
+
 def made_of(tensor: object) -> Any:
     """What is known of a tensor that was made of evolving parameters alone, for each member; ``None`` for others."""
-    return getattr(tensor, _MADE, None)
+    return getattr(tensor, _MADE, None) if _any_made else None
 
 
 def set_made(tensor: Tensor, made: object) -> None:
     """Notes on a tensor, which holds the center's values, what it is for each member."""
+    global _any_made
+    _any_made = True
     setattr(tensor, _MADE, made)
 
 

@@ -128,7 +128,6 @@ def _layer(mode: Members, function: Callable[..., Any], args: list[Any], kwargs:
 def _note(mode: Members, center: Tensor, names: str, values: Tensor | None, factors: Factors | None = None) -> None:
     tensor: Any = center.detach()  # another object, so that the note makes no cycle
     set_made(center, Made(names, tensor, -1, values=values, factors=factors, owner=mode))
-    mode.has_made = True
 
 
 def _factors(

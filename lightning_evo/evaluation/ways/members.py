@@ -20,14 +20,12 @@ class Members(Protocol):
         members: Their numbers.
         layout: How they lie in the tensors that the user's code sees.
         products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
-        has_made: Whether tensors were made of evolving parameters alone, where members are rows.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
     """
 
     members: Sequence[int]
     layout: Layout
     products: dict[tuple[int, bool], Any]
-    has_made: bool
     looked_up: dict[int, int]
 
     def find(self, argument: object) -> EvolvingParameter | None:

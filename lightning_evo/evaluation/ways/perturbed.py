@@ -65,7 +65,6 @@ class Perturbed(TorchFunctionMode):
         noise_made: Elements of noise that were made, in all directions; low-rank noise costs none.
         largest: Elements of the largest tensor, of one member, that a torch function has given.
         products: Linear layers' weights as they are multiplied, by the parameter's index and whether it is transposed.
-        has_made: Whether tensors were made of evolving parameters alone, where members are rows.
         looked_up: Elements of noise that were made for lookups, by the parameter's index.
 
     Raises:
@@ -102,7 +101,6 @@ class Perturbed(TorchFunctionMode):
         self.noise_made = 0
         self.largest = 0
         self.products: dict[tuple[int, bool], Any] = {}
-        self.has_made = False
         self.looked_up: dict[int, int] = {}
         self._parameters = space
         self._space = space.by_identity()

@@ -88,9 +88,9 @@ class PerturbedRows(Perturbed):
         return parameter.factors if isinstance(parameter, Made) else super().factors(parameter)
 
     def _concerned(self, arguments: Any) -> bool:
-        space, has_made = self._space, self.has_made
+        space = self._space
         for argument in arguments:
-            if id(argument) in space or (has_made and made_of(argument) is not None):
+            if id(argument) in space or made_of(argument) is not None:
                 return True
             if isinstance(argument, _SEQUENCES) and self._concerned(argument):
                 return True
