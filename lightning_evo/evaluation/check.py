@@ -154,7 +154,7 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     comparisons = [compared(*runs) for runs in zip(expected, found, strict=True)]
     for different in comparisons:
         if different.difference is not None:
-            return Verdict(_reason(different, different.difference, space, agrees))
+            return Verdict(_reason(different, different.difference, space, agrees, as_rows=trial.way.as_rows))
     if not any(call.parameters for run in found for call in run.calls):
         raise NothingToCompare
     overflow = math.isfinite(center.fitness) and not all(math.isfinite(run.fitness) for run in expected)
@@ -170,10 +170,17 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
     return Verdict(exact=exact, noise_made=noise_made)
 
 
-def _reason(different: Comparison, call: Call, space: SearchSpace, agrees: Callable[[SearchSpace], bool]) -> str:
+def _reason(
+    different: Comparison, call: Call, space: SearchSpace, agrees: Callable[[SearchSpace], bool], *, as_rows: bool
+) -> str:
     if different.in_output:
         culprits = [parameter for parameter in space if parameter.index in call.parameters]
         return f"{call.function} gives something else than in the plain loop where {_names(culprits)} is perturbed"
+    if call.function == "fitness" and as_rows:
+        return (
+            "its fitness differs from the plain loop's, and no call before shows why: it must not count what members "
+            "that write together have in common, such as the padding after shorter texts"
+        )
     subject = "its fitness" if call.function == "fitness" else f"what {call.function} is given"
     return f"{subject} differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"
 

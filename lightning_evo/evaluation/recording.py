@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_evo.evaluation.functions import HARMLESS
-from lightning_evo.evaluation.places import made_of, place_of
+from lightning_evo.evaluation.places import Lost, made_of, place_of
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
@@ -256,6 +256,8 @@ class CallRecorder(TorchFunctionMode):
             batched = batched.narrow(place, 0, 1) if grown else batched  # of rows that are made of one
             shape = tuple(batched.shape[1:])
             rows = shape[0] if place == -tensor.dim() else 1
+        if self._as_rows and isinstance(place_of(tensor), Lost):  # a number of all rows, for a log perhaps
+            return Sample(shape, None, tensor.is_floating_point())
         values = _elements(tensor.detach()[None] if batched is None else batched.detach(), self._detail.samples)
         self._elements += 0 if values is None else values.numel() // len(values)
         return Sample(shape, values, tensor.is_floating_point(), rows)

@@ -195,3 +195,27 @@ def test_a_refusal_in_training_is_a_warning_and_the_plain_loop():
     with pytest.warns(UserWarning, match="rows.* not possible: lstm with weight_ih_l0"):
         found, _ = values(model, fitness, batch, "rows", population=4)
     torch.testing.assert_close(found, expected)
+
+
+def test_numbers_of_all_rows_for_a_log_are_no_obstacle():
+    model, batch, logged = MODELS["llama"](), tokens(2, 8), []
+
+    def fitness(batch):
+        values = log_probability(model)(batch)
+        logged.append(values.mean().item())
+        return values
+
+    assert_equal_rows(model, fitness, batch)
+
+
+def test_a_reward_that_counts_padding_is_refuted():
+    model = MODELS["gpt2"]()
+    torch.manual_seed(0)
+
+    def fitness(batch):
+        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": [2, 3, 4, 5, 6, 7]}
+        new = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+        return (new == 0).sum(1).float()
+
+    with pytest.warns(UserWarning, match="rows is not possible: its fitness differs .* padding after shorter texts"):
+        values(model, fitness, tokens(2, 8), "rows")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lightning_evo.evaluation.job import Job, Refusal
+from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.memory import Allocated, is_low
 from lightning_evo.evaluation.ways.perturbed_rows import PerturbedRows
 from lightning_evo.evaluation.ways.together import Together, free_memory
@@ -36,8 +36,8 @@ class Rows(Together):
     as_rows = True
 
     def _forward(self, job: Job, members: list[int]) -> list[Any]:
-        if job.rows is None:
-            raise Refusal("there is no batch whose rows could be the members'")
+        fitness = job.as_rows(len(members))
+        assert job.rows is not None  # else it raises
         center = job.space[0].tensor
         measures = self.members_per_forward == "auto"
         allocated = Allocated(center.device)
@@ -45,7 +45,6 @@ class Rows(Together):
         torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
         job.isolation.start_member()
         mode = PerturbedRows(job.space, job.population, members, job.rows.samples, after_call)
-        fitness = job.as_rows(len(members))
         try:
             with mode:
                 values = fitness()
