@@ -70,9 +70,7 @@ class Job:
             Refusal: If there is no batch that can be repeated.
         """
         if self.rows is None:
-            raise Refusal(
-                "the batch holds no tensor, array or list with an entry per sample, of which rows could be made"
-            )
+            raise Refusal("the batch holds no tensor, array or list with an entry per sample that could be repeated")
         return limited(partial(self.rows.fitness, members), None if self.timeout is None else self.timeout * members)
 
     @property

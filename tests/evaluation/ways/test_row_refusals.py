@@ -171,7 +171,7 @@ def test_large_dense_weights_are_refused():
 def test_no_batch_is_refused():
     model = nn.Linear(6, 6)
     assert verdict(model, lambda b: model(torch.ones(2, 6)).sum(1), 3.0) == (
-        "the batch holds no tensor, array or list with an entry per sample, of which rows could be made"
+        "the batch holds no tensor, array or list with an entry per sample that could be repeated"
     )
 
 
