@@ -218,6 +218,11 @@ class CallRecorder(TorchFunctionMode):
         made_for_rows = tensor.dim() and len(tensor) == self.members * self._detail.samples
         return -tensor.dim() if made_for_rows else None
 
+    def _repeats(self, values: Tensor) -> bool:
+        """Whether members' values ``[members, rows, ...]`` are the same for the rows of each member."""
+        blocks = values.unflatten(1, (self.members, -1))
+        return torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+
     def _note_aliases(self, tensors: list[Tensor]) -> None:
         for tensor in tensors if self._memory else ():
             if _has_memory(tensor):
@@ -245,7 +250,8 @@ class CallRecorder(TorchFunctionMode):
             if made.values is None:  # a large matrix
                 return Sample(shape, None, tensor.is_floating_point())
             batched = made.values
-            if shape and shape[0] == self.members * self._detail.samples:  # made for all rows
+            for_all = shape and shape[0] == self.members * self._detail.samples
+            if for_all and self._repeats(batched):  # made for all rows
                 batched = batched[:, : self._detail.samples]
                 shape = tuple(batched.shape[1:])
         place = self._rows_of(tensor) if self._as_rows and made is None else None

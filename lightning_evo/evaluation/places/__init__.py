@@ -4,6 +4,6 @@
 """
 
 from lightning_evo.evaluation.places.follow import follow
-from lightning_evo.evaluation.places.place import Lost, made_of, place_of, set_made, set_place
+from lightning_evo.evaluation.places.place import Lost, forget_written, made_of, place_of, set_made, set_place
 
-__all__ = ["Lost", "follow", "made_of", "place_of", "set_made", "set_place"]
+__all__ = ["Lost", "follow", "forget_written", "made_of", "place_of", "set_made", "set_place"]

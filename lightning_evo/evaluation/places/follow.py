@@ -25,7 +25,7 @@ from lightning_evo.evaluation.places.elementwise import ELEMENTWISE, elementwise
 from lightning_evo.evaluation.places.indexing import INDEXING
 from lightning_evo.evaluation.places.layers import LAYERS, layer
 from lightning_evo.evaluation.places.moves import MOVES
-from lightning_evo.evaluation.places.place import LOST, NAME, Lost, Place, Rule, place_of, set_place
+from lightning_evo.evaluation.places.place import LOST, NAME, Lost, Place, Rule, note_written, place_of, set_place
 from lightning_evo.evaluation.places.reductions import REDUCTIONS
 
 __all__ = ["Lost", "follow", "place_of", "set_place"]
@@ -112,6 +112,8 @@ def _give(value: Any, place: Place, name: str) -> None:
 
 
 def _data_set(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, members: int) -> Place:
+    if place_of(args[0]) is None:
+        note_written(args[0])
     set_place(args[0], place_of(args[1]))
     return None
 
@@ -183,7 +185,10 @@ def _writing(rule: Rule, name: str) -> Rule:
             return place
         if result is not target:
             _give(target, place, name)
+        if before is None and place is not None:
+            note_written(target)
         if before is None and place is not None and target._base is not None and place_of(target._base) is None:
+            note_written(target._base)
             _give(target._base, _in_base(target, target._base, place), name)
         return place
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,10 +16,12 @@ __all__ = [
     "Place",
     "Rule",
     "combined",
+    "forget_written",
     "given",
     "made_of",
     "moves",
     "negative",
+    "note_written",
     "place_of",
     "set_made",
     "set_place",
@@ -73,6 +76,22 @@ def set_place(tensor: Tensor, place: Place) -> None:
         tensor.__dict__.pop(NAME, None)
     else:
         setattr(tensor, NAME, place)
+
+
+_written: list[weakref.ref[Tensor]] = []
+
+
+def note_written(tensor: Tensor) -> None:
+    """Note that a tensor that had no place gets one because rows are written into it, such as a module's buffer."""
+    _written.append(weakref.ref(tensor))
+
+
+def forget_written() -> None:
+    """Take the places of tensors that were written to off again, as they hold no rows after the forward."""
+    for reference in _written:
+        if (tensor := reference()) is not None:
+            set_place(tensor, None)
+    _written.clear()
 
 
 _any_made = False  # most models make none, and all arguments of all calls are asked

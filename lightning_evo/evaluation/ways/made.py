@@ -21,6 +21,7 @@ from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.evaluation.ways.one_by_one import Rewound, equal_values, name_of, tensors_in
 from lightning_evo.evaluation.ways.rules import RULES
 from lightning_evo.spaces.search_space import EvolvingParameter
+from lightning_evo.utils.messages import preview
 
 __all__ = ["Made", "made_for_members"]
 
@@ -35,11 +36,13 @@ class Made(EvolvingParameter):
         values: The members', ``[members, *shape]``; ``None`` if there are only factors.
         factors: Of the noise of a matrix, as products of two thin ones.
         owner: The forward's mode.
+        names: Of the evolving parameters.
     """
 
     values: Tensor | None = None
     factors: Factors | None = None
     owner: object = None
+    names: tuple[str, ...] = ()
 
 
 def _methods(*names: str) -> frozenset[Any]:
@@ -60,7 +63,7 @@ _TURNS: frozenset[Any] = _methods("t", "transpose", "swapaxes", "swapdims") | {
 
 
 def made_for_members(
-    mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], names: str
+    mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[str]
 ) -> Any:
     """What a function makes of evolving parameters and of tensors that are the same for all members.
 
@@ -76,7 +79,8 @@ def made_for_members(
     """
     name, tensors = name_of(function), tensors_in(args, kwargs)
     if writes(function) or name == "__set__" or kwargs.get("out") is not None:
-        raise Refusal(f"{name} writes into {names}, or {names} into a tensor that all members share")
+        found = preview(names)
+        raise Refusal(f"{name} writes into {found}, or {found} into a tensor that all members share")
     call = Rewound(function, tensors, kwargs.get("generator"))
     center = call(*args, **kwargs)
     if any(center is tensor for tensor in tensors):  # as `weight.float()` does in float32
@@ -125,9 +129,11 @@ def _layer(mode: Members, function: Callable[..., Any], args: list[Any], kwargs:
     return RULES[function](mode, *args, **kwargs)
 
 
-def _note(mode: Members, center: Tensor, names: str, values: Tensor | None, factors: Factors | None = None) -> None:
+def _note(
+    mode: Members, center: Tensor, names: Sequence[str], values: Tensor | None, factors: Factors | None = None
+) -> None:
     tensor: Any = center.detach()  # another object, so that the note makes no cycle
-    set_made(center, Made(names, tensor, -1, values=values, factors=factors, owner=mode))
+    set_made(center, Made(preview(names), tensor, -1, values=values, factors=factors, owner=mode, names=tuple(names)))
 
 
 def _factors(

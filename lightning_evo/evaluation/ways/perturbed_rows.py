@@ -19,7 +19,7 @@ from torch.nn import functional
 from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.functions import HARMLESS, writes
 from lightning_evo.evaluation.job import Refusal
-from lightning_evo.evaluation.places import Lost, follow, made_of, place_of, set_place
+from lightning_evo.evaluation.places import Lost, follow, forget_written, made_of, place_of, set_place
 from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
 from lightning_evo.evaluation.ways.made import Made, made_for_members
@@ -125,6 +125,7 @@ class PerturbedRows(Perturbed):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stacks = {}
+        forget_written()
         super().__exit__(kind, error, trace)
 
     # --- calls ---
@@ -217,7 +218,7 @@ class PerturbedRows(Perturbed):
                 return result
         tensors = tensors_in(args, kwargs)
         if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
-            return made_for_members(self, function, args, kwargs, preview(self._among(args, kwargs)))
+            return made_for_members(self, function, args, kwargs, self._among(args, kwargs))
         if function is Tensor.__getitem__ and self._is_lookup(*args):
             function, args = functional.embedding, args[::-1]
         result = self._of_rows(function, args, kwargs)
@@ -309,7 +310,7 @@ class PerturbedRows(Perturbed):
             for each in argument if isinstance(argument, list | tuple) else [argument]:
                 parameter = self.find(each)
                 if parameter is not None:
-                    found.append(parameter.name)
+                    found += parameter.names if isinstance(parameter, Made) else (parameter.name,)
         return list(dict.fromkeys(found))
 
 

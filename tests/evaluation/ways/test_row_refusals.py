@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from lightning_evo import Evolution
 from tests.evaluation.models import x
 from tests.evaluation.row_models import assert_rows_equal, verdict
 
@@ -226,3 +227,50 @@ def test_what_looks_odd(name):
     model = make()
     assert verdict(model, lambda b: run(model, b), x(*shape)) == ""
     assert_rows_equal(model, lambda b: run(model, b), x(*shape), rounding=1e-5)
+
+
+# --- what a forward leaves behind, and sizes that agree by chance ---------------------------------------------------
+
+
+class Gated(nn.Module):
+    """A layer times ``1 + gain``, and a running mean of inputs, which another layer reads."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, width), nn.Linear(width, 4), nn.Linear(6, width)
+        self.gain = nn.Parameter(torch.randn(width) / 10)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        h = (self.a(batch) + self.c(self.mean)) * (1 + self.gain)
+        self.mean.lerp_(batch.mean(0), 0.1)
+        return self.b(h.tanh()).sum(1)
+
+
+@pytest.mark.parametrize("samples", [7, 8])  # with a pair 8 samples are 16 rows, as many as the layer has outputs
+def test_a_buffer_that_rows_are_written_into_holds_none_afterwards(samples: int) -> None:
+    torch.manual_seed(0)
+    model = Gated()
+    evolution = Evolution("eggroll", population=8, sigma=0.1, rank=1, seed=0, evaluation="rows")
+    evolution.setup(model)
+    for _ in range(2):
+        evolution.evaluate(model, torch.randn(samples, 6))
+    assert evolution.evaluation.summary == "evaluation: rows, 8 members per forward"
+    assert not vars(model.mean)
+
+
+def test_names_of_what_is_made_of_weights_do_not_grow() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(6, 6) for _ in range(12)])
+
+    def fitness(batch: Tensor) -> float:
+        h = torch.ones(3, 6)
+        for layer in model:
+            h = h + layer(h) * layer(h)  # made of weights alone, with the names of what three tensors are made of
+        return sum(map(sum, h.tolist()))
+
+    evolution = Evolution("eggroll", population=8, sigma=0.1, rank=1, seed=0, evaluation="rows")
+    evolution.setup(model)
+    with pytest.warns(UserWarning, match="gives each member a value of its own"):
+        evolution.evaluate(fitness, torch.randn(4, 6))
+    assert len(evolution.evaluation.summary) < 1000
