@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy
 import torch
 from torch import Tensor
 
+from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import set_place
 from lightning_evo.isolation.contents import Contents
 from lightning_evo.isolation.reach import reach
 from lightning_evo.isolation.snapshots import take
 
-__all__ = ["SharedBatch", "choose", "count", "random_samples", "repeat", "samples_of"]
+__all__ = ["Repeat", "SharedBatch", "choose", "count", "random_samples", "samples_of"]
 
 
 def count(batch: Any) -> int:
@@ -93,7 +95,7 @@ def _rebuild(batch: Any, convert: Callable[[Any], Any]) -> Any:
 
 
 def samples_of(batch: Any) -> int:
-    """Number of samples as :func:`repeat` sees it; 0 if it sees none.
+    """Number of samples as a :class:`Repeat` sees it; 0 if it sees none.
 
     It is the size of dimension 0 that most tensors and arrays have, the first one's if that is a tie; without tensors
     the length of the first list that has an entry for each sample. In a list with one dictionary for each sample, or
@@ -157,43 +159,102 @@ def _is_of_samples(batch: list[Any] | tuple[Any, ...]) -> bool:
     )
 
 
-def repeat(batch: Any, times: int) -> Any:
-    """The batch with its samples ``times`` times, all of them and then all again, as rows of that many members.
+class Repeat:
+    """Repeats the samples of batches, all of them and then all again, as rows of that many members.
 
-    Tensors, arrays, lists and tuples with one entry per sample (:func:`samples_of`) are repeated; all else stays.
-
-    Args:
-        batch: Tensors and other values in any nesting of mappings, dataclasses, lists, tuples and named tuples.
-        times: How often each sample is wanted.
+    Tensors, arrays, lists and tuples with one entry per sample (:func:`samples_of`) are repeated; all else stays. Which
+    ones these are is seen in the first batch, since something else may be as long as a later one: the last is shorter.
 
     Example:
-        >>> repeat({"x": torch.tensor([1, 2]), "text": ["a", "b"], "scale": 3.0}, 2)
-        {'x': tensor([1, 2, 1, 2]), 'text': ['a', 'b', 'a', 'b'], 'scale': 3.0}
+        >>> repeat = Repeat()
+        >>> repeat({"x": torch.tensor([1, 2]), "text": ["a", "b"], "scale": torch.ones(1)}, 2)
+        {'x': tensor([1, 2, 1, 2]), 'text': ['a', 'b', 'a', 'b'], 'scale': tensor([1.])}
+        >>> repeat({"x": torch.tensor([3]), "text": ["c"], "scale": torch.ones(1)}, 2)
+        {'x': tensor([3, 3]), 'text': ['c', 'c'], 'scale': tensor([1.])}
     """
-    return _repeat(batch, times, samples_of(batch))
+
+    def __init__(self) -> None:
+        self._paths: set[_Path] | None = None
+
+    def samples(self, batch: Any) -> int:
+        """How many a batch has; 0 if none are seen."""
+        if self._paths is None:
+            return samples_of(batch)
+        return next(iter(self._lengths(batch)), 0)
+
+    def __call__(self, batch: Any, times: int) -> Any:
+        """The batch with its samples ``times`` times.
+
+        Args:
+            batch: Tensors and other values in any nesting of mappings, dataclasses, lists, tuples and named tuples.
+            times: How often each sample is wanted.
+
+        Raises:
+            Refusal: If the entries that had one value per sample in the first batch are of different lengths now.
+        """
+        if self._paths is None:
+            size, paths = samples_of(batch), set[_Path]()
+
+            def first(path: _Path, part: Any) -> bool:
+                if len(part) != size or not _may_be_samples(part, size):
+                    return False
+                paths.add(path)
+                return True
+
+            repeated = _repeat(batch, times, first)
+            self._paths = paths
+            return repeated
+        if len(self._lengths(batch)) > 1:
+            raise Refusal("the batch's entries that had one value per sample in the first batch differ in length now")
+        return _repeat(batch, times, self._knows)
+
+    def _knows(self, path: _Path, part: Any) -> bool:
+        return path in (self._paths or ())
+
+    def _lengths(self, batch: Any) -> set[int]:
+        found = set[int]()
+
+        def note(path: _Path, part: Any) -> bool:
+            if self._knows(path, part):
+                found.add(len(part))
+                return True
+            return False
+
+        _repeat(batch, 1, note)
+        return found
 
 
-def _repeat(batch: Any, times: int, size: int) -> Any:
-    if isinstance(batch, Tensor):
-        if not batch.dim() or len(batch) != size:
-            return batch
-        rows = torch.cat([batch] * times)
-        set_place(rows, -rows.dim())
-        return rows
-    if isinstance(batch, numpy.ndarray):
-        return numpy.concatenate([batch] * times) if batch.ndim and len(batch) == size else batch
-    if isinstance(batch, list | tuple) and len(batch) == size and not hasattr(batch, "_fields"):
-        fields = any(_is_array(each) or isinstance(each, list | tuple) for each in batch) and any(
-            hasattr(each, "__len__") and not isinstance(each, str) and len(each) == size for each in batch
-        )
-        if _is_of_samples(batch) or not fields:
-            return type(batch)(_own(each) for _ in range(times) for each in batch)
+_Path: TypeAlias = "tuple[Any, ...]"
+
+
+def _may_be_samples(part: Any, size: int) -> bool:
+    """Whether a tensor, array, list or tuple of the right length has an entry for each sample, not a field."""
+    if _is_array(part) or _is_of_samples(part):
+        return True
+    fields = any(_is_array(each) or isinstance(each, list | tuple) for each in part) and any(
+        hasattr(each, "__len__") and not isinstance(each, str) and len(each) == size for each in part
+    )
+    return not fields
+
+
+def _repeat(batch: Any, times: int, has_samples: Callable[[_Path, Any], bool], path: _Path = ()) -> Any:
+    sized = batch.ndim > 0 if _is_array(batch) else isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
+    if sized and has_samples(path, batch):
+        if isinstance(batch, Tensor):
+            rows = torch.cat([batch] * times)
+            set_place(rows, -rows.dim())
+            return rows
+        if isinstance(batch, numpy.ndarray):
+            return numpy.concatenate([batch] * times)
+        return type(batch)(_own(each) for _ in range(times) for each in batch)
     if _is_dataclass(batch) and not isinstance(batch, Mapping):
         repeated = copy.copy(batch)
         for field in dataclasses.fields(batch):
-            object.__setattr__(repeated, field.name, _repeat(getattr(batch, field.name), times, size))
+            part = _repeat(getattr(batch, field.name), times, has_samples, (*path, field.name))
+            object.__setattr__(repeated, field.name, part)
         return repeated
-    return _rebuild(batch, lambda part: _repeat(part, times, size))
+    keys = iter(batch if isinstance(batch, Mapping) else itertools.count())
+    return _rebuild(batch, lambda part: _repeat(part, times, has_samples, (*path, next(keys))))
 
 
 def _own(part: Any) -> Any:
@@ -225,15 +286,6 @@ class SharedBatch:
         """The batch as it was."""
         self.restore()
         return _own(self._batch)
-
-    @property
-    def samples(self) -> int:
-        """Rows of one member where members are rows; 0 if there is nothing to repeat."""
-        return samples_of(self._batch)
-
-    def for_rows(self, members: int) -> Any:
-        """The batch as it was, :func:`repeated <repeat>` for some members."""
-        return repeat(self.for_member(), members)
 
     def take_back(self) -> None:
         """Have objects hold what they held, so that nothing that a member put there outlives its forward."""

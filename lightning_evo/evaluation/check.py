@@ -139,9 +139,10 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
         first = _compare(center, still[0], moved, share=1e-4, rounding=100).difference
         if first is not None:
             where = "in its fitness" if first.function == "fitness" else f"first in {first.function}"
+            of_rows = "samples are compared or counted (len(x), a mean over the batch), " if trial.way.as_rows else ""
             return Verdict(
-                f"the center itself comes out differently, {where}: random numbers differ (dropout, or a generator of "
-                "the module's own), or something is kept from one forward to the next"
+                f"the center itself comes out differently, {where}: {of_rows}random numbers differ (dropout, or a "
+                "generator of the module's own), or something is kept from one forward to the next"
             )
 
     def compared(expected: _Run, found: _Run) -> Comparison:
@@ -178,8 +179,8 @@ def _reason(
         return f"{call.function} gives something else than in the plain loop where {_names(culprits)} is perturbed"
     if call.function == "fitness" and as_rows:
         return (
-            "its fitness differs from the plain loop's, and no call before shows why: it must not count what members "
-            "that write together have in common, such as the padding after shorter texts"
+            "its fitness differs from the plain loop's, and no call before shows why: it must not use other samples' "
+            "values, nor count what members that write together have in common, such as padding after shorter texts"
         )
     subject = "its fitness" if call.function == "fitness" else f"what {call.function} is given"
     return f"{subject} differs from the plain loop's where {_names(_culprits(space, agrees))} is perturbed"

@@ -220,7 +220,7 @@ class CallRecorder(TorchFunctionMode):
 
     def _repeats(self, values: Tensor) -> bool:
         """Whether members' values ``[members, rows, ...]`` are the same for the rows of each member."""
-        blocks = values.unflatten(1, (self.members, -1))
+        blocks = values.reshape(len(values), self.members, -1, *values.shape[2:])
         return torch.equal(blocks, blocks[:, :1].expand_as(blocks))
 
     def _note_aliases(self, tensors: list[Tensor]) -> None:

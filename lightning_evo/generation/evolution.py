@@ -139,6 +139,7 @@ class Evolution:
         self.traces = Traces()
         """What members were seen to change; a strategy says what they can reach besides the module."""
         self._evolve = checked_choice(evolve)
+        self._repeat = batches.Repeat()
         self._module: nn.Module | None = None
         self._resumed = False
         self._searched: list[int] | None = None  # indices of the parameters of an algorithm's own center
@@ -167,6 +168,7 @@ class Evolution:
             if module is not self._module:
                 self._searched = None
                 self.evaluation.forget()
+                self._repeat = batches.Repeat()
                 self.traces.forget()
                 self._groups.forget()
                 seed = self.seed if self.seed is not None else torch.initial_seed()
@@ -280,7 +282,8 @@ class Evolution:
             isolation = Isolation(module, evolving[0].device, evolving, self.traces)
             with gradients_kept(module), isolation, self.evaluating():
                 run = partial(self._run, fitness, shared)
-                rows = BatchOfRows(shared.samples, partial(self._run_rows, fitness, shared)) if shared.samples else None
+                samples = self._repeat.samples(batch)
+                rows = BatchOfRows(samples, partial(self._run_rows, fitness, shared, samples)) if samples else None
                 return self.evaluation(module, space, self.population, run, isolation, members, rows)
         finally:
             shared.restore()
@@ -293,11 +296,12 @@ class Evolution:
         finally:
             shared.take_back()
 
-    @staticmethod
-    def _run_rows(fitness: FitnessFunction, shared: batches.SharedBatch, members: int) -> list[Any] | None:
+    def _run_rows(
+        self, fitness: FitnessFunction, shared: batches.SharedBatch, samples: int, members: int
+    ) -> list[Any] | None:
         try:
-            value = fitness(shared.for_rows(members))
-            return None if value is None else as_records(value, members, shared.samples)
+            value = fitness(self._repeat(shared.for_member(), members))
+            return None if value is None else as_records(value, members, samples)
         finally:
             shared.take_back()
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_evo.algorithms import EvolutionStrategy
-from lightning_evo.evaluation.batches import SharedBatch
+from lightning_evo.evaluation.batches import Repeat, SharedBatch
 from lightning_evo.evaluation.check import judge
 from lightning_evo.evaluation.fitness import Fitness, as_record, as_records, token_log_probability
 from lightning_evo.evaluation.job import BatchOfRows, Job, Refusal
@@ -180,11 +180,12 @@ def job_of(model, fitness, batch, *, evolve=None, population=4, sigma=0.1, rank=
         return as_record(each_sample(value)) if as_fitness else value
 
     def rows(count):
-        value = fitness(shared.for_rows(count))
+        value = fitness(Repeat()(shared.for_member(), count))
         return as_records(each_sample(value), count) if as_fitness else list(value.unflatten(0, (count, -1)))
 
     job = Job(space, laid_over(members, space), alone, isolation, range(population))
-    return replace(job, rows=BatchOfRows(shared.samples, rows) if shared.samples else None), isolation
+    samples = Repeat().samples(batch)
+    return replace(job, rows=BatchOfRows(samples, rows) if samples else None), isolation
 
 
 def in_rows(model, fitness, batch, *, together=4, **options):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from lightning_evo.evaluation.batches import SharedBatch, choose, count, random_samples, repeat, samples_of
+from lightning_evo.evaluation.batches import Repeat, SharedBatch, choose, count, random_samples, samples_of
+from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import place_of
 
 Pair = namedtuple("Pair", ["x", "y"])
@@ -240,7 +241,7 @@ CHAT = [[{"role": "user", "content": "a"}, {"role": "bot", "content": "b"}], [{"
 )
 def test_batches_without_tensors_as_rows(batch, samples, repeated):
     assert samples_of(batch) == samples
-    assert repeat(batch, 2) == repeated
+    assert Repeat()(batch, 2) == repeated
 
 
 def test_tensors_as_rows():
@@ -250,7 +251,7 @@ def test_tensors_as_rows():
         [causal, tokens, labels, weights, torch.tensor(3.0)],
     ):
         assert samples_of(batch) == 3
-        rows = repeat(batch, 4)
+        rows = Repeat()(batch, 4)
         found = list(rows.values()) if isinstance(rows, dict) else rows
         own = list(batch.values()) if isinstance(batch, dict) else batch
         assert [part is given for part, given in zip(found, own, strict=True)] == [True, False, False, True, True]
@@ -263,23 +264,37 @@ def test_tensors_of_different_lengths_are_samples(also):
     tokens = [torch.arange(5), torch.arange(3), torch.arange(2)]
     batch = {"tokens": tokens, **also}
     assert samples_of(batch) == 3
-    assert [len(each) for each in repeat(batch, 2)["tokens"]] == [5, 3, 2] * 2
+    assert [len(each) for each in Repeat()(batch, 2)["tokens"]] == [5, 3, 2] * 2
 
 
 def test_arrays_and_objects_as_rows():
-    rows = repeat({"x": np.arange(3), "table": np.ones((4, 4)), "text": list("abc")}, 2)
+    rows = Repeat()({"x": np.arange(3), "table": np.ones((4, 4)), "text": list("abc")}, 2)
     assert rows["x"].tolist() == [0, 1, 2] * 2
     assert rows["table"].shape == (4, 4)
     batch = Sentences(torch.arange(2), ["a", "b"])
-    rows = repeat(batch, 2)
+    rows = Repeat()(batch, 2)
     assert (samples_of(batch), type(rows), rows.text, rows.language) == (2, Sentences, ["a", "b"] * 2, "en")
     assert (rows.tokens.tolist(), batch.tokens.tolist()) == ([0, 1] * 2, [0, 1])
-    encoding = repeat(BatchEncoding({"tokens": torch.ones(2, 4)}, encodings="kept"), 2)
+    encoding = Repeat()(BatchEncoding({"tokens": torch.ones(2, 4)}, encodings="kept"), 2)
     assert (encoding["tokens"].shape, encoding.encodings) == ((4, 4), "kept")
 
 
 def test_each_row_has_dictionaries_of_its_own():
     shared = SharedBatch([{"text": "a"}, {"text": "b"}])
-    rows = shared.for_rows(2)
+    rows = Repeat()(shared.for_member(), 2)
     assert [row.pop("text") for row in rows] == ["a", "b"] * 2
-    assert shared.for_rows(2) == [{"text": "a"}, {"text": "b"}] * 2
+    assert Repeat()(shared.for_member(), 2) == [{"text": "a"}, {"text": "b"}] * 2
+
+
+def test_what_is_repeated_is_seen_in_the_first_batch():
+    """Class weights, or names, may be as long as the last batch."""
+    repeat = Repeat()
+    first, last = ({"x": torch.ones(n, 2), "weights": torch.ones(4), "names": ["a"] * 4} for n in (6, 4))
+    assert [len(each) for each in repeat(first, 3).values()] == [18, 4, 4]
+    assert repeat.samples(last) == 4
+    assert [len(each) for each in repeat(last, 3).values()] == [12, 4, 4]
+    both = {"x": torch.ones(3), "y": torch.ones(3), "z": torch.ones(5)}
+    repeat = Repeat()
+    repeat(both, 2)
+    with pytest.raises(Refusal, match="differ in length now"):
+        repeat({**both, "y": torch.ones(2)}, 2)

@@ -39,7 +39,7 @@ from lightning_evo.utils.messages import preview
 
 __all__ = ["PerturbedRows"]
 
-_X: dict[Callable[..., Any], int] = {torch.addmm: 1}  # which argument is a layer's input: the first one, but here
+_INPUT: dict[Callable[..., Any], int] = {torch.addmm: 1}  # which argument is a layer's input: the first one, but here
 _WITH_BIAS: frozenset[Any] = frozenset({functional.linear, torch.addmm})
 _SEQUENCES = (list, tuple)  # of arguments
 _LINEAR = functional.linear
@@ -180,7 +180,7 @@ class PerturbedRows(Perturbed):
     def _perturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """A call that is given evolving parameters."""
         try:
-            position = _X.get(function, 0)
+            position = _INPUT.get(function, 0)
             if len(args) > position and isinstance(place_of(args[position]), int):  # as in most calls
                 result = self._of_rows(function, args, kwargs)
                 if result is not NotImplemented:
@@ -230,14 +230,19 @@ class PerturbedRows(Perturbed):
         return whole and table.dim() == 2 and self.find(table) is not None and self.find(index) is None
 
     def _made_for_rows(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> bool:
-        """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``."""
-        rows = self.layout.members * self._samples
-        made = [tensor for tensor in tensors if tensor.dim() > 1 and len(tensor) == rows and self.find(tensor) is None]
-        return function in RULES and bool(made)
+        """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``, or by a tokenizer."""
+        members, rows = self.layout.members, self.layout.members * self._samples
+
+        def is_made(tensor: Tensor) -> bool:
+            times, rest = divmod(len(tensor), rows) if tensor.dim() > 1 else (0, 0)
+            several = times > 1 and not rest and is_repeated(tensor, members)  # as for several texts of a sample
+            return (several or (times == 1 and not rest)) and self.find(tensor) is None
+
+        return function in RULES and any(map(is_made, tensors))
 
     def _layer(self, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """A layer's input times a weight, with rows in front."""
-        position = _X.get(function, 0)
+        position = _INPUT.get(function, 0)
         x, weight = args[position], args[position + 1] if len(args) > position + 1 else kwargs.get("weight")
         parameter = self.find(weight)
         if parameter is None and function in _WITH_BIAS and self.find(x) is None:
@@ -288,13 +293,12 @@ class PerturbedRows(Perturbed):
         place, members = place_of(x), self.layout.members
         if isinstance(place, int):
             return x
-        rows = members * self._samples
         if isinstance(place, Lost):
             what = f"a tensor in which {place} has mixed or moved the members' rows"
         elif not is_repeated(x, members):
-            what = f"a tensor of {rows} rows that does not come from the batch"
+            what = f"a tensor of {len(x)} rows that does not come from the batch"
         else:
-            x = x.expand(rows, *x.shape[1:])
+            x = x.view(x.shape)  # the user's tensor gets no place
             set_place(x, -x.dim())
             return x
         raise Refusal(f"{name_of(function)} with {parameter.name} is given {what}")
@@ -305,7 +309,7 @@ class PerturbedRows(Perturbed):
 
     def _among(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """The names of evolving parameters among arguments."""
-        found = []
+        found: list[str] = []
         for argument in [*args, *kwargs.values()]:
             for each in argument if isinstance(argument, list | tuple) else [argument]:
                 parameter = self.find(each)
