@@ -133,7 +133,7 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
         where = "where no call of a PyTorch function shows it: by a thread, NumPy, C++ code, or a view kept from before"
         return Verdict(f"{_names(list(unseen))} is read {where}")
     expected = trial.by_plain_loop(space, population)
-    coarse = expected[0].calls[-1].eps > 1e-4  # 16 bits
+    coarse = _is_coarse(expected[0])
     if not coarse:  # in which rounding would hide that the center itself is evaluated differently
         moved = expected[0]
         first = _compare(center, still[0], moved, share=1e-4, rounding=100).difference
@@ -146,7 +146,7 @@ def _judge(trial: _Trial, space: SearchSpace, population: Population, *, may_ove
             )
 
     def compared(expected: _Run, found: _Run) -> Comparison:
-        return _compare(expected, found, center, share=0.25 if coarse else 0.01, rounding=4 if coarse else 100)
+        return _compare(expected, found, center, share=0.25 if coarse else 0.01, rounding=_rounding(expected))
 
     def agrees(some: SearchSpace) -> bool:
         reference, tried = trial.by_plain_loop(some, population, members=1), trial.by_way(some, population, members=1)
@@ -211,6 +211,16 @@ class _Run:
         return float(value)
 
 
+def _is_coarse(run: _Run) -> bool:
+    """Whether it has numbers of 16 bits."""
+    return run.calls[-1].eps > 1e-4
+
+
+def _rounding(run: _Run) -> float:
+    """How many times the numbers' spacing two ways of computing the same may differ."""
+    return 4 if _is_coarse(run) else 100
+
+
 def _compare(expected: _Run, found: _Run, other: _Run, *, share: float, rounding: float) -> Comparison:
     positions = expected.member, found.member, other.member
     return compare(expected.calls, found.calls, other.calls, positions, share=share, rounding=rounding)
@@ -259,13 +269,13 @@ class _Trial:
     def influenced(self, found: list[_Run], space: SearchSpace, population: Population) -> str | None:
         """The function that shows that a member's rows depend on those beside them; ``None`` if none does.
 
-        The same forward with copies of one member in all places must give the same bits in its own place.
+        The same forward with copies of one member in all places must give the same numbers in its own place.
         """
         job = replace(self._job, space=space, population=population)
         together = [run for run in found if run.recorder is found[0].recorder]
         for run in (together[0], together[-1]):
             copies = self._group(job, [run.member] * len(together))
-            call = unlike(run.calls, copies[run.member].calls, (run.member, run.member))
+            call = unlike(run.calls, copies[run.member].calls, (run.member, run.member), rounding=_rounding(run))
             if call is not None:
                 return call.function
         return None
