@@ -292,6 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         writing = Writing(model, tokenizer, tokens)
         for count in [options.prompts] if options.prompts else [1, len(PROMPTS)]:
             prompts = {name: tensor.to(device) for name, tensor in tokenizer(PROMPTS[:count]).items()}
+            print(f"{dtype}, {count} prompt{'s' * (count > 1)}: proving the ways, then measuring …", flush=True)
             case = {"dtype": dtype, **measure(writing, prompts, members, sigma, repeats)}
             results.append(case)
             table(dtype, case)
