@@ -21,9 +21,10 @@ weights. Every generation has other noise, made within the time. **Not timed**: 
 tokens, in which the way of evaluating is chosen and proven against the plain loop.
 
 The rows take turns in one process. A ratio is that of two rows' times within a round; given are the median and the
-lowest and highest of the rounds. In a round of their own before these, which also fills caches, each row's **peak** of
+lowest and highest of the rounds. A round that fills caches comes before these, and one in which each row's **peak** of
 memory is measured: what it took beyond what was held when it began, which contains the model's weights once, after
-freed memory was handed back to the system. So it holds key-value caches, activations, noise and copies of weights.
+freed memory was handed back to the system. So it is key-value caches, activations, noise and copies of weights. On a
+CPU it is that of the resident memory, of which all rows share one heap; the allocator makes a tenth of difference.
 """
 
 from __future__ import annotations
@@ -199,6 +200,8 @@ def taken(call: Callable[[], object]) -> int:
 def measure(writing: Writing, prompts: Prompts, members: int, sigma: float, repeats: int) -> dict[str, Any]:
     """All rows on the same prompts: seconds, tokens/s, peaks, and how many times as fast members as rows are."""
     calls = rows(writing, prompts, members, sigma)
+    for call in calls.values():
+        call()  # fills caches; the heap of a first call is larger than that of later ones
     peaks = {name: taken(call) for name, call in calls.items()}
     times = interleaved(calls, repeats, warmup=0)
     sequences = members * len(prompts["input_ids"])
