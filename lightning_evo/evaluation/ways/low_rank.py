@@ -41,7 +41,7 @@ class Product:
     def __init__(self, mode: Members, weight: Tensor, parameter: EvolvingParameter, transposed: bool) -> None:
         row_factors, column_factors = _factors(mode, parameter)
         thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
-        self._b, self._a = thin_in.mT.contiguous(), thin_out.mT.contiguous()  # [members, rank, inputs], […, outputs]
+        self._b, self._a = _laid_out(thin_in.mT), _laid_out(thin_out.mT)  # [members, rank, inputs], […, outputs]
         self.matrix = weight.detach() if transposed else weight.detach().t()
         self._backend = backend_for(self._b, self._a)
 
@@ -169,6 +169,11 @@ def _factors(mode: Members, parameter: EvolvingParameter) -> tuple[Tensor, Tenso
 def _split(mode: Members, x: Tensor) -> Tensor:
     """``x``, evolving or not, with a dimension of members in front, of size 1 if it is the same for all."""
     return mode.layout.split(x) if mode.find(x) is None else mode.stacked(x)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Contiguous, with the strides of a new tensor: products may round by those of a dimension of size 1."""
+    return x.contiguous().view(-1).view(x.shape)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
