@@ -1,14 +1,14 @@
-"""What torch functions do with a parameter that they are given: write to it, or only tell what kind of tensor it is."""
+"""What torch functions are given, and do with it: write to it, or only tell what kind of tensor it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GET_DATA", "HARMLESS", "SET_DATA", "writes"]
+__all__ = ["GET_DATA", "HARMLESS", "SET_DATA", "tensors_in", "writes"]
 
 
 def writes(function: Callable[..., Any]) -> bool:
@@ -16,6 +16,17 @@ def writes(function: Callable[..., Any]) -> bool:
     name = getattr(function, "__name__", "")
     special = name.startswith("__") and name.endswith("__")
     return name in _IN_PLACE if special else name.endswith("_")
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among some values, and in lists, tuples and dictionaries among them."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple | dict):
+            found += tensors_in(value.values() if isinstance(value, dict) else value)
+    return found
 
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")

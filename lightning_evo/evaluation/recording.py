@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_evo.evaluation.functions import HARMLESS
+from lightning_evo.evaluation.functions import HARMLESS, tensors_in
 from lightning_evo.evaluation.places import Lost, made_of, place_of
 from lightning_evo.evaluation.ways import vmap
 from lightning_evo.spaces.memory import extent
@@ -175,7 +175,7 @@ class CallRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        tensors = _tensors_in([*args, *kwargs.values()] if kwargs else args)
+        tensors = tensors_in([*args, *kwargs.values()] if kwargs else args)
         parameters = tuple(self._known[id(tensor)].index for tensor in tensors if id(tensor) in self._known)
         others = [tensor for tensor in tensors if id(tensor) not in self._known]
         self.seen.update(parameters)
@@ -187,7 +187,7 @@ class CallRecorder(TorchFunctionMode):
         wanted = self._is_wanted(name, parameters)
         inputs = self._samples(read) if wanted else ()  # before they are written to
         result = function(*args, **kwargs)
-        outputs = [result] if isinstance(result, Tensor) else _tensors_in((result,))
+        outputs = [result] if isinstance(result, Tensor) else tensors_in((result,))
         if self._level is not None and len(self._given) < _CALLS:
             self._given += [(weakref.ref(tensor), name) for tensor in outputs]
         self._eps = max([self._eps, *(torch.finfo(t.dtype).eps for t in outputs if t.is_floating_point())])
@@ -267,16 +267,6 @@ class CallRecorder(TorchFunctionMode):
         values = _elements(tensor.detach()[None] if batched is None else batched.detach(), self._detail.samples)
         self._elements += 0 if values is None else values.numel() // len(values)
         return Sample(shape, values, tensor.is_floating_point(), rows)
-
-
-def _tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple | dict):
-            found += _tensors_in(value.values() if isinstance(value, dict) else value)
-    return found
 
 
 def _elements(values: Tensor, samples: int) -> Tensor | None:

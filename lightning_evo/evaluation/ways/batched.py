@@ -32,12 +32,7 @@ _LIVE = 4  # tensors of the largest size that one member's forward holds at a ti
 
 
 class Batched(Together):
-    """Evaluates members in groups, one ``vmap`` for each.
-
-    Args:
-        members_per_forward: Size of a group; ``"auto"`` chooses by the memory that the first two members need and the
-            memory that is free, a power of two. Where memory runs out it is halved.
-    """
+    """Evaluates members in groups, one ``vmap`` for each."""
 
     name = "batched"
     as_rows = False

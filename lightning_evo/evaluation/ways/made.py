@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_evo.evaluation.functions import writes
+from lightning_evo.evaluation.functions import tensors_in, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import set_made
 from lightning_evo.evaluation.ways.members import Members
-from lightning_evo.evaluation.ways.one_by_one import Rewound, equal_values, name_of, tensors_in
+from lightning_evo.evaluation.ways.one_by_one import Rewound, equal_values, name_of
 from lightning_evo.evaluation.ways.rules import RULES
 from lightning_evo.spaces.search_space import EvolvingParameter
 from lightning_evo.utils.messages import preview
@@ -77,7 +77,7 @@ def made_for_members(
     Raises:
         Refusal: If it would have to be made of large weights, or writes, or gives each member a number.
     """
-    name, tensors = name_of(function), tensors_in(args, kwargs)
+    name, tensors = name_of(function), tensors_in([*args, *kwargs.values()])
     if writes(function) or name == "__set__" or kwargs.get("out") is not None:
         found = preview(names)
         raise Refusal(f"{name} writes into {found}, or {found} into a tensor that all members share")

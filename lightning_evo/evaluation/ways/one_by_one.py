@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_evo.evaluation.functions import writes
+from lightning_evo.evaluation.functions import tensors_in, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import Lost, follow, place_of, set_place
 from lightning_evo.evaluation.ways.members import Members
 from lightning_evo.isolation.contents import version_of
 
-__all__ = ["Rewound", "equal_values", "is_repeated", "name_of", "one_by_one", "tensors_in"]
+__all__ = ["Rewound", "equal_values", "is_repeated", "name_of", "one_by_one"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device)
 
@@ -29,11 +29,6 @@ def name_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", "?")
     owner = getattr(function, "__self__", None)
     return f"Tensor.{getattr(owner, '__name__', '?')}" if name == "__get__" else name
-
-
-def tensors_in(*arguments: Any) -> list[Tensor]:
-    """The tensors in arguments of any structure."""
-    return [each for each in tree_leaves(arguments) if isinstance(each, Tensor)]
 
 
 class Rewound:
@@ -80,7 +75,7 @@ def one_by_one(mode: Members, function: Callable[..., Any], args: Sequence[Any],
         Refusal: If a weight is too large to be made for each member, or nobody knows where rows lie.
     """
     members, name = mode.layout.members, name_of(function)
-    tensors, in_place = tensors_in(args, kwargs), writes(function)
+    tensors, in_place = tensors_in([*args, *kwargs.values()]), writes(function)
     if in_place and (not isinstance(args[0], Tensor) or not isinstance(place_of(args[0]), int)):
         raise Refusal(f"{name} writes members' values into a tensor without rows of members")
     rows = {tensor.shape[place] for tensor in tensors if isinstance(place := place_of(tensor), int)}

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_evo.algorithms import Population
-from lightning_evo.evaluation.functions import HARMLESS, writes
+from lightning_evo.evaluation.functions import HARMLESS, tensors_in, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import Lost, follow, forget_written, made_of, place_of, set_place
 from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
 from lightning_evo.evaluation.ways.made import Made, made_for_members
-from lightning_evo.evaluation.ways.one_by_one import is_repeated, name_of, one_by_one, tensors_in
+from lightning_evo.evaluation.ways.one_by_one import is_repeated, name_of, one_by_one
 from lightning_evo.evaluation.ways.perturbed import Perturbed
 from lightning_evo.evaluation.ways.row_rules import (
     EXPANDING,
@@ -141,15 +141,13 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        if function is _LINEAR and not kwargs:  # the quick way for most
-            x, parameter = args[0], self._space.get(id(args[1]))
-            if parameter is not None and (parameter.index, False) in self.products and place_of(x) == -x.dim():
-                result = low_rank.linear(self, x, args[1], args[2] if len(args) > 2 else None, parameter)
-                if self._after_call is not None:
-                    self._after_call()
-                return result
+        parameter = self._space.get(id(args[1])) if function is _LINEAR and not kwargs else None
         try:
-            if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
+            ready = parameter is not None and (parameter.index, False) in self.products
+            if parameter is not None and ready and place_of(args[0]) == -args[0].dim():  # the quick way for most
+                bias = args[2] if len(args) > 2 else None
+                result = low_rank.linear(self, args[0], args[1], bias, parameter)
+            elif self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
                 result = self._perturbed(function, args, kwargs)
             else:
                 result = self._unperturbed(function, args, kwargs)
@@ -216,7 +214,7 @@ class PerturbedRows(Perturbed):
             result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
             if result is not NotImplemented:
                 return result
-        tensors = tensors_in(args, kwargs)
+        tensors = tensors_in([*args, *kwargs.values()])
         if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
             return made_for_members(self, function, args, kwargs, self._among(args, kwargs))
         if function is Tensor.__getitem__ and self._is_lookup(*args):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_evo.evaluation.functions import writes
+from lightning_evo.evaluation.functions import tensors_in, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import place_of, set_place
 from lightning_evo.evaluation.places.place import given
 from lightning_evo.evaluation.ways.members import Members
-from lightning_evo.evaluation.ways.one_by_one import name_of, one_by_one, tensors_in
+from lightning_evo.evaluation.ways.one_by_one import name_of, one_by_one
 from lightning_evo.spaces.search_space import EvolvingParameter
 
 __all__ = ["EXPANDING", "RANDOM", "ROW_RULES", "bound", "expanded", "with_equal_numbers"]
@@ -192,7 +192,7 @@ def with_equal_numbers(
     mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """A call for each member, whose random numbers are the same for all: those of a member alone."""
-    places = [place_of(tensor) for tensor in tensors_in(args, kwargs)]
+    places = [place_of(tensor) for tensor in tensors_in([*args, *kwargs.values()])]
     return NotImplemented if all(place is None for place in places) else one_by_one(mode, function, args, kwargs)
 
 

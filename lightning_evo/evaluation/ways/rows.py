@@ -25,12 +25,7 @@ _LOOK = 256  # calls after which a CPU's free memory is looked at
 
 
 class Rows(Together):
-    """Evaluates members in groups, one batch for each.
-
-    Args:
-        members_per_forward: Size of a group; ``"auto"`` chooses by the memory that the first two members need and the
-            memory that is free, a power of two. Where memory runs out it is halved.
-    """
+    """Evaluates members in groups, one batch for each."""
 
     name = "rows"
     as_rows = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from lightning_evo.evaluation.job import Job, Refusal
 __all__ = ["Together", "free_memory"]
 
 
-class Together:
+class Together(ABC):
     """Evaluates members in groups, one forward for each.
 
     Args:
@@ -33,9 +34,9 @@ class Together:
         self.noise_made = 0.0
         self.room = 0
 
+    @abstractmethod
     def _forward(self, job: Job, members: list[int]) -> list[Any]:
         """The fitness of one group; sets :attr:`room` where it was the first one."""
-        raise NotImplementedError
 
     def group_size(self, population: Population) -> int:
         """Members of a group: whole pairs, one at least, and no more than there are. A pair before it is chosen."""
