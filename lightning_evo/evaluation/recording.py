@@ -23,7 +23,7 @@ from lightning_evo.evaluation.ways import vmap
 from lightning_evo.spaces.memory import extent
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["Call", "CallRecorder", "Detail", "Samples"]
+__all__ = ["Call", "CallRecorder", "Detail", "Sample", "Samples"]
 
 _SAMPLED = 256  # elements of a tensor
 _PER_ROW = 8  # at least, of a tensor with a row for each sample

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lightning_evo.evaluation import candidates, check
 from lightning_evo.evaluation.comparison import compare
-from lightning_evo.evaluation.recording import CallRecorder
+from lightning_evo.evaluation.recording import Call, CallRecorder, Sample
 from lightning_evo.evaluation.ways import perturbed, rules
 from lightning_evo.evaluation.ways.layouts import OneMember
 from lightning_evo.evaluation.ways.perturbed import Perturbed
@@ -401,3 +401,18 @@ def test_after_another_choice_nothing_is_compared():
     found = compare(plain.calls, hidden.calls, other.calls, share=0.01, rounding=100)
     assert found.difference is not None
     assert not found.in_output
+
+
+@pytest.mark.parametrize(("rows", "differs"), [(1, False), (64, True)])
+def test_where_members_are_rows_each_row_is_compared(rows, differs):
+    """One row in 64 is off by 5 % of what the perturbation changed: 0.6 % of all rows' change, of which 1 % may be."""
+    expected = torch.randn(1, 64 * 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, center = expected.clone(), expected - 1
+    found[0, 20:24] += 0.05
+
+    def calls(values):
+        sample = Sample((64, 4), values, floating=True, rows=rows)
+        return [Call("linear", (0,), (), (sample,), 1e-7)]
+
+    comparison = compare(calls(expected), calls(found), calls(center), share=0.01, rounding=100)
+    assert (comparison.difference is not None) is differs

@@ -93,6 +93,9 @@ class Experts(nn.Module):
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Callable[[Any, Tensor], Any], str]] = {
     "mean_of_hidden_rows": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) - m["a"](b).mean(0))), "linear"),
     "batch_statistics": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b) / m["a"](b).std())), "linear"),
+    "a_little_of_the_mean": (
+        layers, (4, 6), lambda m, b: of_all(m["b"]((h := m["a"](b)) + 1e-3 * h.mean(0))), "rows influence each other",
+    ),
     "flip": (layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b).flip(0))), r"b\.weight .* flip has mixed"),
     "other_order": (
         layers, (4, 6), lambda m, b: of_all(m["b"](m["a"](b)[torch.arange(len(b)).roll(1)])), "linear is given differs",
