@@ -18,8 +18,15 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.comparison import Comparison, compare, same
 from lightning_evo.evaluation.job import Job, Way
 from lightning_evo.evaluation.recording import Call
-from lightning_evo.evaluation.trial import CenterFails, MembersFail, NothingToCompare, Run, Trial, representatives
-from lightning_evo.isolation.contents import LARGEST_COPY
+from lightning_evo.evaluation.trial import (
+    CenterFails,
+    MembersFail,
+    NothingToCompare,
+    Run,
+    Trial,
+    is_large,
+    representatives,
+)
 from lightning_evo.perturbations import noise_dtype
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 from lightning_evo.utils.messages import preview
@@ -92,10 +99,10 @@ def _judge(trial: Trial, space: SearchSpace, population: Population, *, may_over
     noise_made, center = trial.way.noise_made, trial.center()
     seen, everything = {index for run in found for index in run.recorder.seen}, space
     space = representatives(space.subset(p for p in space if p.index in seen) or space)
-    if everything.numel > LARGEST_COPY:  # the plain loop perturbs these only
+    if is_large(everything):  # the plain loop perturbs these only
         found = trial.by_way(space, population)
     still = trial.by_way(space, replace(population, sigma=_NOTHING), members=1)
-    if everything.numel <= LARGEST_COPY:  # by now it is known what is worth keeping
+    if not is_large(everything):  # by now it is known what is worth keeping
         noise_made = trial.way.noise_made
     seen |= center.recorder.seen | still[0].recorder.seen  # it may go another way than members do
     unseen = representatives(everything.subset(p for p in everything if p.index not in seen))

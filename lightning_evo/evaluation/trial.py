@@ -26,7 +26,7 @@ from lightning_evo.evaluation.ways.plain import Plain
 from lightning_evo.isolation.contents import LARGEST_COPY
 from lightning_evo.spaces.search_space import SearchSpace
 
-__all__ = ["CenterFails", "MembersFail", "NothingToCompare", "Run", "Trial", "representatives"]
+__all__ = ["CenterFails", "MembersFail", "NothingToCompare", "Run", "Trial", "is_large", "representatives"]
 
 T = TypeVar("T")
 
@@ -248,12 +248,17 @@ def _own(run: Callable[[], T]) -> T:
         raise MembersFail from error
 
 
+def is_large(space: SearchSpace) -> bool:
+    """Whether there may be no memory for a copy of all weights."""
+    return space.numel > LARGEST_COPY
+
+
 def representatives(space: SearchSpace) -> SearchSpace:
     """Of a large model one parameter of each name and shape; layers that differ in number only share their code.
 
     The plain loop keeps a copy of what it perturbs, and there may be no memory for one of all weights.
     """
-    if space.numel <= LARGEST_COPY:
+    if not is_large(space):
         return space
     kinds = {(re.sub(r"\d+", "#", p.name), p.tensor.shape): p for p in reversed(space)}
     return space.subset(p for p in space if kinds[re.sub(r"\d+", "#", p.name), p.tensor.shape] is p)

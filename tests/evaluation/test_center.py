@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_evo.algorithms import get
-from lightning_evo.evaluation import check
+from lightning_evo.evaluation import trial
 from lightning_evo.evaluation.center import Center, CenterMoved
 from lightning_evo.generation.evolution import Evolution
 from lightning_evo.spaces.search_space import SearchSpace
@@ -219,7 +219,7 @@ def test_reads_are_no_writes(evaluation):
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_model_too_large_for_a_copy_is_stopped(monkeypatch, raises):
     """Of like layers one is copied by the check. A write to another one can't be taken back."""
-    monkeypatch.setattr(check, "LARGEST_COPY", 100)
+    monkeypatch.setattr(trial, "LARGEST_COPY", 100)
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
     evolution = Evolution(population=4, seed=0, evaluation="in_forward")
     evolution.setup(model)
@@ -236,7 +236,7 @@ def test_a_model_too_large_for_a_copy_is_stopped(monkeypatch, raises):
 
 
 def test_a_write_to_a_large_model_that_a_call_shows_is_found_before_it_happens(monkeypatch):
-    monkeypatch.setattr(check, "LARGEST_COPY", 100)
+    monkeypatch.setattr(trial, "LARGEST_COPY", 100)
     model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
     evolution, before = Evolution(population=4, seed=0, evaluation="in_forward"), bits(model)
     evolution.setup(model)

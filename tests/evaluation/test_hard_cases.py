@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_evo import Evolution, SearchSpace, algorithms
 from lightning_evo.algorithms import Directions, Term
-from lightning_evo.evaluation import check
+from lightning_evo.evaluation import check, trial
 from lightning_evo.evaluation.job import Job
 from lightning_evo.evaluation.ways.batched import Batched
 from lightning_evo.evaluation.ways.in_forward import InForward
@@ -50,7 +50,7 @@ def test_a_batch_made_in_inference_mode_is_a_batch():
 
 
 def test_the_check_copies_one_expert_of_many_that_no_batch_used(monkeypatch):
-    monkeypatch.setattr(check, "LARGEST_COPY", 1000)
+    monkeypatch.setattr(trial, "LARGEST_COPY", 1000)
     copied = []
     by_loop = Plain.run
 

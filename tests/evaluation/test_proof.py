@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_evo.evaluation import candidates, check
+from lightning_evo.evaluation import candidates, trial
 from lightning_evo.evaluation.comparison import compare
 from lightning_evo.evaluation.recording import Call, CallRecorder, Sample
 from lightning_evo.evaluation.ways import perturbed, rules
@@ -217,7 +217,7 @@ def test_weights_that_are_read_again_are_kept(way, monkeypatch):
 @pytest.mark.usefixtures("no_room")
 def test_noise_of_a_large_model_is_counted_in_full(monkeypatch):
     """Though the plain loop of the check perturbs one layer of each kind."""
-    monkeypatch.setattr(check, "LARGEST_COPY", 100)
+    monkeypatch.setattr(trial, "LARGEST_COPY", 100)
     module = nn.Sequential(*(nn.Linear(6, 6) for _ in range(10)))
     _, evolution = generations(module, many(module, 4), count=1, antithetic=False)
     assert "batched would make each member's noise 4 times" in evolution.evaluation.summary
