@@ -22,8 +22,9 @@ from lightning_evo.algorithms import Algorithm, Population, Recipe, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
-from lightning_evo.evaluation.fitness import as_record, as_records
+from lightning_evo.evaluation.fitness import as_record, as_records, details_of
 from lightning_evo.evaluation.job import BatchOfRows
+from lightning_evo.evaluation.sharing import for_members
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
@@ -138,6 +139,12 @@ class Evolution:
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
         self.traces = Traces()
         """What members were seen to change; a strategy says what they can reach besides the module."""
+        self.wants_details: Callable[[int], bool] | None = None
+        """Says of a generation whether its members' :attr:`details` are wanted; the same on all processes."""
+        self.details: list[list[Any]] = []
+        """What members told about their samples of the last batch, by :attr:`Fitness.details
+        <lightning_evo.Fitness.details>`: ``details[member][sample]``, of all processes. Empty if it was not wanted, and
+        for a member that told nothing."""
         self._evolve = checked_choice(evolve)
         self._repeat = batches.Repeat()
         self._module: nn.Module | None = None
@@ -270,6 +277,8 @@ class Evolution:
             self.evaluation.limit_groups(self._groups.size)
         failed = (results[..., 1] < 0).any(0)
         self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
+        wanted = self.wants_details is not None and self.wants_details(self.state.generation)
+        self.details = ranks.gather_details(list(map(details_of, values)), population) if wanted else []
         return self._scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
@@ -300,7 +309,8 @@ class Evolution:
         self, fitness: FitnessFunction, shared: batches.SharedBatch, samples: int, members: int
     ) -> list[Any] | None:
         try:
-            value = fitness(self._repeat(shared.for_member(), members))
+            with for_members(members):
+                value = fitness(self._repeat(shared.for_member(), members))
             return None if value is None else as_records(value, members, samples)
         finally:
             shared.take_back()
