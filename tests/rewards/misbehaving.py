@@ -135,15 +135,18 @@ def moves():
     os.chdir("/")
 
 
-def leaves_children(file):
-    """A function that leaves a child in its session and one outside of it, and hangs. Their numbers go to a file."""
+def leaves_children(file, then):
+    """A function that leaves a child in its session and one outside of it, then does something.
+
+    Their numbers, and its own and its guard's, go to a file.
+    """
 
     def act():
         wait = [sys.executable, "-c", "import time; time.sleep(1000)"]
         children = [subprocess.Popen(wait), subprocess.Popen(wait, start_new_session=True)]
         with open(file, "a") as numbers:
             numbers.write("".join(f"{child.pid}\n" for child in children) + f"{os.getpid()}\n{os.getppid()}\n")
-        time.sleep(1000)
+        then()
 
     return doing(act)
 
