@@ -51,7 +51,8 @@ class RewardFunctions:
     processors, where they can do no harm: what takes longer than ``timeout`` or ends its process is killed with all
     that it started. Then the call's samples are tried once more, one by one, each for at most half of ``timeout`` and
     all of them together for at most twice, so that a call takes a worker no longer than three times ``timeout``. What
-    is lost again is missing, and counted. Reward models run in this process.
+    is lost again is missing, and counted. Reward models run in this process. Workers are no sandbox: code that a model
+    has written may do what the user may.
 
     Functions run outside of what evolution does to torch's operations, and without gradients. In workers Python's,
     NumPy's and torch's random numbers start from the same seed for every call of a step.

@@ -5,6 +5,7 @@ import copy
 import functools
 import math
 import pickle
+import sys
 import warnings
 from decimal import Decimal
 
@@ -361,6 +362,13 @@ def test_names():
 def test_what_is_wrong_is_said(functions, options, error, message):
     with pytest.raises(error, match=message):
         RewardFunctions(functions, **options)
+
+
+def test_what_has_to_be_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    score = RewardFunctions(strict, timeout=1.0)
+    with pytest.raises(ImportError, match=r"reward_timeout needs cloudpickle.*pip install 'lightning-evo\[rewards\]'"):
+        score([call("a", answer=["a"])])
 
 
 def test_no_calls():
