@@ -555,6 +555,21 @@ def test_from_a_folder(tmp_path):
     assert RewardModule(loaded, reward_funcs=vowels, max_completion_length=6).generate(["b"]) == made.generate(["b"])
 
 
+def test_the_update_is_in_place_unless_another_is_asked_for():
+    found = []
+    for options in ({}, {"update": None, "learning_rate": None}):
+        made, t = module(), trainer(strategy(**options), max_steps=2)
+        torch.manual_seed(1)
+        t.fit(made, datamodule=PromptData(ROWS, batch_size=4, validation=ROWS))
+        assert t.strategy.update == "in_place"
+        found.append(flat(made))
+    assert not torch.equal(*found)  # the second one with the algorithm's own learning rate
+    assert all((each - flat(module())).norm() > 1e-3 for each in found)
+    t = trainer(strategy(update="optimizer", learning_rate=None), max_steps=1)
+    with pytest.raises(ValueError, match="RewardModule has no `configure_optimizers`, and update='optimizer' needs"):
+        t.fit(module(), datamodule=PromptData(ROWS, batch_size=4, validation=ROWS))
+
+
 def test_backpropagation_is_refused():
     with pytest.raises(TypeError, match="SingleDeviceStrategy can't train it by backpropagation. Use strategy=Evo"):
         trainer("auto", max_steps=1).fit(module(), datamodule=PromptData(ROWS, validation=ROWS))
