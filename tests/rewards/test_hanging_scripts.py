@@ -57,7 +57,8 @@ score([call("bad")])
 
 # What holds the sockets of the training, as the workers of a DataLoader do, must not keep reward functions alive.
 HANGS_BESIDE_A_FORK = HANGS.replace(
-    'open(sys.argv[1], "w").close()', "if not os.fork():\n    time.sleep(60)\n    os._exit(0)\nopen(sys.argv[1], 'w').close()"
+    'open(sys.argv[1], "w").close()',
+    "if not os.fork():\n    time.sleep(60)\n    os._exit(0)\nopen(sys.argv[1], 'w').close()",
 )
 
 TRAINS = """
@@ -175,6 +176,20 @@ def test_code_from_standard_input(mark, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines() == EXPECTED
     wait_until(lambda: not left(mark))
+
+
+@pytest.mark.parametrize("output", ["> ran 2> said", "<&- 2>&-"])
+def test_output_may_go_anywhere(mark, tmp_path, output):
+    script = tmp_path / "script.py"
+    script.write_text(RUNS_ON)
+    ran = subprocess.run(
+        f"exec {sys.executable} script.py {output}",
+        shell=True, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    file = tmp_path / "ran"
+    assert ran.returncode == 0
+    lines = (file.read_text() if file.exists() else ran.stdout).splitlines()
+    assert [line for line in lines if line != "a reward function says something"] == EXPECTED
 
 
 def test_a_training_goes_on(mark, tmp_path):
