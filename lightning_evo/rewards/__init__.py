@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_evo.rewards.calling import Call, TrainerState
+    from lightning_evo.rewards.data import PromptData
     from lightning_evo.rewards.functions import RewardError, RewardFunctions, Scored
+    from lightning_evo.rewards.module import RewardModule
 
-__all__ = ["Call", "RewardError", "RewardFunctions", "Scored", "TrainerState"]
+__all__ = ["Call", "PromptData", "RewardError", "RewardFunctions", "RewardModule", "Scored", "TrainerState"]
 
 _HOME = {
     "Call": "calling",
+    "PromptData": "data",
     "RewardError": "functions",
     "RewardFunctions": "functions",
+    "RewardModule": "module",
     "Scored": "functions",
     "TrainerState": "calling",
 }
