@@ -22,6 +22,7 @@ class Stream:
     ROUNDING = 1
     SUBSET = 2
     DECAY = 3  # rounding of weight decay
+    SAMPLING = 4  # of texts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,361 @@
+"""A LightningModule that learns from rewards: it writes, reward functions judge, evolution learns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_evo.evaluation.fitness import Fitness
+from lightning_evo.evaluation.sharing import members_in_batch
+from lightning_evo.noise.philox import NoiseKey, Stream
+from lightning_evo.rewards.functions import Call, RewardFunctions, Scored, TrainerState
+from lightning_evo.rewards.prompts import check_prompt, columns_of, is_conversation, prefix_of, rows_of
+from lightning_evo.rewards.writing import Writer, Written
+from lightning_evo.utils.messages import first_line, shown
+
+__all__ = ["RewardModule"]
+
+RewardFunction = Callable[..., Any] | str | nn.Module
+_FIXED = NoiseKey(seed=0, generation=(1 << 32) - 1, stream=Stream.SAMPLING)
+"""Of texts outside training: the same each time, so that validations can be compared."""
+
+
+class RewardModule(pl.LightningModule):
+    """A language model whose completions are judged by reward functions: the objective of evolution.
+
+    Each member writes a completion for each prompt of the batch. A reward function is called once for each member with
+    all of its samples, by keywords as TRL calls it: ``prompts``, ``completions``, ``completion_ids``, every other
+    column of the data, ``trainer_state``, ``log_extra`` and ``log_metric``; it returns a list of numbers, or ``None``
+    for samples that it has nothing to say about. Fitness is the mean over samples of the weighted sum of rewards.
+
+    There is no optimizer: the strategy's learning rate counts, or the algorithm's own, and ``update="in_place"``. All
+    parameters with ``requires_grad`` evolve, so of a model of peft the adapters alone.
+
+    Logged: ``train/reward``, ``train/completion_length`` (in tokens) and ``train/truncated`` (a share) of the center in
+    each step, and ``val/…`` and ``test/…`` likewise; ``train/reward/NAME`` for each of several functions; what they log
+    by ``log_metric(name, value)`` as ``train/NAME``; with a timeout ``evo/timed_out_rewards``, over all processes since
+    the start.
+
+    Args:
+        model: A folder or a name on the hub, which ``AutoModelForCausalLM`` loads, or a model of transformers or peft.
+        processing_class: Its tokenizer; ``None`` loads that of ``model``. Its padding side doesn't matter, nor whether
+            it has a padding token.
+        reward_funcs: One or several: a function, also a coroutine, or a model that classifies sequences with one label
+            (a name or a model).
+        reward_weights: One for each function; by default 1.
+        max_completion_length: The most tokens of a completion.
+        temperature: 0 takes the likeliest token each time. Above 0 tokens are sampled, by noise that all members share
+            and that is another one in each generation; in validation it is always the same.
+        reward_timeout: Seconds that a call of a function may take; functions then run in processes of their own.
+            ``None``: in this one, without a limit.
+        generation_kwargs: Further settings of ``generate``, such as ``repetition_penalty``, ``stop_strings``,
+            ``stopping_criteria`` or, with a temperature, ``top_k``, ``top_p`` and ``min_p``.
+        chat_template_kwargs: For the chat template of prompts that are messages: ``{"enable_thinking": False}``.
+
+    Raises:
+        ModuleNotFoundError: If transformers is not installed.
+        TypeError: If an option is of a wrong type or unknown.
+        ValueError: If options have impossible values or contradict each other, or ``processing_class`` is missing.
+
+    Example:
+        >>> import lightning as L
+        >>> from lightning_evo import EvoStrategy
+        >>> from lightning_evo.rewards import PromptData, RewardModule
+        >>> def short(completions, **kwargs):
+        ...     return [-len(text) for text in completions]
+        >>> module = RewardModule("HuggingFaceTB/SmolLM2-135M-Instruct", reward_funcs=short)  # doctest: +SKIP
+        >>> data = PromptData([{"prompt": "The capital of France is"}], batch_size=1)
+        >>> trainer = L.Trainer(strategy=EvoStrategy("eggroll", sigma=2e-3), max_steps=20)  # doctest: +SKIP
+        >>> trainer.fit(module, datamodule=data)  # doctest: +SKIP
+    """
+
+    evolution_update = "in_place"
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        processing_class: Any = None,
+        reward_funcs: RewardFunction | Sequence[RewardFunction] = (),
+        *,
+        reward_weights: Sequence[float] | None = None,
+        max_completion_length: int = 256,
+        temperature: float = 0.0,
+        reward_timeout: float | None = None,
+        generation_kwargs: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = _loaded(model)
+        self.processing_class = _tokenizer_of(self.model) if processing_class is None else processing_class
+        self.reward_functions = RewardFunctions(reward_funcs, reward_weights, timeout=reward_timeout)
+        self.writer = Writer(
+            self.model,
+            self.processing_class,
+            max_completion_length=max_completion_length,
+            temperature=temperature,
+            generation_kwargs=generation_kwargs,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        self._has_timeout = reward_timeout is not None
+        self._has_warned = False
+        # Tokenizers set themselves up anew in each call; functions may have workers, and count what they did.
+        ours = {"processing_class", "reward_functions", "writer", "_has_warned"}
+        self.evolution_shared = ours | set(getattr(type(self), "evolution_shared", ()))
+
+    # --- writing ---
+
+    def generate(self, prompts: Sequence[Any]) -> list[str]:
+        """What the model writes, as it does in validation: without dropout and gradients.
+
+        Args:
+            prompts: Texts or lists of messages.
+
+        Returns:
+            A completion for each, without the prompt and special tokens.
+
+        Raises:
+            TypeError: If it is a single text, or a prompt is neither text nor messages.
+        """
+        if isinstance(prompts, str) or any(isinstance(prompt, Mapping) for prompt in prompts):
+            raise TypeError(f"generate takes a list of prompts, got one: {shown(prompts)}. Put it into a list.")
+        for number, prompt in enumerate(prompts):
+            check_prompt(prompt, f"number {number}")
+        return self._write(prompts, _FIXED, 1).texts if len(prompts) else []
+
+    def _write(self, prompts: Sequence[Any], key: NoiseKey, members: int) -> Written:
+        return self.writer.write(
+            self.model, self.processing_class, prompts, key=key, members=members, device=self.device
+        )
+
+    @property
+    def _key(self) -> NoiseKey:
+        """Of the generation that is running."""
+        state = self._evolution.state
+        return NoiseKey(state.seed, state.generation, Stream.SAMPLING)
+
+    @property
+    def _evolution(self) -> Any:
+        """What evolves this module: the strategy's, or that of ``EvolutionMixin``."""
+        strategy: Any = self.trainer.strategy
+        return vars(self).get("evolution") or strategy.evolution
+
+    # --- judging ---
+
+    def fitness_step(self, batch: Any, batch_idx: int = 0) -> Fitness:
+        """The rewards of a batch, for one member or, as rows of the batch, for several.
+
+        Args:
+            batch: A list with a dictionary for each sample, which has a ``"prompt"``; or a dictionary of lists.
+            batch_idx: Not used.
+
+        Returns:
+            One value for each sample, and as ``details`` dictionaries with ``prompt`` and ``completion`` (texts),
+            ``rewards`` (by function), ``reward``, ``truncated``, ``timed_out`` and ``extras`` (of ``log_extra``).
+        """
+        judged = self._judge(rows_of(batch), self._key, members_in_batch())
+        errors = [scored.error for scored in judged.scored]
+        error = next((error for error in errors if error is not None), None)
+        if error is not None:
+            if None not in errors:
+                raise error
+            if not self._has_warned:
+                self._has_warned = True
+                rank_zero_warn(
+                    f"A reward function has failed for some members, which don't count: {type(error).__name__}: "
+                    f"{first_line(error)} (said once)"
+                )
+        return Fitness(judged.values, missing=judged.missing, details=judged.details())
+
+    def _judge(self, rows: list[dict[str, Any]], key: NoiseKey, members: int = 1) -> _Judged:
+        samples = len(rows) // members
+        written = self._write([row["prompt"] for row in rows[:samples]], key, members)
+        state, calls = self._trainer_state(), []
+        for start in range(0, len(rows), samples):
+            own = slice(start, start + samples)
+            calls.append(
+                Call(
+                    prompts=[_as_trl(row["prompt"]) for row in rows[own]],
+                    completions=[
+                        _completion(row["prompt"], text)
+                        for row, text in zip(rows[own], written.texts[own], strict=True)
+                    ],
+                    completion_ids=written.token_ids[own],
+                    columns=columns_of(rows[own]),
+                    trainer_state=state,
+                )
+            )
+        return _Judged(written, self.reward_functions(calls))
+
+    def _trainer_state(self) -> TrainerState:
+        trainer = self.trainer
+        return TrainerState(global_step=trainer.global_step, epoch=trainer.current_epoch, max_steps=trainer.max_steps)
+
+    # --- Lightning ---
+
+    @override
+    def configure_callbacks(self) -> list[Any]:
+        """None; but it is the first that a Trainer asks for, so that the strategy is looked at here.
+
+        Raises:
+            TypeError: If the module is to be trained by a strategy that needs gradients.
+        """
+        strategy: Any = self.trainer.strategy
+        if self.trainer.state.fn == "fit" and self.automatic_optimization and not hasattr(strategy, "evolution"):
+            raise TypeError(
+                f"{type(self).__name__} has rewards and no loss, so {type(strategy).__name__} can't train it by "
+                'backpropagation. Use strategy=EvoStrategy("eggroll"), or EvoDDPStrategy for several devices.'
+            )
+        return []
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The center's rewards, logged: members have run :meth:`fitness_step` before.
+
+        Returns:
+            Minus the mean reward as ``"loss"`` and the mean reward as ``"fitness"``, 0-dimensional, float32.
+        """
+        reward = self._log_rewards("train", rows_of(batch), self._key)
+        if self._has_timeout:
+            count = float(self.reward_functions.timed_out_rewards)
+            self.log("evo/timed_out_rewards", count, sync_dist=True, reduce_fx="sum", batch_size=1)
+        fitness = torch.tensor(reward, dtype=torch.float32, device=self.device)
+        return {"loss": -fitness, "fitness": fitness}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The rewards of the weights as they are on held-out prompts, logged as ``val/…``."""
+        self._log_rewards("val", rows_of(batch), _FIXED)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The rewards on prompts of the test, logged as ``test/…``."""
+        self._log_rewards("test", rows_of(batch), _FIXED)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
+        """A completion for each prompt of the batch."""
+        return self._write([row["prompt"] for row in rows_of(batch)], _FIXED, 1).texts
+
+    @override
+    def teardown(self, stage: str) -> None:
+        """End the workers of reward functions; the next call starts others."""
+        self.reward_functions.close()
+
+    def _log_rewards(self, stage: str, rows: list[dict[str, Any]], key: NoiseKey) -> float:
+        """Log the rewards of the weights as they are; gives their mean."""
+        judged = self._judge(rows, key)
+        (scored,) = judged.scored
+        if scored.error is not None:
+            raise scored.error
+        if self.trainer.barebones:
+            return judged.mean
+        training = stage == "train"
+        options: dict[str, Any] = {"on_step": training, "on_epoch": not training}
+        several = len(self.reward_functions.names) > 1
+        means = {"reward": (judged.mean, int((~judged.missing).sum()))}
+        for name in self.reward_functions.names if several else ():
+            values = [value for value in scored.rewards[name] if value is not None]
+            means[f"reward/{name}"] = (sum(values) / max(1, len(values)), len(values))
+        means["completion_length"] = (sum(map(len, judged.written.token_ids)) / len(rows), len(rows))
+        means["truncated"] = (sum(judged.written.truncated) / len(rows), len(rows))
+        for name, (mean, samples) in means.items():
+            shows = name == "reward"
+            self.log(f"{stage}/{name}", mean, prog_bar=shows, batch_size=samples, sync_dist=not training, **options)
+        for name, value in scored.metrics.items():  # which there are may depend on the data: of the first process
+            self.log(f"{stage}/{name}", float(value), batch_size=len(rows), rank_zero_only=True, **options)
+        return judged.mean
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What was written, for all samples of all members, and how good each member's part is.
+
+    Attributes:
+        written: The completions.
+        scored: For each member.
+    """
+
+    written: Written
+    scored: list[Scored]
+
+    @property
+    def values(self) -> Tensor:
+        """float64 ``[members * samples]``."""
+        return torch.cat([scored.values for scored in self.scored])
+
+    @property
+    def missing(self) -> Tensor:
+        """Bool ``[members * samples]``."""
+        return torch.cat([scored.missing for scored in self.scored])
+
+    @property
+    def mean(self) -> float:
+        """Over the samples that have a reward; 0 if none has."""
+        has = self.values[~self.missing]
+        return float(has.mean()) if len(has) else 0.0
+
+    def details(self) -> list[dict[str, Any]]:
+        """One dictionary for each sample."""
+        samples = len(self.written.texts) // len(self.scored)
+        places = [(scored, sample) for scored in self.scored for sample in range(samples)]
+        written, timed_out = self.written, torch.cat([scored.timed_out for scored in self.scored])
+        rewards = self.values.tolist(), self.missing.tolist(), timed_out.tolist()
+        rows = zip(places, written.prompts, written.texts, written.truncated, *rewards, strict=True)
+        return [
+            {
+                "prompt": prompt,
+                "completion": text,
+                "rewards": {name: values[sample] for name, values in scored.rewards.items()},
+                "reward": None if missing else value,
+                "truncated": truncated,
+                "timed_out": late,
+                "extras": {name: values[sample] for name, values in scored.extras.items()},
+            }
+            for (scored, sample), prompt, text, truncated, value, missing, late in rows
+        ]
+
+
+def _as_trl(prompt: Any) -> Any:
+    """What functions are given as prompt: without the beginning of the answer, which is in the completion."""
+    return list(prompt)[:-1] if prefix_of(prompt) else prompt
+
+
+def _completion(prompt: Any, text: str) -> Any:
+    """A text, or for a conversation the message that follows."""
+    return [{"role": "assistant", "content": prefix_of(prompt) + text}] if is_conversation(prompt) else text
+
+
+def _loaded(model: Any) -> nn.Module:
+    transformers = _transformers()
+    if isinstance(model, str | os.PathLike):
+        model = transformers.AutoModelForCausalLM.from_pretrained(model)
+    if not isinstance(model, nn.Module) or not hasattr(model, "generate"):
+        raise TypeError(
+            f"model must be a folder, a name on the hub, or a model of transformers or peft that can `generate`; got "
+            f"{shown(model)}."
+        )
+    return model
+
+
+def _tokenizer_of(model: nn.Module) -> Any:
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        raise ValueError(
+            "The model does not say where it was loaded from, so its tokenizer is not known. Give it as "
+            "processing_class=AutoTokenizer.from_pretrained(…)."
+        )
+    return _transformers().AutoTokenizer.from_pretrained(name)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'RewardModule needs transformers: pip install "lightning-evo[rewards]".', name="transformers"
+        ) from error
+    return transformers
