@@ -184,8 +184,9 @@ def report(console: Console, asked: list[Row], before: Marks, after: Marks) -> N
     table = Table(title="Held-out questions", title_justify="left")
     for name in ("question", "before", "after"):
         table.add_column(name, overflow="fold")
-    for row, old, new, was, now in zip(asked[:SHOWN], before.texts, after.texts, before.right, after.right):
-        table.add_row(row["prompt"][-1]["content"], *(Text(f"{'✓' if ok else '✗'} {t}") for t, ok in ((old, was), (new, now))))
+    for number, row in enumerate(asked[:SHOWN]):
+        answers = [Text(f"{'✓' if one.right[number] else '✗'} {one.texts[number]}") for one in (before, after)]
+        table.add_row(row["prompt"][-1]["content"], *answers)
     console.print(table)
     table = Table(title=f"Means of {len(asked)} held-out questions", title_justify="left")
     for name in ("", "before", "after"):
