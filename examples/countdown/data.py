@@ -11,8 +11,8 @@ __all__ = ["CountdownData", "problems", "question"]
 
 QUESTION = (
     "Find an equation that uses each of the numbers {numbers} exactly once and equals {target}. You may use + - * / "
-    "and parentheses. First think about it in <think> </think>, then give the equation alone in <answer> </answer>, for "
-    "example <answer>(1 + 2) / 3</answer>."
+    "and parentheses. First think about it in <think> </think>, then give the equation alone in <answer> </answer>, "
+    "for example <answer>(1 + 2) / 3</answer>."
 )
 
 
