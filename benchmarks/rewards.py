@@ -59,7 +59,8 @@ from benchmarks._rewards import (
 )
 from examples.rewards.questions import held_out, training
 from examples.rewards.run import Marks, build, chats, loaded, marks
-from lightning_evo.rewards import PromptData
+from lightning_evo import shared
+from lightning_evo.rewards import PromptData, RewardModule
 
 MEASURES = ("reward", "right", "characters")
 AFTER = ("evolution", "system prompt", "fine-tuning", "best of n")
@@ -164,50 +165,39 @@ def table(before: dict[str, Any], brief: dict[str, Any], seeds: list[dict[str, A
 # --- where the time goes --------------------------------------------------------------------------------------------
 
 
+@shared
 class Clock(pl.Callback):
-    """Seconds of a generation's parts."""
+    """Seconds of a generation's parts; members share it, and do not leave it as it was."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: RewardModule) -> None:
         self.generations: list[dict[str, float]] = []
         self._now: dict[str, float] = {}
-        self._in_center = False
+        self._in_members = False
         self._concluded = 0.0
-        module.writer.write = self._timed("generate", module.writer.write)
-        rewards = module.reward_functions
-        module.reward_functions = type("Timed", (), {"__call__": staticmethod(self._timed("rewards", rewards))})()
-        for name in ("names", "close", "timed_out_rewards"):
-            setattr(module.reward_functions, name, getattr(rewards, name))
-        self._training_step = module.training_step
-        module.training_step = self._center
+        module.writer = _Timed(module.writer, self, "generate")  # type: ignore[assignment]
+        module.reward_functions = _Timed(module.reward_functions, self, "rewards")  # type: ignore[assignment]
 
-    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **options)
-            finally:
-                if not self._in_center:
-                    self._now[name] = self._now.get(name, 0.0) + time.perf_counter() - start
-
-        return timed
-
-    def _center(self, *args: Any) -> Any:
-        start, self._in_center = time.perf_counter(), True
-        try:
-            return self._training_step(*args)
-        finally:
-            self._in_center = False
-            self._now["center"] = time.perf_counter() - start
+    def add(self, part: str, seconds: float) -> None:
+        """Count a call, of the members or else of the center."""
+        part = part if self._in_members else "center"
+        self._now[part] = self._now.get(part, 0.0) + seconds
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         engine = trainer.strategy.evolution  # type: ignore[attr-defined]
-        conclude = engine.conclude
+        evaluate, conclude = engine.evaluate, engine.conclude
+
+        def evaluated(*args: Any) -> Any:
+            self._in_members = True
+            try:
+                return evaluate(*args)
+            finally:
+                self._in_members = False
 
         def concluded() -> Any:
             self._concluded = time.perf_counter()
             return conclude()
 
-        engine.conclude = concluded
+        engine.evaluate, engine.conclude = evaluated, concluded
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._now = {"began": time.perf_counter()}
@@ -218,6 +208,30 @@ class Clock(pl.Callback):
         found["generation"] = end - found.pop("began")
         parts = sum(value for name, value in found.items() if name != "generation")
         self.generations.append({**found, "rest": found["generation"] - parts})
+
+
+@shared
+class _Timed:
+    """An object whose calls, and calls of ``write``, a clock counts."""
+
+    def __init__(self, wrapped: Any, clock: Clock, part: str) -> None:
+        self._wrapped, self._clock, self._part = wrapped, clock, part
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._timed(self._wrapped, *args, **options)
+
+    def write(self, *args: Any, **options: Any) -> Any:
+        return self._timed(self._wrapped.write, *args, **options)
+
+    def _timed(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            self._clock.add(self._part, time.perf_counter() - start)
 
 
 PARTS = ("generation", "generate", "rewards", "update", "center", "rest")

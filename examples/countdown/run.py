@@ -26,7 +26,7 @@ def main(arguments: list[str], *, folder: Path = Path("runs/countdown/model"), s
     """
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # from Lightning about torch, nothing to act on
     torch.set_num_threads(1)  # so small a model is slower with more
-    data = CountdownData(train=120, held_out=32, numbers=2, largest=9, operations="+-*", chat=False)
+    data = CountdownData(train=160, held_out=32, numbers=2, largest=12, operations="+-*", chat=False)
     rows = [data.train_rows[number] for number in range(len(data.train_rows))]  # type: ignore[arg-type]
     where = prepared(folder, rows, steps)
     lightning_evo(["fit", "--config", str(CONFIG), f"--model.init_args.model={where}", *arguments])

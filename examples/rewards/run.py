@@ -157,7 +157,13 @@ def run(
     before = marks(module, asked)
     trainer = pl.Trainer(
         strategy=EvoStrategy(
-            "eggroll", population=population, rank=1, sigma=sigma, learning_rate=learning_rate, evaluation="rows"
+            "eggroll",
+            population=population,
+            rank=1,
+            sigma=sigma,
+            learning_rate=learning_rate,
+            update="in_place",
+            evaluation="rows",
         ),
         max_steps=generations,
         max_epochs=-1,
