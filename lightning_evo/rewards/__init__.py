@@ -1,6 +1,6 @@
-"""Language models that learn from rewards: reward functions, prompts, and the module that generates.
+"""Language models that learn from rewards: reward functions, the workers that they run in, prompts and the module.
 
-Names are loaded when they are first used, so that processes that only judge don't load torch.
+Workers import this package, so names are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_evo.rewards.calling import Call, TrainerState
     from lightning_evo.rewards.data import PromptData
-    from lightning_evo.rewards.functions import Call, RewardFunctions, Scored, TrainerState
+    from lightning_evo.rewards.functions import RewardError, RewardFunctions, Scored
     from lightning_evo.rewards.module import RewardModule
 
-__all__ = ["Call", "PromptData", "RewardFunctions", "RewardModule", "Scored", "TrainerState"]
+__all__ = ["Call", "PromptData", "RewardError", "RewardFunctions", "RewardModule", "Scored", "TrainerState"]
 
 _HOME = {
-    "Call": "functions",
+    "Call": "calling",
     "PromptData": "data",
+    "RewardError": "functions",
     "RewardFunctions": "functions",
     "RewardModule": "module",
     "Scored": "functions",
-    "TrainerState": "functions",
+    "TrainerState": "calling",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     return value
 
 

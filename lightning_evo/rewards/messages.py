@@ -8,6 +8,7 @@ import struct
 __all__ = ["Inbox", "framed", "receive", "send"]
 
 _LENGTH = struct.Struct("<Q")
+_LARGEST = 1 << 40
 
 
 def framed(body: bytes) -> bytes:
@@ -60,11 +61,17 @@ class Inbox:
         self._bytes = bytearray()
 
     def add(self, part: bytes) -> list[bytes]:
-        """The messages that are complete now."""
+        """The messages that are complete now.
+
+        Raises:
+            ValueError: If what arrives can't be a message.
+        """
         self._bytes += part
         complete = []
         while len(self._bytes) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._bytes)[0]
+            if end > _LARGEST:
+                raise ValueError(f"A message of {end} bytes.")
             if len(self._bytes) < end:
                 break
             complete.append(bytes(self._bytes[_LENGTH.size : end]))

@@ -106,8 +106,9 @@ class RewardModule(pl.LightningModule):
         )
         self._has_timeout = reward_timeout is not None
         self._has_warned = False
-        # Tokenizers set themselves up anew in each call; functions may have workers, and count what they did.
-        ours = {"processing_class", "reward_functions", "writer", "_has_warned"}
+        self._judges_on = torch.device("cpu")
+        # Tokenizers set themselves up anew in each call.
+        ours = {"processing_class", "writer", "_has_warned", "_judges_on"}
         self.evolution_shared = ours | set(getattr(type(self), "evolution_shared", ()))
 
     # --- writing ---
@@ -176,6 +177,9 @@ class RewardModule(pl.LightningModule):
 
     def _judge(self, rows: list[dict[str, Any]], key: NoiseKey, members: int = 1) -> _Judged:
         samples = len(rows) // members
+        if self._judges_on != self.device:
+            self._judges_on = self.device
+            self.reward_functions.to(self.device)
         written = self._write([row["prompt"] for row in rows[:samples]], key, members)
         state, calls = self._trainer_state(), []
         for start in range(0, len(rows), samples):
@@ -214,6 +218,19 @@ class RewardModule(pl.LightningModule):
                 'backpropagation. Use strategy=EvoStrategy("eggroll"), or EvoDDPStrategy for several devices.'
             )
         return []
+
+    @override
+    def on_fit_start(self) -> None:
+        """Spare Lightning its warning of modules in eval mode, which loaded models are in: they write in no other."""
+        self._in_eval = [module for module in self.modules() if not module.training]
+        for module in self._in_eval:
+            module.training = True
+
+    @override
+    def on_train_start(self) -> None:
+        """Put all modules back into the mode that they were in."""
+        for module in vars(self).pop("_in_eval", ()):
+            module.training = False
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The center's rewards, logged: members have run :meth:`fitness_step` before.

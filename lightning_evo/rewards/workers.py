@@ -132,6 +132,9 @@ class Pool:
         if self._owner != os.getpid():  # in a fork of the process that started them, whose they stay
             self._workers.clear()
             self._owner = os.getpid()
+        for worker in list(self._workers):
+            if worker.is_ready and worker.read()[1]:  # it ended while it had nothing to do
+                self._remove(worker)
         run = _Run(tasks, limit)
         try:
             while run.waiting or any(worker.job for worker in self._workers):
@@ -210,6 +213,8 @@ class Pool:
                     f"A worker for reward functions {reason}{what}, {_FAILED_STARTS} times in a row. Its standard "
                     "error above may say why."
                 )
+        elif worker.job and not worker.has_begun and run.put_back(worker):  # it ended by what was before
+            return
         elif worker.job:
             self.restarts += 1
             for number in run.open_of(worker):
@@ -246,6 +251,7 @@ class _Run:
         alone = [[number] for number, task in enumerate(tasks) if not task.together]
         self.waiting: deque[list[int]] = deque(([together] if together else []) + alone)
         self.outcomes: dict[int, Answer | Problem | Lost] = {}
+        self._put_back = 0
 
     def next_job(self) -> Job | None:
         """The next to hand out; ``None`` if no time is left for it."""
@@ -258,6 +264,16 @@ class _Run:
             return None
         tasks = [(number, self.tasks[number].function, self.tasks[number].call) for number in numbers]
         return Job(tasks, limit, _GRACE if self.tasks[numbers[0]].together else 0.0)
+
+    def put_back(self, worker: Process) -> bool:
+        """Have another worker do a job, unless that has happened too often for the job to be blameless."""
+        self._put_back += 1
+        if self._put_back > _FAILED_STARTS:
+            return False
+        assert worker.job is not None
+        self.waiting.appendleft([number for number, _, _ in worker.job.tasks])
+        worker.job = None
+        return True
 
     def open_of(self, worker: Process) -> list[int]:
         """The tasks that a worker has not answered."""

@@ -88,8 +88,9 @@ class EvoStrategyMixin(Strategy):
         evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
-            plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state. Default: the
-            algorithm's own, ``"optimizer"`` for those that estimate a gradient.
+            plugin. ``"in_place"`` moves the weights directly: no gradient, no optimizer state. Default: the module's
+            ``evolution_update``, if it has one, or the algorithm's own, ``"optimizer"`` for those that estimate a
+            gradient.
         evaluation: How members are run: ``"plain"`` (one after the other, weights written and restored),
             ``"in_forward"`` (one after the other, weights never touched), ``"batched"`` (many at once, by ``vmap``) or
             ``"rows"`` (many at once, as rows of one batch; fitness is one value per sample); ``"auto"`` chooses. Each
@@ -171,6 +172,7 @@ class EvoStrategyMixin(Strategy):
         )
         self.update: UpdateName = self.evolution.algorithm.checked_update(update)
         """Who moves the weights."""
+        self._update_was_given = update is not None
         if journal and self.update != "in_place":
             raise ValueError(
                 "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
@@ -215,7 +217,18 @@ class EvoStrategyMixin(Strategy):
     def connect(self, model: Any) -> None:
         super().connect(model)
         if _compat.is_attached(model) and model.trainer.state.fn == "fit" and model.automatic_optimization:
+            self._follow(model)
             check_methods(model, self.evolution.algorithm, self.update)
+
+    def _follow(self, module: Any) -> None:
+        """Have a module that has an ``evolution_update`` say who moves the weights, where no option said it."""
+        wanted = None if self._update_was_given else getattr(module, "evolution_update", None)
+        update = self.evolution.algorithm.checked_update(wanted, "evolution_update")
+        if self._update_was_given or update == self.update:
+            return
+        self.update = update
+        in_place = InPlace(self._current_optimizers, self._record)
+        self._moves = in_place if update == "in_place" else IntoGradients(self._gradient_scale)
 
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)

@@ -1,0 +1,5 @@
+"""Processes for tests that need several."""
+
+from tests.strategies.conftest import world
+
+__all__ = ["world"]
