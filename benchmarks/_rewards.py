@@ -78,7 +78,6 @@ def trainer(seed: int, steps: int, setting: Setting, *callbacks: pl.Callback) ->
             sigma=setting.sigma,
             learning_rate=setting.learning_rate,
             evaluation="rows",
-            update="in_place",
             seed=seed,
         ),
         max_steps=steps,

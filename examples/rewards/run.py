@@ -162,7 +162,6 @@ def run(
             rank=1,
             sigma=sigma,
             learning_rate=learning_rate,
-            update="in_place",
             evaluation="rows",
         ),
         max_steps=generations,

@@ -57,7 +57,8 @@ score([call("bad")])
 
 # What holds the sockets of the training, as the workers of a DataLoader do, must not keep reward functions alive.
 HANGS_BESIDE_A_FORK = HANGS.replace(
-    'open(sys.argv[1], "w").close()', "if not os.fork():\n    time.sleep(60)\n    os._exit(0)\nopen(sys.argv[1], 'w').close()"
+    'open(sys.argv[1], "w").close()',
+    "if not os.fork():\n    time.sleep(60)\n    os._exit(0)\nopen(sys.argv[1], 'w').close()",
 )
 
 TRAINS = """
