@@ -1,4 +1,4 @@
-"""The model that plays: any language model, or a tiny one that has only been taught how an answer looks."""
+"""The model that plays: any language model, or a tiny one that has been taught little more than how an answer looks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.rewards import RewardModule
-from lightning_evo.rewards.ready import Countdown
+from lightning_evo.rewards.ready import Countdown, value_of
 
 __all__ = ["CountdownModule", "teach", "tiny", "tokenizer"]
 
@@ -79,7 +79,7 @@ def tiny() -> Any:
 
 
 def teach(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int, seed: int = 0) -> float:
-    """Teach by backpropagation how an answer looks: with the right numbers, and with any operation.
+    """Teach by backpropagation how an answer looks: it has the right numbers. Three in ten are right, others by chance.
 
     Args:
         model: What learns.
@@ -106,11 +106,16 @@ def teach(model: Any, tokenizer: Any, rows: list[dict[str, Any]], *, steps: int,
     return float(loss.detach())
 
 
-def _example(row: dict[str, Any], rng: random.Random) -> str:
-    numbers = list(map(str, row["nums"]))
-    rng.shuffle(numbers)
-    equation = numbers[0] + "".join(rng.choice("+-*") + number for number in numbers[1:])
-    return f"{row['prompt']}<answer>{equation}</answer></s>"
+def _example(row: dict[str, Any], rng: random.Random, right: float = 0.3) -> str:
+    equations = [_equation(row["nums"], rng) for _ in range(20)]
+    if rng.random() < right:
+        equations = [one for one in equations if value_of(one) == row["target"]] or equations
+    return f"{row['prompt']}<answer>{equations[0]}</answer></s>"
+
+
+def _equation(numbers: list[int], rng: random.Random) -> str:
+    first, *others = rng.sample(numbers, len(numbers))
+    return str(first) + "".join(f"{rng.choice('+-*')}{number}" for number in others)
 
 
 def _lesson(texts: list[str], tokenizer: Any) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "countdown"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of DeepSpeed, which transformers imports if it is there
+    pytest.mark.filterwarnings("ignore:.*members that should be compared have the same fitness:UserWarning"),
     pytest.mark.filterwarnings("ignore:Found .* module\\(s\\) in eval mode:UserWarning"),
 ]
 
