@@ -279,6 +279,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model with random weights, to see that all runs")
     parser.add_argument("--seeds", type=int, nargs="+", help="default 0 1 2")
     parser.add_argument("--generations", type=int, help="default 30")
+    parser.add_argument("--population", type=int, help="members of each generation (default 16)")
+    parser.add_argument("--prompts", type=int, help="questions in each generation (default 8)")
+    parser.add_argument("--sigma", type=float)
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--only", choices=("learning", "times"), help="one of the two parts")
     parser.add_argument("--threads", type=int, help="default all cores")
     parser.add_argument("--output", type=Path)
@@ -297,6 +301,8 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     if options.tiny:
         setting = replace(setting, training=setting.training[:8], population=4, prompts=2)
+    tuned = {name: getattr(options, name) for name in ("population", "prompts", "sigma", "learning_rate")}
+    setting = replace(setting, **{name: value for name, value in tuned.items() if value is not None})
     names = ("generations", "population", "prompts", "sigma", "learning_rate", "fine_tuning_rate")
     settings = {name: getattr(setting, name) for name in names}
     settings |= {"held_out": len(setting.held_out), "training": len(setting.training), "parameters": parameters(model)}

@@ -58,7 +58,7 @@ class PromptData(pl.LightningDataModule):
         self,
         rows: Rows,
         batch_size: int = 8,
-        validation: Rows | float | None = None,
+        validation: int | float | Rows | None = None,
         *,
         validation_batch_size: int | None = None,
     ) -> None:

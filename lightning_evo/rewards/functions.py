@@ -32,7 +32,9 @@ from lightning_evo.rewards.calling import (
 from lightning_evo.rewards.gathering import Gathering
 from lightning_evo.rewards.models import RewardModel, is_model
 from lightning_evo.rewards.scored import RewardError, Scored, gave_nan, joined, weighted
-from lightning_evo.rewards.workers import Budget, Lost, Pool, Task, dumps
+from lightning_evo.rewards.sending import code_of_call, dumps
+from lightning_evo.rewards.unfollowed import unfollowed
+from lightning_evo.rewards.workers import Budget, Lost, Pool, Task
 from lightning_evo.utils.messages import shown
 from lightning_evo.utils.options import number
 
@@ -134,7 +136,6 @@ class RewardFunctions:
         """How many workers had to be replaced: after a kill, a crash or growth of their memory."""
         return self._pool.restarts if self._pool else 0
 
-    @torch.no_grad()
     def __call__(self, calls: Sequence[Call]) -> list[Scored]:
         """Rewards of several members.
 
@@ -149,11 +150,11 @@ class RewardFunctions:
             RuntimeError: If workers can't load a function.
         """
         found: list[list[Outcome | None]] = [[None] * len(self.functions) for _ in calls]
-        with torch._C.DisableTorchFunction():  # of members that run
+        with unfollowed(), torch.no_grad():
             if self.outside:
                 self._run_outside(calls, found)
             self._run_here(calls, found)
-        return [self._scored(call, row) for call, row in zip(calls, found, strict=True)]
+            return [self._scored(call, row) for call, row in zip(calls, found, strict=True)]
 
     def _scored(self, call: Call, found: Sequence[Outcome | None]) -> Scored:
         answers = [each for each in found if isinstance(each, Answer | Problem)]
@@ -196,7 +197,7 @@ class RewardFunctions:
         assert self.timeout is not None
         if self._pool is None:
             self._pool = Pool([(self.names[i], self.functions[i]) for i in self.outside])
-        codes = [_code_of(call) for call in calls]
+        codes = [code_of_call(call) for call in calls]
         places = [(row, place) for row in range(len(calls)) for place in range(len(self.outside))]
         tasks = [Task(place, codes[row], self._is_together(place)) for row, place in places]
         for (row, place), outcome in zip(places, self._pool.run(tasks, self.timeout), strict=True):
@@ -220,7 +221,9 @@ class RewardFunctions:
             budget = Budget(2 * self.timeout)
             for sample in range(len(calls[row])):
                 together = self._is_together(place) and not first.killed
-                tasks.append(Task(place, _code_of(calls[row].sample(sample)), together, None if together else budget))
+                tasks.append(
+                    Task(place, code_of_call(calls[row].sample(sample)), together, None if together else budget)
+                )
                 places.append((row, place))
         outcomes = self._pool.run(tasks, self.timeout / 2)
         for row, place in lost:
@@ -311,18 +314,6 @@ def _checked_weights(weights: Any, names: Sequence[str]) -> list[float]:
             f"({', '.join(names)}), got {shown(weights)}."
         )
     return [number(f"The weight of reward function {name!r}", each) for name, each in zip(names, weights, strict=True)]
-
-
-def _code_of(call: Call) -> bytes:
-    try:
-        return dumps(call)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"The data can't be sent to workers, as reward_timeout asks for: {type(error).__name__}: {error}. Leave "
-            "out the column that can't be pickled, or keep plain values in it."
-        ) from error
 
 
 def _parts(functions: RewardFunctions) -> Iterator[Part]:

@@ -23,34 +23,48 @@ class RewardModel:
     of the module that is trained, so it doesn't evolve and lies in no checkpoint.
 
     Args:
-        model: Its name or folder, or the model (``PreTrainedModel``) with one label.
+        model: Its name or folder, which is loaded now, or the model (``PreTrainedModel``); with one label.
         tokenizer: The model's own; loaded from where the model came from by default.
 
     Attributes:
-        model: The model, in eval mode, loaded when it is first used; ``None`` before.
-        tokenizer: Its tokenizer; ``None`` before.
+        model: The model, in eval mode.
+        tokenizer: Its tokenizer.
 
     Raises:
         ValueError: If the model has more than one label, or its configuration names no tokenizer.
         ImportError: If transformers is not installed.
 
     Example:
-        >>> judge = RewardModel("OpenAssistant/reward-model-deberta-v3-large-v2")
-        >>> judge.__name__
-        'reward-model-deberta-v3-large-v2'
+        >>> judge = RewardModel("OpenAssistant/reward-model-deberta-v3-base")  # doctest: +SKIP
+        >>> judge(prompts=["2+2="], completions=["4"])  # doctest: +SKIP
+        [0.73]
     """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
-        self._source: str = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
-        self.__name__ = self._source.rstrip("/").split("/")[-1] or type(model).__name__
-        self.model: Any = None if isinstance(model, str) else _checked(model, self.__name__)
-        self.tokenizer = tokenizer
-        self._device: torch.device | str | None = None
+        try:
+            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        except ImportError as error:
+            raise ImportError("Reward models need transformers: pip install 'lightning-evo[rewards]'.") from error
+        source = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", ""))
+        self.__name__ = source.rstrip("/").split("/")[-1] or type(model).__name__
+        if isinstance(model, str):
+            model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+        self.model = _checked(model, self.__name__)
+        if tokenizer is None and not source:
+            raise ValueError(
+                f"Reward model {self.__name__!r} does not say where its tokenizer is. Load it by `from_pretrained`, or "
+                "give RewardModel(model, tokenizer) as the reward function."
+            )
+        self.tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        # The model finds each text's last token by it.
+        if getattr(self.model.config, "pad_token_id", None) is None:
+            self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
     def to(self, device: torch.device | str) -> RewardModel:
         """Have it compute on a device."""
-        self._device = device
-        if self.model is not None and self.model.device != torch.device(device):
+        if self.model.device != torch.device(device):
             self.model.to(device)
         return self
 
@@ -62,22 +76,12 @@ class RewardModel:
     @torch.no_grad()
     def __call__(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
         """The model's logit for each prompt with its completion."""
-        self._load()
         texts = [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        inputs = self.tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-            add_special_tokens=self._adds_special(prompts),
-        )
+        adds = isinstance(prompts[0], str)  # a chat template has the special tokens already
+        inputs = self.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=adds)
         logits: Tensor = self.model(**inputs.to(self.model.device)).logits
         rewards: list[float] = logits[:, 0].float().tolist()
         return rewards
-
-    def _adds_special(self, prompts: list[Any]) -> bool:
-        """Whether the tokenizer adds its special tokens: a chat template has them already."""
-        return isinstance(prompts[0], str)
 
     def _text(self, prompt: Any, completion: Any) -> str:
         if isinstance(prompt, str):
@@ -88,31 +92,6 @@ class RewardModel:
                 "Give prompts as text, or wrap the model in a function that makes the text."
             )
         return str(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-
-    def _load(self) -> None:
-        if self.model is not None and self.tokenizer is not None:
-            return
-        try:
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-        except ImportError as error:
-            raise ImportError("Reward models need transformers: pip install 'lightning-evo[rewards]'.") from error
-        if self.model is None:
-            loaded = AutoModelForSequenceClassification.from_pretrained(self._source, num_labels=1)
-            self.model = _checked(loaded, self.__name__)
-            if self._device is not None:
-                self.model.to(self._device)
-        if self.tokenizer is None:
-            if not self._source:
-                raise ValueError(
-                    f"Reward model {self.__name__!r} does not say where its tokenizer is. Load it by "
-                    "`from_pretrained`, or give RewardModel(model, tokenizer)."
-                )
-            self.tokenizer = AutoTokenizer.from_pretrained(self._source)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        # The model finds each text's last token by it.
-        if getattr(self.model.config, "pad_token_id", None) is None:
-            self.model.config.pad_token_id = self.tokenizer.pad_token_id
 
 
 def _checked(model: Any, name: str) -> Any:

@@ -89,8 +89,8 @@ class Process:
         self.work.setblocking(False)
         self.guard.setblocking(False)
         self.since = time.monotonic()
-        settings = {"path": list(sys.path), "environment": changed, "functions": list(self.functions)}
-        self._outbox += framed(pickle.dumps(settings))
+        settings = {"path": list(sys.path), "arguments": list(sys.argv), "environment": changed}
+        self._outbox += framed(pickle.dumps({**settings, "functions": list(self.functions)}))
 
     @property
     def ended(self) -> bool:

@@ -18,7 +18,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from lightning_evo.rewards.calling import Answer, Call, Problem, answer, answer_later, is_coroutine, problem_of
 from lightning_evo.rewards.guard import die_with_parent, watch
@@ -46,12 +46,16 @@ def main() -> None:
     os.set_inheritable(work, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what the training blocks or ignores, functions may need
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # Line by line, so that what a function said before it crashed is shown.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # Anew, as what they wrote to may have been a file; and line by line, so that what a function says before it crashes
+    # is shown.
+    sys.stdout, sys.stderr = _lines(1), _lines(2)
     with contextlib.suppress(EOFError):
         _Worker(socket.socket(fileno=work)).serve()
     os._exit(0)
+
+
+def _lines(file: int) -> TextIO:
+    return open(file, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 class _Worker:
@@ -76,7 +80,7 @@ class _Worker:
             EOFError: When it has.
         """
         settings = pickle.loads(receive(self._training))
-        sys.path[:] = settings["path"]
+        sys.path[:], sys.argv[:] = settings["path"], settings["arguments"]
         for name, value in settings["environment"].items():
             os.environ.pop(name, None)
             if value is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import selectors
 import time
 from collections import deque
@@ -13,9 +12,10 @@ from typing import Any
 
 from lightning_evo.rewards.calling import Answer, Problem
 from lightning_evo.rewards.process import Job, Process
+from lightning_evo.rewards.sending import code_of
 from lightning_evo.utils.messages import first_line
 
-__all__ = ["GROWTH", "START", "Budget", "Lost", "Pool", "Task", "dumps", "processors"]
+__all__ = ["GROWTH", "START", "Budget", "Lost", "Pool", "Task", "processors"]
 
 GROWTH = 1 << 30
 """Bytes by which a worker's memory may grow after it was ready; then another takes its place."""
@@ -44,7 +44,7 @@ class Task:
 
     Attributes:
         function: Its place among the pool's.
-        call: What :func:`dumps` gives of a call.
+        call: A call as bytes, by :func:`~lightning_evo.rewards.sending.dumps`.
         together: Whether it may run in one worker with others of this kind: that of a coroutine function.
         budget: What it shares with others; ``None`` if its limit is all.
     """
@@ -85,6 +85,8 @@ class Pool:
         ValueError: If a function can't be pickled, or the system has no process groups.
 
     Example:
+        >>> from lightning_evo.rewards.calling import Call
+        >>> from lightning_evo.rewards.sending import dumps
         >>> with Pool([("double", lambda completions, **kwargs: [2 * float(text) for text in completions])]) as pool:
         ...     pool.run([Task(0, dumps(Call(["", ""], ["1", "2"], [[], []])))], limit=10)
         [Answer(rewards=[2.0, 4.0], extras={}, metrics={})]
@@ -93,7 +95,7 @@ class Pool:
     def __init__(self, functions: Sequence[tuple[str, Callable[..., Any]]], most: int | None = None) -> None:
         if not hasattr(os, "killpg") or not hasattr(os, "fork"):
             raise ValueError("reward_timeout needs Linux or macOS: workers are killed by groups of processes.")
-        self._functions = [(name, _code_of(name, function)) for name, function in functions]
+        self._functions = [(name, code_of(name, function)) for name, function in functions]
         self._most = most or processors()
         self._workers: list[Process] = []
         self._owner = os.getpid()
@@ -181,8 +183,8 @@ class Pool:
         elif kind == "unloadable":
             name, said, trace = value
             raise RuntimeError(
-                f"A worker can't load the reward function {name!r}: {first_line(said)}. It must be importable there, "
-                f"or be defined in the script or notebook itself.\n{trace}"
+                f"A worker can't load the reward function {name!r}: {first_line(said)}. Workers import its module "
+                f"anew, in a process that sees no GPU.\n{trace}"
             )
         elif kind == "ready":
             worker.is_ready, worker.memory, self._failed_starts = True, value, 0
@@ -296,35 +298,6 @@ def _end_of(worker: Process) -> float:
     if worker.job and worker.has_begun:
         return worker.since + worker.job.limit + worker.job.grace
     return worker.since + START if worker.job or not worker.is_ready else float("inf")
-
-
-def dumps(value: Any) -> bytes:
-    """An object as bytes, with the code of what the script itself defines.
-
-    Raises:
-        ImportError: If cloudpickle is not installed.
-    """
-    try:
-        import cloudpickle
-    except ImportError as error:
-        raise ImportError(
-            "reward_timeout needs cloudpickle, which sends functions to workers: pip install 'lightning-evo[rewards]'."
-        ) from error
-    code: bytes = cloudpickle.dumps(value)
-    return code
-
-
-def _code_of(name: str, function: Callable[..., Any]) -> bytes:
-    try:
-        return dumps(function)
-    except ImportError:
-        raise
-    except (Exception, pickle.PicklingError) as error:
-        raise ValueError(
-            f"Reward function {name!r} can't be sent to a worker: {type(error).__name__}: {first_line(error)}. With "
-            "reward_timeout a function, and what it holds on to, must be picklable: make clients and models within "
-            "it, when it is first called."
-        ) from error
 
 
 def processors() -> int:

@@ -178,6 +178,20 @@ def test_code_from_standard_input(mark, tmp_path):
     wait_until(lambda: not left(mark))
 
 
+@pytest.mark.parametrize("output", ["> ran 2> said", "<&- 2>&-"])
+def test_output_may_go_anywhere(mark, tmp_path, output):
+    script = tmp_path / "script.py"
+    script.write_text(RUNS_ON)
+    ran = subprocess.run(
+        f"exec {sys.executable} script.py {output}",
+        shell=True, capture_output=True, text=True, timeout=200, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    file = tmp_path / "ran"
+    assert ran.returncode == 0
+    lines = (file.read_text() if file.exists() else ran.stdout).splitlines()
+    assert [line for line in lines if line != "a reward function says something"] == EXPECTED
+
+
 def test_a_training_goes_on(mark, tmp_path):
     ran = run(TRAINS, tmp_path)
     assert ran.returncode == 0, ran.stderr

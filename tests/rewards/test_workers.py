@@ -313,15 +313,30 @@ def test_a_function_that_cannot_be_sent_is_named(made):
     file.close()
 
 
-def test_a_function_that_workers_cannot_import_is_named(made):
+def test_a_module_that_workers_cannot_find_is_sent_with_its_code(made):
     module = type(sys)("only_here")
-    exec("def local_reward(completions, **kwargs):\n    return [0.0 for _ in completions]\n", vars(module))
+    exec(
+        "FACTOR = 3\ndef local(completions, **kwargs):\n    return [FACTOR * len(t) for t in completions]\n",
+        vars(module),
+    )
     sys.modules["only_here"] = module
     try:
-        with pytest.raises(RuntimeError, match="can't load the reward function 'local_reward': ModuleNotFoundError"):
-            made(module.local_reward)([call("a")])
+        [scored] = made(module.local, timeout=60.0)([call("a", "bb")])
     finally:
         del sys.modules["only_here"]
+    assert scored.values.tolist() == [3.0, 6.0]
+
+
+def test_a_function_that_workers_cannot_load_is_named(made, tmp_path, monkeypatch):
+    (tmp_path / "needs_gpu.py").write_text(
+        "import os\nassert os.environ.get('CUDA_VISIBLE_DEVICES') != '', 'no GPU'\ndef judge(**kwargs): return [0.0]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    import needs_gpu
+
+    with pytest.raises(RuntimeError, match="can't load the reward function 'judge': AssertionError: no GPU. Workers"):
+        made(needs_gpu.judge)([call("a")])
 
 
 def test_data_that_cannot_be_sent_is_said(made):
