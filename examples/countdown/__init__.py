@@ -1,0 +1,1 @@
+"""Countdown, the game with numbers, learnt from rewards alone."""

@@ -1,0 +1,1 @@
+"""A language model learns from a reward to answer shortly and rightly."""
