@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evaluation.fitness import Fitness
+    from lightning_evo.generation.anchor import Anchor
     from lightning_evo.generation.evolution import Evolution
     from lightning_evo.isolation import shared
     from lightning_evo.module import EvolutionMixin
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Anchor",
     "EvoDDPStrategy",
     "EvoDeepSpeedStrategy",
     "EvoFSDPStrategy",
@@ -62,6 +64,7 @@ __all__ = [
 
 _STRATEGIES = ("EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy")
 _HOME = {
+    "Anchor": "generation.anchor",
     "Evolution": "generation.evolution",
     "EvolutionMixin": "module",
     "EvolutionStrategy": "algorithms",

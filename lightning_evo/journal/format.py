@@ -84,7 +84,10 @@ class Contents:
 
 def head(header: Header) -> bytes:
     """A journal without generations."""
-    body = json.dumps(asdict(header), separators=(",", ":")).encode()
+    values = asdict(header)
+    if header.anchor is None:  # as it was before there were anchors
+        del values["anchor"]
+    body = json.dumps(values, separators=(",", ":")).encode()
     crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(MAGIC, VERSION, len(body), 0)))
     return _HEAD.pack(MAGIC, VERSION, len(body), crc) + body
 
