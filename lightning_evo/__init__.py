@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evaluation.fitness import Fitness
+    from lightning_evo.evaluation.sharing import members_in_batch
     from lightning_evo.generation.anchor import Anchor
     from lightning_evo.generation.evolution import Evolution
     from lightning_evo.isolation import shared
@@ -59,6 +60,7 @@ __all__ = [
     "Schedule",
     "SearchSpace",
     "algorithms",
+    "members_in_batch",
     "shared",
 ]
 
@@ -71,6 +73,7 @@ _HOME = {
     "Fitness": "evaluation.fitness",
     "Schedule": "algorithms",
     "SearchSpace": "spaces",
+    "members_in_batch": "evaluation.sharing",
     "shared": "isolation",
 }
 

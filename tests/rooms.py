@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "processes",
     "generation",
     "journal",
+    "rewards",
     "curves",
     "callbacks",
     "strategies",
@@ -31,6 +32,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "cli",
 )
 LIGHTNING_FROM = "callbacks"  # the first room that may import Lightning
+LIGHTNING_FILES = ("lightning_evo.rewards.module", "lightning_evo.rewards.data")  # and these: a module is Lightning's
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -25,6 +25,7 @@ __all__ = [
     "as_fitness",
     "as_record",
     "as_records",
+    "details_of",
     "fitness_of_loss",
     "fitness_of_step",
     "number_of",
@@ -44,6 +45,9 @@ class Fitness:
             out. Then members are compared on the samples that each of them has: from every value that sample's mean
             over the members is taken off, so that a member that misses hard samples gains nothing. If one member
             gives it, all must, and each its value for the same samples.
+        details: One object per sample, for example the text that was generated: what a callback may show. It can be
+            pickled, and decides nothing. :attr:`Evolution.details <lightning_evo.Evolution.details>` has it for those
+            who ask; members that ``"batched"`` evaluates have none, as their code runs once for all of them.
 
     Example:
         >>> correct = torch.tensor([True, False, True, True])
@@ -54,6 +58,7 @@ class Fitness:
     values: Any
     tie_breaker: Any = None
     missing: Any = None
+    details: Sequence[Any] | None = None
 
 
 def as_fitness(value: Any, *, source: str = "fitness_step") -> Tensor:
@@ -138,6 +143,33 @@ def as_record(value: Any, *, source: str = "fitness_step") -> Tensor:
     """
     if not isinstance(value, Fitness):
         return as_fitness(value, source=source)
+    record = _record(value, source)
+    if value.details is not None:
+        record._details_of_samples = _checked_details(value, source)  # type: ignore[attr-defined]
+    return record
+
+
+def details_of(record: Any) -> list[Any] | None:
+    """The :attr:`Fitness.details` that a member's record carries; ``None`` if it has none.
+
+    Example:
+        >>> details_of(as_record(Fitness([1.0, 0.0], details=["a right answer", "a wrong one"])))
+        ['a right answer', 'a wrong one']
+    """
+    return getattr(record, "_details_of_samples", None)
+
+
+def _checked_details(value: Fitness, source: str) -> list[Any]:
+    details, values = value.details, as_tensor(value.values, source, "fitness")
+    samples = len(values) if values is not None and values.dim() else None
+    if not isinstance(details, list | tuple) or len(details) != samples:
+        found = f"{len(details)} of them" if isinstance(details, list | tuple) else type(details).__name__
+        wanted = "one value per sample" if samples is None else f"a list of {samples}"
+        raise ValueError(f"`{source}` returned as details {found}. They go with values: {wanted}, one for each sample.")
+    return list(details)
+
+
+def _record(value: Fitness, source: str) -> Tensor:
     if value.tie_breaker is None and value.missing is None:
         return as_fitness(value.values, source=source)
     values = _checked(value.values, source)
@@ -178,11 +210,14 @@ def as_records(value: Any, members: int, samples: int = 1, *, source: str = "the
     if not isinstance(value, Fitness):
         return [as_record(part) for part in _of_members(value, members, samples, source)]
     count = {"values": value.values, "tie_breaker": value.tie_breaker, "missing": value.missing}
-    parts = {
+    parts: dict[str, Sequence[Any]] = {
         name: _of_members(each, members, samples, f"{source}'s {name}")
         for name, each in count.items()
         if each is not None
     }
+    if value.details is not None:
+        each = len(_checked_details(value, source)) // members
+        parts["details"] = [value.details[i * each : (i + 1) * each] for i in range(members)]
     return [as_record(Fitness(**{name: part[i] for name, part in parts.items()})) for i in range(members)]
 
 

@@ -13,7 +13,7 @@ Departure: the paper rounds twice, after the update and after the pull. Here bot
 from __future__ import annotations
 
 import hashlib
-import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -31,7 +31,7 @@ from lightning_evo.spaces.shards import global_sum, shard_of
 from lightning_evo.utils.messages import preview, shown
 from lightning_evo.utils.options import number, one_of
 
-__all__ = ["Anchor", "By", "StartingWeights", "as_anchor"]
+__all__ = ["Anchor", "By", "StartingWeights", "as_anchor", "resume_anchor"]
 
 By = Literal["l2", "l1"]
 """How the way from the starting weights is made shorter: by a share of it, or by the same for each element."""
@@ -256,7 +256,7 @@ class StartingWeights:
     # --- checkpoints and journals ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Strength, kind, and a checksum of each tensor that has evolved; where processes hold shards, all must call."""
+        """Strength, kind, and a checksum of each tensor that evolved; where processes hold shards, all must call it."""
         start = {name: self._sum(parameter) for name, parameter in self._held.items()}
         return {"strength": self.anchor.strength, "by": self.anchor.by, "start": start}
 
@@ -301,6 +301,28 @@ class StartingWeights:
                 "into the module (load_from_checkpoint) and leave out ckpt_path; to go on without a pull, leave out "
                 "anchor."
             )
+
+
+def resume_anchor(start: StartingWeights | None, saved: Mapping[str, Any] | None) -> None:
+    """Compare a run's anchor with that of the run that it resumes, and warn of another strength or kind.
+
+    Args:
+        start: This run's, if it has one.
+        saved: From :meth:`StartingWeights.state_dict`, if that run had one.
+
+    Raises:
+        ValueError: If the starting weights are others.
+    """
+    here = None if start is None else start.anchor
+    there = None if saved is None else Anchor(saved["strength"], saved["by"])
+    if (here and (here.strength, here.by)) != (there and (there.strength, there.by)):
+        warnings.warn(
+            f"Resuming with anchor={here}; the checkpoint's run had {there}. The weights will be others than those of "
+            "an uninterrupted run.",
+            stacklevel=4,
+        )
+    if start is not None and saved is not None:
+        start.load_state_dict(saved)
 
 
 def _norm(values: Tensor, start: Tensor | None = None) -> Tensor:

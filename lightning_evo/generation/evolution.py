@@ -22,9 +22,10 @@ from lightning_evo.algorithms import Algorithm, Population, Recipe, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
-from lightning_evo.evaluation.fitness import as_record, as_records
+from lightning_evo.evaluation.fitness import as_record, as_records, details_of
 from lightning_evo.evaluation.job import BatchOfRows
-from lightning_evo.generation.anchor import Anchor, StartingWeights, as_anchor
+from lightning_evo.evaluation.sharing import for_members
+from lightning_evo.generation.anchor import Anchor, StartingWeights, as_anchor, resume_anchor
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
@@ -150,6 +151,12 @@ class Evolution:
         """Makes a context for the evaluation of members; a strategy sets it, and :attr:`ranks`."""
         self.traces = Traces()
         """What members were seen to change; a strategy says what they can reach besides the module."""
+        self.wants_details: Callable[[int], bool] | None = None
+        """Says of a generation whether its members' :attr:`details` are wanted; the same on all processes."""
+        self.details: list[list[Any]] = []
+        """What members told about their samples of the last batch, by :attr:`Fitness.details
+        <lightning_evo.Fitness.details>`: ``details[member][sample]``, of all processes. Empty if it was not wanted, and
+        for a member that told nothing."""
         self._evolve = checked_choice(evolve)
         self._repeat = batches.Repeat()
         self._module: nn.Module | None = None
@@ -284,6 +291,8 @@ class Evolution:
             self.evaluation.limit_groups(self._groups.size)
         failed = (results[..., 1] < 0).any(0)
         self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
+        wanted = self.wants_details is not None and self.wants_details(self.state.generation)
+        self.details = ranks.gather_details(list(map(details_of, values)), population) if wanted else []
         return self._scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
@@ -314,7 +323,8 @@ class Evolution:
         self, fitness: FitnessFunction, shared: batches.SharedBatch, samples: int, members: int
     ) -> list[Any] | None:
         try:
-            value = fitness(self._repeat(shared.for_member(), members))
+            with for_members(members):
+                value = fitness(self._repeat(shared.for_member(), members))
             return None if value is None else as_records(value, members, samples)
         finally:
             shared.take_back()
@@ -416,32 +426,17 @@ class Evolution:
         self.evaluation.load_state_dict(saved)
         self._groups.load(int(saved.get("members_per_forward", 0)))
 
-    def before_restoring(self, module: nn.Module, saved: Mapping[str, Any]) -> None:
+    def before_restoring(self, module: Any, saved: Mapping[str, Any]) -> None:
         """Copy the weights that a module was built with, if they will be needed, before others are put there.
 
         Args:
             module: About to be given the weights of a checkpoint.
             saved: From :meth:`state_dict`; empty if the checkpoint is not of evolution.
         """
-        if self.start is None:
-            return
-        anchored = saved.get("anchor")
-        if anchored is not None:
-            self.start.take(module, anchored["start"])
-        else:
-            self.start.take(module, [parameter.name for parameter in SearchSpace(module, self._evolve)])
-
-    def _load_anchor(self, saved: Mapping[str, Any] | None) -> None:
-        here = None if self.start is None else self.start.anchor
-        there = None if saved is None else Anchor(saved["strength"], saved["by"])
-        if (here and (here.strength, here.by)) != (there and (there.strength, there.by)):
-            warnings.warn(
-                f"Resuming with anchor={here}; the checkpoint's run had {there}. The weights will be others than those "
-                "of an uninterrupted run.",
-                stacklevel=3,
-            )
-        if self.start is not None and saved is not None:
-            self.start.load_state_dict(saved)
+        if self.start is not None:
+            anchored = (saved.get("anchor") or {}).get("start")
+            names = anchored or [parameter.name for parameter in SearchSpace(module, self._evolve)]
+            self.start.take(module, names)
 
     def start_at(self, generation: int) -> None:
         """Set the number of the coming generation: a run that continues other training should not repeat noise."""
@@ -480,7 +475,7 @@ class Evolution:
             )
             self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
-        self._load_anchor(saved.get("anchor"))
+        resume_anchor(self.start, saved.get("anchor"))
         self._forget_batches()
         self._scores, self._sigma_recorded = scores, saved.get("generation_sigma")
         if self._sigma_recorded not in (None, self.sigma):

@@ -25,8 +25,8 @@ from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 __all__ = ["WITHOUT_ANCHOR", "AlongDirections", "ToCenter", "Update", "learn_from"]
 
 WITHOUT_ANCHOR = (
-    "anchor is a pull in the update itself, and an optimizer that is given gradients would move the weights without it. "
-    "Use update='in_place', or leave anchor out."
+    "anchor is a pull in the update itself, and an optimizer that is given gradients would move the weights without "
+    "it. Use update='in_place', or leave anchor out."
 )
 """What to say of an anchor where an optimizer moves the weights."""
 
@@ -241,7 +241,7 @@ class AlongDirections(Update):
         return norms.total()
 
     def _decay(self, step: Step, key: NoiseKey, pulls: Mapping[int, Pull]) -> None:
-        """``theta <- (1 - decay) theta``, at last: noise may depend on the weights as they were. Not where pulls did it.
+        """``theta <- (1 - decay) theta``, at last: noise may depend on the weights. Not where a pull took it off.
 
         What precedes it was divided by ``1 - decay``, so that both together are ``theta - decay theta + rate g``.
         """

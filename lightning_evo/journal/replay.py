@@ -85,8 +85,8 @@ def replay(
         device: Where to compute. The CPU and GPUs draw the same noise.
         exact: Whether to stop where a generation's update is not, in its last bits, the one that was made, or weights
             are not those that the run had. If false, the weights are compared all the same, with one warning.
-        start: Of a run with an anchor: the weights that its script built, to which it was drawn back; a path, or what is
-            in it. ``None`` if ``checkpoint`` holds them.
+        start: Of a run with an anchor: the weights that its script built, to which it was drawn back; a path, or what
+            is in it. ``None`` if ``checkpoint`` holds them.
         progress: Called with the generations replayed and their total.
 
     Returns:

@@ -208,7 +208,8 @@ class Backend:
         if center.dtype in (torch.bfloat16, torch.float16):
             moved = self._rounded(address, start, moved, center.dtype)
         center.copy_(torch.where(away == 0, anchor, moved))
-        return torch.linalg.vector_norm(center.to(step.dtype) - home, dtype=torch.float64)
+        way: Tensor = torch.linalg.vector_norm(center.to(step.dtype) - home, dtype=torch.float64)
+        return way
 
     def _rounded(self, address: tuple[int, ...], start: int, values: Tensor, dtype: torch.dtype) -> Tensor:
         first, count = start // row_size("uniform16"), -(-len(values) // row_size("uniform16"))

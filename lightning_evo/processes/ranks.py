@@ -8,8 +8,10 @@ belongs to group ``r // data``. All processes draw the same noise, so only fitne
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +122,35 @@ class Ranks:
             for part in range(self.data)
         ]
         return torch.stack(parts), sizes
+
+    def gather_details(self, details: list[list[Any] | None], population: Population) -> list[list[Any]]:
+        """What members told about their samples, for all members.
+
+        Args:
+            details: Of this process's members: one object per sample, or ``None``.
+            population: The members.
+
+        Returns:
+            For each member of the population what it told on each of its group's processes, one after the other; empty
+            for one that told nothing.
+        """
+        shares = [self.share(population, group) for group in range(self.groups)]
+        found: list[list[Any]] = [[] for _ in range(len(population))]
+        for rank, theirs in enumerate(self._objects(details)):
+            for member, told in zip(shares[rank // self.data], theirs, strict=True):
+                found[member] += told or []
+        return found
+
+    def _objects(self, own: Any) -> list[Any]:
+        """An object of each process."""
+        if self.world_size == 1:
+            return [own]
+        data = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather_from_all(torch.tensor([len(data)], dtype=torch.float64))]
+        padded = data.new_zeros(max(sizes))
+        padded[: len(data)] = data
+        everyone = zip(self.gather_from_all(padded), sizes, strict=True)
+        return [pickle.loads(theirs[:size].cpu().numpy().tobytes()) for theirs, size in everyone]
 
 
 def _compare_batches(everyone: list[tuple[float, float]]) -> None:

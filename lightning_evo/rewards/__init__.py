@@ -1,0 +1,1 @@
+"""Language models that learn from rewards: reward functions, prompts, and the module that generates."""
