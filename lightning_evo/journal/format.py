@@ -84,10 +84,7 @@ class Contents:
 
 def head(header: Header) -> bytes:
     """A journal without generations."""
-    values = asdict(header)
-    if header.anchor is None:  # as it was before there were anchors
-        del values["anchor"]
-    body = json.dumps(values, separators=(",", ":")).encode()
+    body = json.dumps(asdict(header), separators=(",", ":")).encode()
     crc = zlib.crc32(body, zlib.crc32(_HEAD.pack(MAGIC, VERSION, len(body), 0)))
     return _HEAD.pack(MAGIC, VERSION, len(body), crc) + body
 

@@ -15,6 +15,9 @@ from torch import Tensor
 __all__ = ["Pull", "drawn_back"]
 
 
+_LARGEST = torch.finfo(torch.float32).max
+
+
 @dataclass
 class Pull:
     """What draws a moving tensor back: ``center <- round(anchor + shrink(center - anchor + step - decay center))``.
@@ -44,7 +47,7 @@ class Pull:
     @property
     def threshold(self) -> float:
         """What is taken off each element's magnitude."""
-        return self.amount if self.by == "l1" else 0.0
+        return min(self.amount, _LARGEST) if self.by == "l1" else 0.0
 
     def part(self, start: int, stop: int) -> Pull:
         """The same for the elements ``start <= offset < stop``."""
