@@ -440,9 +440,9 @@ inline float pull_rows(const Address& address, uint64_t row, typename Type::Stor
     const float away = (magnitude <= 0 ? 0.0f : std::copysign(magnitude, before)) * pull.keep;
     const uint32_t bits = std::is_same<Type, Float32>::value ? 0 : random[i];
     const auto moved = Type::store(round_to(Type(), home + away, bits));
-    center[i] = away == 0 ? anchor[i] : moved;
-    const float way = Type::load(center[i]) - home;
+    const float way = Type::load(moved) - home;  // 0 where away is: rounding leaves what the type holds
     square += way * way;
+    center[i] = away == 0 ? anchor[i] : moved;
   }
   return square;
 }
