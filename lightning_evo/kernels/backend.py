@@ -234,20 +234,23 @@ class Backend:
 
         return move_in_pieces([(one.center, one.coefficient, one.pull) for one in tensors], weighted_sum, move)
 
-    def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:
-        """``bias + (x B) A^T`` for each member.
+    def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:
+        """``bias + (x B) A^T`` for each member, as a function of ``bias`` and ``x``.
 
         Args:
-            bias: ``[members or 1, outputs]``, of the dtype of ``x``, or ``None``.
-            x: ``[members or 1, rows, inputs]``.
             b: B transposed, ``[members, rank, inputs]``.
             a: A transposed, ``[members, rank, outputs]``.
 
         Returns:
-            ``[members, rows, outputs]``, of the dtype of ``x``.
+            A function of ``bias``, ``[members or 1, outputs]`` of the dtype of ``x``, or ``None``, and of ``x``,
+            ``[members or 1, rows, inputs]``, that gives ``[members, rows, outputs]``, of the dtype of ``x``.
         """
-        hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
-        return hidden @ right if bias is None else torch.baddbmm(bias[:, None], hidden, right)
+
+        def product(bias: Tensor | None, x: Tensor) -> Tensor:
+            hidden, right = _thin_product(x, b.mT.to(x.dtype)), a.to(x.dtype)
+            return hidden @ right if bias is None else torch.baddbmm(bias[:, None], hidden, right)
+
+        return product
 
     # --- of what the others are made ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,23 +245,33 @@ class Native(Backend):
                 moved.pull.distance = math.sqrt(square)
         return list(map(math.sqrt, squares))
 
-    def low_rank(self, bias: Tensor | None, x: Tensor, b: Tensor, a: Tensor) -> Tensor:  # noqa: D102
-        fits = x.shape[2] == b.shape[2] and (bias is None or bias.shape[1] == a.shape[2])
-        fits = fits and x.dtype in _DTYPES and (bias is None or bias.dtype == x.dtype)
-        if not fits or a.shape[1] > _MAXIMAL_RANK or a.dtype != torch.float32 or b.dtype != torch.float32:
-            return super().low_rank(bias, x, b, a)
-        x, b, a = x.contiguous(), b.contiguous(), a.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        (members, rank, outputs), (rows, inputs) = a.shape, x.shape[1:]
-        out = x.new_empty(members, rows, outputs)
-        self._low_rank(
-            _DTYPES[x.dtype],
-            *(None if bias is None else bias.data_ptr(), 0 if bias is None or len(bias) == 1 else outputs),
-            *(x.data_ptr(), 0 if len(x) == 1 else rows * inputs, b.data_ptr(), a.data_ptr()),
-            *(members, rows, inputs, outputs, rank),
-            *(out.data_ptr(), threads(out.numel() + members * rows * inputs)),
-        )
-        return out
+    def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:  # noqa: D102
+        reference, call = super().low_rank(b, a), self._low_rank
+        if a.shape[1] > _MAXIMAL_RANK or a.dtype != torch.float32 or b.dtype != torch.float32:
+            return reference
+        b, a = b.contiguous(), a.contiguous()
+        (members, rank, outputs), width, factors = a.shape, b.shape[2], (b.data_ptr(), a.data_ptr())
+
+        def product(bias: Tensor | None, x: Tensor, _memory: Any = (b, a)) -> Tensor:
+            (several, rows, inputs), dtype = x.shape, _DTYPES.get(x.dtype)
+            if dtype is None or inputs != width:
+                return reference(bias, x)
+            x = x.contiguous()
+            shift: tuple[int | None, int] = None, 0
+            if bias is not None:
+                if bias.shape[1] != outputs or bias.dtype != x.dtype:
+                    return reference(bias, x)
+                bias = bias.contiguous()
+                shift = bias.data_ptr(), 0 if bias.shape[0] == 1 else outputs
+            out = x.new_empty(members, rows, outputs)
+            call(
+                *(dtype, *shift, x.data_ptr(), 0 if several == 1 else rows * inputs, *factors),
+                *(members, rows, inputs, outputs, rank),
+                *(out.data_ptr(), threads(members * rows * (inputs + outputs))),
+            )
+            return out
+
+        return product
 
 
 def _kinds(tensors: Sequence[Any]) -> dict[tuple[str, int | None], list[int]]:

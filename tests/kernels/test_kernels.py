@@ -146,7 +146,7 @@ def test_products_of_low_rank(dtype, rank, bias):
         expected = x.double() @ b.double().mT @ a.double()
         if biases is not None:
             expected = expected + biases.double()[:, None]
-        result = library.low_rank(biases, x, b, a)
+        result = library.low_rank(b, a)(biases, x)
         assert result.dtype == dtype
         error = (result.double() - expected).abs().max() / expected.abs().max()
         assert error < {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]

@@ -36,14 +36,14 @@ class Product:
         matrix: The center, ``[inputs, outputs]``.
     """
 
-    __slots__ = ("_a", "_b", "_backend", "matrix")
+    __slots__ = ("_change", "_reference", "matrix")
 
     def __init__(self, mode: Members, weight: Tensor, parameter: EvolvingParameter, transposed: bool) -> None:
         row_factors, column_factors = _factors(mode, parameter)
         thin_in, thin_out = (row_factors, column_factors) if transposed else (column_factors, row_factors)
-        self._b, self._a = _laid_out(thin_in.mT), _laid_out(thin_out.mT)  # [members, rank, inputs], […, outputs]
+        b, a = _laid_out(thin_in.mT), _laid_out(thin_out.mT)  # [members, rank, inputs], [members, rank, outputs]
         self.matrix = weight.detach() if transposed else weight.detach().t()
-        self._backend = backend_for(self._b, self._a)
+        self._change, self._reference = backend_for(b, a).low_rank(b, a), REFERENCE.low_rank(b, a)
 
     def change(self, bias: Tensor | None, x: Tensor) -> Tensor:
         """What differs between members: ``bias + (x B) A^T``, ``[members, rows, outputs]``.
@@ -54,8 +54,25 @@ class Product:
         """
         ordinary = type(x) is Tensor and not vmap.is_wrapped(x) and not torch.is_grad_enabled()
         ordinary = ordinary and (bias is None or not vmap.is_wrapped(bias))
-        backend = self._backend if ordinary else REFERENCE  # torch must see the others
-        return backend.low_rank(bias, x, self._b, self._a)
+        return self._change(bias, x) if ordinary else self._reference(bias, x)  # torch must see the others
+
+    def of_rows(self, x: Tensor, bias: Tensor | None, members: int) -> Tensor:
+        """The layer's output ``[members * rows, ..., outputs]``, where members are rows.
+
+        Args:
+            x: ``[members * rows, ..., inputs]``.
+            bias: ``[members or 1, outputs]`` or ``None``.
+            members: How many there are.
+        """
+        shape, matrix = x.shape, self.matrix
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if autocast:
+            x, matrix, bias = _as_autocast(x, matrix, bias)
+        flat = x.reshape(-1, shape[-1])
+        with _without_autocast(x) if autocast else nullcontext():
+            result = self.change(bias, flat.view(members, -1, shape[-1]))
+            result.view(-1, result.shape[2]).addmm_(flat, matrix)  # the center's product, of all members at once
+        return result.view(*shape[:-1], result.shape[2])
 
 
 def linear(

@@ -125,8 +125,16 @@ class Perturbed(TorchFunctionMode):
     def __enter__(self) -> Perturbed:
         with self.layout.outside():
             self._make_small()
-        super().__enter__()  # type: ignore[no-untyped-call]
+        self._intercept()
         return self
+
+    def _intercept(self) -> None:
+        """Have calls of torch functions come here, from now on."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+
+    def _release(self, *exit: Any) -> None:
+        """Have calls go their own way again; ``exit`` is what ``__exit__`` is given."""
+        super().__exit__(*exit)  # type: ignore[no-untyped-call]
 
     def _make_small(self) -> None:
         """Make small tensors, all at once, and for both members of a pair.
@@ -330,7 +338,7 @@ class Perturbed(TorchFunctionMode):
         return self._call(function, args, {name: self.replace_all(argument) for name, argument in kwargs.items()})
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._release(kind, error, trace)
         self._small = {}
         if self.layout.shares_forward:  # if not, the other member of a pair needs them
             self._shared.pop("small", None)

@@ -20,11 +20,11 @@ from lightning_evo.algorithms import Population
 from lightning_evo.evaluation.functions import HARMLESS, tensors_in, writes
 from lightning_evo.evaluation.job import Refusal
 from lightning_evo.evaluation.places import Lost, follow, forget_written, made_of, place_of, set_place
-from lightning_evo.evaluation.ways import low_rank
 from lightning_evo.evaluation.ways.layouts import RowBlocks
 from lightning_evo.evaluation.ways.made import Made, made_for_members
 from lightning_evo.evaluation.ways.one_by_one import is_repeated, name_of, one_by_one
 from lightning_evo.evaluation.ways.perturbed import Perturbed
+from lightning_evo.evaluation.ways.routes import Routes, Summary, summary
 from lightning_evo.evaluation.ways.row_rules import (
     EXPANDING,
     RANDOM,
@@ -57,6 +57,8 @@ class PerturbedRows(Perturbed):
         members: Numbers of the members whose rows the batch holds, one after the other. One may be there repeatedly.
         samples: Rows of each.
         after_call: Called after every torch function.
+        routes: To be told where rows lie in calls that are given evolving parameters.
+        trace: To be given what these calls gave, in brief.
 
     Raises:
         Refusal: From a call, or the context's end, if a function has no rule for a parameter that it is given.
@@ -69,10 +71,14 @@ class PerturbedRows(Perturbed):
         members: Sequence[int],
         samples: int,
         after_call: Callable[[], None] | None = None,
+        routes: Routes | None = None,
+        trace: list[Summary] | None = None,
     ) -> None:
         super().__init__(space, population, members, RowBlocks(len(members)))
-        self._samples = samples
-        self._after_call = after_call
+        self._read_in_forward: set[int] = set()  # indices of parameters
+        self._samples, self._rows = samples, len(members) * samples
+        self._after_call, self._trace = after_call, trace
+        self._routes = Routes() if routes is None else routes
         self._stacks: dict[int, Tensor] = {}
 
     def find(self, argument: object) -> EvolvingParameter | None:  # noqa: D102
@@ -123,6 +129,11 @@ class PerturbedRows(Perturbed):
         parameter = self.find(argument)
         return self.layout.stack(argument) if parameter is None else self.stack(parameter)
 
+    def _release(self, *exit: Any) -> None:
+        super()._release(*exit)
+        if exit[1] is None and self._refusal is None:
+            self._routes.finish(self._read_in_forward)
+
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stacks = {}
         forget_written()
@@ -141,14 +152,9 @@ class PerturbedRows(Perturbed):
         kwargs = kwargs or {}
         if function in HARMLESS:
             return function(*args, **kwargs)
-        parameter = self._space.get(id(args[1])) if function is _LINEAR and not kwargs else None
         try:
-            ready = parameter is not None and (parameter.index, False) in self.products
-            if parameter is not None and ready and place_of(args[0]) == -args[0].dim():  # the quick way for most
-                bias = args[2] if len(args) > 2 else None
-                result = low_rank.linear(self, args[0], args[1], bias, parameter)
-            elif self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
-                result = self._perturbed(function, args, kwargs)
+            if self._concerned(args) or (kwargs and self._concerned(kwargs.values())):
+                result = self._noted(function, args, kwargs)
             else:
                 result = self._unperturbed(function, args, kwargs)
         except Refusal as refusal:
@@ -157,18 +163,72 @@ class PerturbedRows(Perturbed):
             self._after_call()
         return result
 
+    def _noted(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that is given evolving parameters, of which is noted where rows lie."""
+        routes, parameter = self._routes, self._linear_weight(function, args, kwargs)
+        if parameter is not None and place_of(args[0]) == -args[0].dim():
+            if not routes.in_front(parameter.index, args[0], self._rows):
+                routes.note(function, args, kwargs, self.find, self._rows)
+                routes.put_in_front(parameter.index, args[0], self._rows)
+            return self._linear(args, parameter)
+        routes.note(function, args, kwargs, self.find, self._rows)
+        return self._layer_called(function, args, kwargs)
+
+    def _layer_called(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """A call that is given evolving parameters, whose other arguments have their places."""
+        result = self._perturbed(function, args, kwargs)
+        self._read_in_forward.update(
+            parameter.index
+            for each in tensors_in([*args, *kwargs.values()])
+            if (parameter := self._space.get(id(each))) is not None
+        )
+        self._trace_result(result)
+        return result
+
+    def _linear_weight(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> EvolvingParameter | None:
+        """The weight of a linear layer that is ready to be multiplied by, which most calls are given."""
+        if function is not _LINEAR or kwargs:
+            return None
+        parameter = self._space.get(id(args[1]))
+        return parameter if parameter is not None and (parameter.index, False) in self.products else None
+
+    def _linear(self, args: Sequence[Any], parameter: EvolvingParameter) -> Tensor:
+        """A linear layer whose input has its rows in front."""
+        x, bias = args[0], args[2] if len(args) > 2 else None
+        if bias is not None:
+            evolving = self.find(bias)
+            bias = bias.detach()[None] if evolving is None else self.stack(evolving)
+        result: Tensor = self.products[parameter.index, False].of_rows(x, bias, self.layout.members)
+        set_place(result, -x.dim())
+        self._read_in_forward.add(parameter.index)
+        self._trace_result(result)
+        return result
+
+    def _trace_result(self, result: Any) -> None:
+        if self._trace is not None:
+            self._trace.append(summary(result, self.layout.members))
+
     def _unperturbed(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         rule = RANDOM.get(function)
         result = NotImplemented if rule is None else rule(self, function, args, kwargs)
-        if result is NotImplemented:
+        if result is not NotImplemented:
+            self._follow_always()
+        else:
             result = function(*args, **kwargs)
             if rule is with_equal_numbers or function in _FACTORIES:
                 self._check_drawn(function, result)
+                self._follow_always()
             follow(function, args, kwargs, result, self.layout.members)
         return result
 
+    def _follow_always(self) -> None:
+        """Note that calls without evolving parameters matter: they draw random numbers for all members."""
+        self._routes.reason = "random numbers are drawn"
+
     def _check_drawn(self, function: Callable[..., Any], result: Any) -> None:
-        rows = self.layout.members * self._samples
+        rows = self._rows
         if isinstance(result, Tensor) and result.dim() and len(result) == rows:
             raise Refusal(
                 f"{name_of(function)} draws random numbers for {rows} rows, which a member alone would not have: draw "
@@ -211,7 +271,7 @@ class PerturbedRows(Perturbed):
         if function in _RECURRENT:
             raise Refusal(f"{name_of(function)} has no rule for members as rows")
         if function in EXPANDING:
-            result = expanded(self, function, args, kwargs, self.layout.members * self._samples)
+            result = expanded(self, function, args, kwargs, self._rows)
             if result is not NotImplemented:
                 return result
         tensors = tensors_in([*args, *kwargs.values()])
@@ -229,7 +289,7 @@ class PerturbedRows(Perturbed):
 
     def _made_for_rows(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> bool:
         """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``, or by a tokenizer."""
-        members, rows = self.layout.members, self.layout.members * self._samples
+        members, rows = self.layout.members, self._rows
 
         def is_made(tensor: Tensor) -> bool:
             times, rest = divmod(len(tensor), rows) if tensor.dim() > 1 else (0, 0)
