@@ -61,8 +61,8 @@ class Anchor:
 
     Example:
         >>> from lightning_evo import Anchor, EvoStrategy
-        >>> strategy = EvoStrategy("es_at_scale", anchor=Anchor(10.0))  # EvoStrategy("es_at_scale", anchor=10.0)
-        >>> sparse = EvoStrategy("es_at_scale", anchor=Anchor(0.01, by="l1", device="cpu"))
+        >>> strategy = EvoStrategy("es_at_scale", update="in_place", anchor=Anchor(10.0))  # or anchor=10.0
+        >>> sparse = EvoStrategy("es_at_scale", update="in_place", anchor=Anchor(0.01, by="l1", device="cpu"))
     """
 
     strength: float
