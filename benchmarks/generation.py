@@ -22,10 +22,11 @@ tokens, in which the way of evaluating is chosen and proven against the plain lo
 
 The rows take turns in one process; *plain generate* and *ours, as rows* take twice as many further turns. A ratio is
 that of two rows' times within a round; given are the median and the lowest and highest of the rounds. Rows are followed
-again in the generations 4 and 8 of these, which are slower. A round that fills caches comes before these, and one in which each row's **peak** of
-memory is measured: what it took beyond what was held when it began, which contains the model's weights once, after
-freed memory was handed back to the system. So it is key-value caches, activations, noise and copies of weights. On a
-CPU it is that of the resident memory, of which all rows share one heap; the allocator makes a tenth of difference.
+again in the generations 4 and 8 of these, which are slower. A round that fills caches comes before these, and one in
+which each row's **peak** of memory is measured: what it took beyond what was held when it began, which contains the
+model's weights once, after freed memory was handed back to the system. So it is key-value caches, activations, noise
+and copies of weights. On a CPU it is that of the resident memory, of which all rows share one heap; the allocator makes
+a tenth of difference.
 """
 
 from __future__ import annotations
