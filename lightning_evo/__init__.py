@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_evo.algorithms import EvolutionStrategy, Schedule
     from lightning_evo.evaluation.fitness import Fitness
     from lightning_evo.evaluation.sharing import members_in_batch
+    from lightning_evo.generation.anchor import Anchor
     from lightning_evo.generation.evolution import Evolution
     from lightning_evo.isolation import shared
     from lightning_evo.module import EvolutionMixin
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Anchor",
     "EvoDDPStrategy",
     "EvoDeepSpeedStrategy",
     "EvoFSDPStrategy",
@@ -64,6 +66,7 @@ __all__ = [
 
 _STRATEGIES = ("EvoDDPStrategy", "EvoDeepSpeedStrategy", "EvoFSDPStrategy", "EvoStrategy")
 _HOME = {
+    "Anchor": "generation.anchor",
     "Evolution": "generation.evolution",
     "EvolutionMixin": "module",
     "EvolutionStrategy": "algorithms",

@@ -14,6 +14,7 @@ from lightning_evo.evaluation.fitness import fitness_of_step
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.generation.step import maximizes
+from lightning_evo.generation.update import WITHOUT_ANCHOR
 from lightning_evo.spaces.outside import outside_parameters
 from lightning_evo.strategies import _compat
 from lightning_evo.strategies.hyperparameters import hyperparameters
@@ -83,7 +84,8 @@ class EvolutionMixin:
 
         Returns:
             ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/failed_members``, ``evo/sigma`` and
-            ``evo/update_norm``, and with a tie breaker ``evo/tie_breaker_mean``, for ``self.log_dict``.
+            ``evo/update_norm``, with a tie breaker ``evo/tie_breaker_mean``, and with an anchor ``evo/drift``, for
+            ``self.log_dict``.
 
         Raises:
             RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear
@@ -120,7 +122,7 @@ class EvolutionMixin:
         finally:
             moves.detach()
         if isinstance(moves, InPlace):
-            values["update_norm"] = moves.learn(update)
+            values |= {"update_norm": moves.learn(update), **evolution.drift()}
         self._clear_gradients(optimizer)
         return {f"evo/{name}": value for name, value in values.items()}
 
@@ -189,6 +191,8 @@ class EvolutionMixin:
         update = evolution.algorithm.checked_update(self.evolution_update, "evolution_update")
         if not isinstance(self, nn.Module):
             raise TypeError("EvolutionMixin goes with a LightningModule: class Model(EvolutionMixin, LightningModule).")
+        if evolution.start is not None and update != "in_place":
+            raise ValueError(WITHOUT_ANCHOR.replace("update=", "evolution_update = "))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not parameters and update == "optimizer":
             raise ValueError(
@@ -219,5 +223,7 @@ class EvolutionMixin:
         """Continue a resumed evolution. Call ``super().on_load_checkpoint(checkpoint)`` if you override this."""
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
         resuming = _compat.is_attached(self) and self.trainer.state.fn == "fit"
+        if resuming:
+            self.evolution.before_restoring(self, checkpoint.get(CHECKPOINT_KEY, {}))
         if resuming and CHECKPOINT_KEY in checkpoint:
             self.evolution.load_state_dict(checkpoint[CHECKPOINT_KEY], self.trainer.strategy.root_device)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_evo import EvoDDPStrategy, EvolutionStrategy, EvoStrategy, Schedule, algorithms
+from lightning_evo import Anchor, EvoDDPStrategy, EvolutionStrategy, EvoStrategy, Schedule, algorithms
 from lightning_evo.utils.messages import shown
 
 SETS, SEED = 4000, 20261126
@@ -80,6 +80,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "evaluation": ["auto", "plain", "in_forward", "batched", "rows", "vmap"],
     "members_per_forward": ["auto", 1, 2, 1000],
     "seed": [0, 1, -1, 1 << 100],
+    "anchor": [0.5, 1e-3, 1e9, Anchor(0.1, "l1"), Anchor(2.0, device="cpu")],
     "journal": [True, False],
     "member_timeout": [1, 60.0, 1e9],
     "minimum_evaluated": [0, 0.5, 1],

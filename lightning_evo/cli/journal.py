@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from lightning_evo.cli.tool import ToolError, add_overwrite
+from lightning_evo.cli.tool import ToolError, add_overwrite, add_start
 from lightning_evo.curves.picture import draw_fitness
 from lightning_evo.journal import VERSION, Journal, JournalError
 from lightning_evo.journal.replay import load_checkpoint
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         help="for --verify: a checkpoint of the run, or the weights that it began with; may be given several times "
         "(default: those of the run that lie beside the journal)",
     )
+    add_start(parser, "for --verify, ")
     parser.add_argument("--device", default="cpu", help="for --verify: where to compute (default: cpu)")
     return parser
 
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace) -> None:
         raise ToolError("--overwrite is for --plot, and nothing is drawn. Add --plot FILE, or leave it out.")
     if options.checkpoint and not options.verify:
         raise ToolError("--checkpoint is for --verify, which compares checkpoints with the journal. Add --verify.")
+    if options.start is not None and not options.verify:
+        raise ToolError("--start is for --verify, which replays the run from there. Add --verify.")
     try:
         _run(options)
     except JournalError as error:
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     with Journal.open(options.journal) as journal:
         if options.verify:
-            _verify(journal, options.checkpoint, options.device)
+            _verify(journal, options.checkpoint, options.device, options.start)
             return
         fitness = _fitness(journal)
         for table in journal_tables(journal, fitness):
@@ -86,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
             print(f"Fitness: {options.plot}")
 
 
-def _verify(journal: Journal, checkpoints: list[Path], device: str) -> None:
+def _verify(journal: Journal, checkpoints: list[Path], device: str, start: Path | None) -> None:
     """Prints the sentence; the exit code is 1 unless the run is verified."""
     checkpoints = checkpoints or _beside(journal)
     if not checkpoints:
@@ -100,6 +103,7 @@ def _verify(journal: Journal, checkpoints: list[Path], device: str) -> None:
             journal,
             checkpoints,
             device=device,
+            start=start,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(found.sentence)
@@ -153,6 +157,8 @@ def journal_tables(journal: Journal, fitness: _Fitness | None = None) -> list[Ta
     elements = sum(math.prod(parameter.shape) for parameter in parameters)
     rows["evolving"] = f"{elements:,} elements in {len(parameters):,} tensors"
     rows["start weights"] = header.start
+    if header.anchor is not None:
+        rows["anchor"] = "strength {strength:g} ({by}), to weights {start}".format(**header.anchor)
     if journal.weights:
         rows["checksums"] = f"{len(journal.weights):,} of weights, the last after {max(journal.weights):,} generations"
     rows["size"] = f"{journal.size:,} bytes"

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from lightning_evo.cli.tool import ToolError, add_overwrite
+from lightning_evo.cli.tool import ToolError, add_overwrite, add_start
 from lightning_evo.journal import Journal, JournalError
 from lightning_evo.journal.replay import replay
 from lightning_evo.utils.files import written_file
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         help="a checkpoint of the run from before or then; for the run's start a file of weights is enough",
     )
     parser.add_argument("--journal", type=Path, required=True, help="the run's journal, *.evoj; it is only read")
+    add_start(parser)
     parser.add_argument(
         "--to-generation",
         type=int,
@@ -75,6 +76,7 @@ def _run(options: argparse.Namespace) -> None:
                 to=options.to_generation,
                 device=options.device,
                 exact=not options.inexact,
+                start=options.start,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         torch.save(replayed, new)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Tool", "ToolError", "add_overwrite"]
+__all__ = ["Tool", "ToolError", "add_overwrite", "add_start"]
 
 
 class Tool(Protocol):
@@ -41,4 +42,20 @@ def add_overwrite(parser: argparse.ArgumentParser, option: str) -> None:
         action="store_true",
         help=f"replace the file of {option} if it exists; without this it is an error. In both cases the file appears "
         "complete or not at all",
+    )
+
+
+def add_start(parser: argparse.ArgumentParser, where: str = "") -> None:
+    """Adds ``--start``.
+
+    Args:
+        parser: The tool's parser.
+        where: What it is for, if not for all that the tool does.
+    """
+    parser.add_argument(
+        "--start",
+        type=Path,
+        metavar="FILE",
+        help=f"{where}of a run with an anchor: the weights that its script built, to which it was drawn back (default: "
+        "those of the first checkpoint)",
     )

@@ -25,6 +25,7 @@ from lightning_evo.evaluation.faults import Failure
 from lightning_evo.evaluation.fitness import as_record, as_records, details_of
 from lightning_evo.evaluation.job import BatchOfRows
 from lightning_evo.evaluation.sharing import for_members
+from lightning_evo.generation.anchor import Anchor, StartingWeights, as_anchor, resume_anchor
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.scores import Reports, Scores, results_of
 from lightning_evo.generation.update import Update, learn_from
@@ -66,6 +67,8 @@ class Evolution:
             main thread and a system with interval timers.
         minimum_evaluated: The share of members, in [0, 1], that must not fail by an exception or the timeout; if more
             fail, the run stops with the first member's exception. NaN and infinite fitness never stop it.
+        anchor: Draws the weights back to those of :meth:`setup` in each update, which must be in place: an
+            :class:`~lightning_evo.Anchor`, or a number, the strength of one by L2. ``None`` for no pull.
         **options: Options of the algorithm; ``None`` means its own default.
 
     Raises:
@@ -93,6 +96,7 @@ class Evolution:
         members_per_forward: int | Literal["auto"] | None = None,
         member_timeout: float | None = None,
         minimum_evaluated: float = 0.5,
+        anchor: Anchor | float | None = None,
         **options: Any,
     ) -> None:
         if isinstance(algorithm, str):
@@ -133,6 +137,14 @@ class Evolution:
                 f"{max(2, together - 1)} of them will share a forward.",
                 stacklevel=3,
             )
+        chosen = as_anchor(anchor)
+        if chosen is not None and algorithm.owns_center:
+            raise ValueError(
+                f"anchor has no effect on {algorithm.name!r}, which says where the weights go. Use an algorithm that "
+                "estimates a gradient, such as 'openai_es', or leave anchor out."
+            )
+        self.start = None if chosen is None else StartingWeights(chosen)
+        """The weights that updates are drawn back to; ``None`` without ``anchor``."""
         self.ranks = Ranks()
         self._groups = Groups(as_whole(members_per_forward) or 0)
         self.evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -182,6 +194,8 @@ class Evolution:
                 sigma = self.state.sigma if self._module is None else None  # set by hand for the module before
                 self.state = self.algorithm.init(seed=seed, sigma=sigma)
         self._module, self._resumed = module, False
+        if self.start is not None:
+            self.start.hold(self._space, module)
         if self.algorithm.owns_center:
             self._follow_weights()
 
@@ -342,7 +356,7 @@ class Evolution:
         if not self.has_fitness:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
         population, fitness, generation = self.population, self._scores.fitness, self.state.generation
-        self.state, update = learn_from(self.algorithm, self.state, population, self.space, fitness)
+        self.state, update = learn_from(self.algorithm, self.state, population, self.space, fitness, self.start)
         if self._sigma_set_since is not None:  # it counts from the next generation on, whatever was learnt about it
             self.state = replace(self.state, sigma=self._sigma_set_since)
         self._reports.learning(generation, update, self._scores.failed)
@@ -353,6 +367,10 @@ class Evolution:
     def has_fitness(self) -> bool:
         """Whether a batch of the current generation was evaluated."""
         return self._scores.weight > 0
+
+    def drift(self) -> dict[str, float]:
+        """With an anchor ``{"drift": ||theta - theta_0|| / ||theta_0||}``, over what evolves; empty without one."""
+        return {} if self.start is None else {"drift": self.start.drift(self.space)}
 
     def statistics(self) -> dict[str, float]:
         """Mean, deviation and best fitness of the current generation so far, over the members that did not fail.
@@ -395,6 +413,8 @@ class Evolution:
         }
         if self.has_fitness:
             saved["generation_sigma"] = self.population.sigma  # of the members that were evaluated
+        if self.start is not None:
+            saved["anchor"] = self.start.state_dict()
         return {**saved, **self.evaluation.state_dict()}
 
     def load_evaluation(self, saved: Mapping[str, Any]) -> None:
@@ -405,6 +425,18 @@ class Evolution:
         """
         self.evaluation.load_state_dict(saved)
         self._groups.load(int(saved.get("members_per_forward", 0)))
+
+    def before_restoring(self, module: Any, saved: Mapping[str, Any]) -> None:
+        """Copy the weights that a module was built with, if they will be needed, before others are put there.
+
+        Args:
+            module: About to be given the weights of a checkpoint.
+            saved: From :meth:`state_dict`; empty if the checkpoint is not of evolution.
+        """
+        if self.start is not None:
+            anchored = (saved.get("anchor") or {}).get("start")
+            names = anchored or [parameter.name for parameter in SearchSpace(module, self._evolve)]
+            self.start.take(module, names)
 
     def start_at(self, generation: int) -> None:
         """Set the number of the coming generation: a run that continues other training should not repeat noise."""
@@ -443,6 +475,7 @@ class Evolution:
             )
             self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
+        resume_anchor(self.start, saved.get("anchor"))
         self._forget_batches()
         self._scores, self._sigma_recorded = scores, saved.get("generation_sigma")
         if self._sigma_recorded not in (None, self.sigma):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +11,24 @@ import torch
 from torch import Tensor
 
 from lightning_evo.algorithms import Algorithm, Directions, Lesson, NewCenter, Population, State, Term
+from lightning_evo.generation.anchor import StartingWeights
 from lightning_evo.generation.laying import noise_over
 from lightning_evo.generation.norms import Norms
 from lightning_evo.generation.step import Clipping, Step
+from lightning_evo.kernels import Pull
 from lightning_evo.kernels.values import noise_dtype
 from lightning_evo.noise.philox import NoiseKey, Stream
 from lightning_evo.noise.rounding import move
 from lightning_evo.perturbations import Moving
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
-__all__ = ["AlongDirections", "ToCenter", "Update", "learn_from"]
+__all__ = ["WITHOUT_ANCHOR", "AlongDirections", "ToCenter", "Update", "learn_from"]
+
+WITHOUT_ANCHOR = (
+    "anchor is a pull in the update itself, and an optimizer that is given gradients would move the weights without "
+    "it. Use update='in_place', or leave anchor out."
+)
+"""What to say of an anchor where an optimizer moves the weights."""
 
 _PIECE = 1 << 20  # elements of a tensor that move at a time, so that they stay in the cache
 
@@ -71,7 +79,12 @@ class Update(ABC):
 
 
 def learn_from(
-    algorithm: Algorithm[Any], state: State, population: Population, space: SearchSpace, fitness: Tensor
+    algorithm: Algorithm[Any],
+    state: State,
+    population: Population,
+    space: SearchSpace,
+    fitness: Tensor,
+    anchor: StartingWeights | None = None,
 ) -> tuple[State, Update]:
     """The state after a generation in a module, and the update that carries its lesson out.
 
@@ -81,6 +94,7 @@ def learn_from(
         population: Asked from it, and laid over ``space``.
         space: The evolving parameters.
         fitness: Of the members.
+        anchor: What the update draws the weights back to, if anything; it holds those of ``space``.
     """
     following, lesson = algorithm.learn(state, population, fitness, space.numel)
     if isinstance(lesson, NewCenter):
@@ -93,7 +107,7 @@ def learn_from(
         else Term(noise_over(term.perturbation, space), term.weights)
         for term in lesson.terms
     )
-    return following, AlongDirections(population, space, fitness, replace(lesson, terms=terms))
+    return following, AlongDirections(population, space, fitness, replace(lesson, terms=terms), anchor)
 
 
 @dataclass(frozen=True)
@@ -101,9 +115,13 @@ class AlongDirections(Update):
     """``theta <- theta + learning_rate g`` with ``g = sum_t sum_d w_td eps_td - weight_decay theta``.
 
     An estimate g of the ascent direction, made tensor by tensor when it is needed.
+
+    With an anchor (:mod:`lightning_evo.generation.anchor`), ``theta <- theta_0 + shrink(theta - theta_0 + learning_rate
+    g)``.
     """
 
     lesson: Directions
+    anchor: StartingWeights | None = None
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -142,7 +160,13 @@ class AlongDirections(Update):
 
     @torch.no_grad()
     def add_to_gradients(self, scale: float = 1.0) -> float:
-        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``."""
+        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``.
+
+        Raises:
+            ValueError: If there is an anchor, which an optimizer would know nothing of.
+        """
+        if self.anchor is not None:
+            raise ValueError(WITHOUT_ANCHOR)
         norms = Norms(self.space)
         for parameter in self.space:
             estimate = self.estimate(parameter)
@@ -159,14 +183,18 @@ class AlongDirections(Update):
     ) -> Step:
         if clipping is not None and clipping.by == "norm" and self:
             clipping = replace(clipping, coefficient=self._clip_coefficient(clipping))
-        return Step.of(optimizers, self.space, self.lesson.learning_rate, clipping)
+        step = Step.of(optimizers, self.space, self.lesson.learning_rate, clipping)
+        if self.anchor is not None:
+            self.anchor.check(step, self.space)
+        return step
 
     @torch.no_grad()
     def apply(self, step: Step | None = None) -> float:
         """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
         (Of a tensor that is not contiguous a contiguous copy is made.) bfloat16 and float16 weights are rounded
-        stochastically, so that no update is lost. The step's weight decay is taken off theta as it was before.
+        stochastically, so that no update is lost. The step's weight decay is taken off theta as it was before. An
+        anchor comes last: it draws back what the estimate, clipped, and the decay have made, in the same rounding.
 
         Args:
             step: Learning rates, decay and clipping, from :meth:`step`; ``None`` for the algorithm's own learning rate.
@@ -179,34 +207,47 @@ class AlongDirections(Update):
         coefficient = self._clip_coefficient(step.clipping) if step.clipping and by == "norm" else 1.0
         norms = Norms(self.space)
         key = NoiseKey(self.population.seed, self.population.generation)
-        rates = {p.index: step.rate(p) * coefficient / (1 - step.decay(p)) for p in self.space}  # decay comes last
-        moved = {} if by == "value" else self._move_in_one_pass(rates, key)
+        pulls = {} if self.anchor is None else _pulls(self.anchor, step, self.space)
+        rates = {  # without an anchor decay comes last
+            p.index: step.rate(p) * coefficient / (1 - (0 if p.index in pulls else step.decay(p))) for p in self.space
+        }
+        moved = {} if by == "value" else self._move_in_one_pass(rates, pulls, key)
+        distances = Norms(self.space)
         for parameter in self.space:
+            rate, pull = rates[parameter.index], pulls.get(parameter.index)
             if parameter.index in moved:
                 norms.add(parameter, moved[parameter.index])
+                if pull is not None:
+                    distances.add(parameter, pull.distance)
                 continue
-            rate = rates[parameter.index]
             center = parameter.local.contiguous()  # the tensor itself, if it is contiguous
             offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
             for start, piece in self._pieces(parameter, center):
                 norms.add(parameter, torch.linalg.vector_norm(piece))
                 if step.clipping and by == "value":
                     piece = piece.clamp(-step.clipping.limit, step.clipping.limit)
-                move(flat[start : start + len(piece)], piece.mul_(rate), key, parameter.index, offset + start)
+                part, stop = None if pull is None else pull.part(start, start + len(piece)), start + len(piece)
+                way = move(flat[start:stop], piece.mul_(rate), key, parameter.index, offset + start, pull=part)
+                if way is not None:
+                    distances.add(parameter, way)
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
-        if step.decays:
-            self._decay(step, key)
+        self._decay(step, key, pulls)
+        if self.anchor is not None:
+            for parameter in self.space:
+                if parameter.index not in pulls:
+                    distances.add(parameter, self.anchor.distance(parameter))
+            self.anchor.came(self.space, distances)
         return norms.total()
 
-    def _decay(self, step: Step, key: NoiseKey) -> None:
-        """``theta <- (1 - decay) theta``, at last: noise may depend on the weights as they were.
+    def _decay(self, step: Step, key: NoiseKey, pulls: Mapping[int, Pull]) -> None:
+        """``theta <- (1 - decay) theta``, at last: noise may depend on the weights. Not where a pull took it off.
 
         What precedes it was divided by ``1 - decay``, so that both together are ``theta - decay theta + rate g``.
         """
         for parameter in self.space:
             decay = step.decay(parameter)
-            if not decay:
+            if not decay or parameter.index in pulls:
                 continue
             center = parameter.local.contiguous()
             offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
@@ -217,13 +258,15 @@ class AlongDirections(Update):
             if not parameter.local.is_contiguous():
                 parameter.tensor.copy_(center)
 
-    def _move_in_one_pass(self, rates: dict[int, float], key: NoiseKey) -> dict[int, float]:
+    def _move_in_one_pass(
+        self, rates: Mapping[int, float], pulls: Mapping[int, Pull], key: NoiseKey
+    ) -> dict[int, float]:
         """Move the tensors that one generation's noise alone moves, those held whole; gives their norms."""
         (perturbation, weights), *past = self.lesson.terms
         if past or self.lesson.weight_decay:
             return {}
         plain = [p for p in self.space if p.shard is None and p.tensor.is_contiguous()]
-        tensors = [Moving(parameter.index, parameter.tensor.detach(), rates[parameter.index]) for parameter in plain]
+        tensors = [Moving(p.index, p.tensor.detach(), rates[p.index], pulls.get(p.index)) for p in plain]
         norms = perturbation.move(weights, tensors, key)
         return {parameter.index: norm for parameter, norm in zip(plain, norms, strict=True)}
 
@@ -242,6 +285,12 @@ class AlongDirections(Update):
         """The estimate of one parameter, piece by piece, each with its offset."""
         for start in range(0, center.numel(), _PIECE):
             yield start, self._estimate(parameter, center, start, min(start + _PIECE, center.numel()))
+
+
+def _pulls(anchor: StartingWeights, step: Step, space: SearchSpace) -> dict[int, Pull]:
+    """What draws parameters back, by their indices: all that have a learning rate."""
+    found = {p.index: anchor.pull(p, step.rate(p), step.decay(p)) for p in space}
+    return {index: pull for index, pull in found.items() if pull is not None}
 
 
 @dataclass(frozen=True)

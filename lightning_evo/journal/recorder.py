@@ -327,4 +327,5 @@ class Recorder:
                 parameters=describe_parameters(evolution.space, groups),
                 accumulate=self._accumulate,
             ),
+            anchor=None if evolution.start is None else evolution.start.recorded(evolution.space),
         )

@@ -79,6 +79,8 @@ class Header:
         algorithm: From :func:`~lightning_evo.journal.describe_algorithm`.
         start: From :func:`~lightning_evo.journal.weights_checksum`: the weights before the first generation.
         conditions: In force from the first generation on.
+        anchor: What draws the weights back, if anything: ``strength``, ``by``, and ``start``, a checksum of the weights
+            that the run's script had built, which need not be those of the first generation here.
     """
 
     run: int
@@ -86,6 +88,7 @@ class Header:
     algorithm: dict[str, Any]
     start: str
     conditions: Conditions
+    anchor: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

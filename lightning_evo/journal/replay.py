@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo.algorithms import Algorithm, State
+from lightning_evo.generation.anchor import Anchor, StartingWeights
 from lightning_evo.generation.evolution import CHECKPOINT_KEY
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.update import learn_from
 from lightning_evo.journal import (
+    Conditions,
     Journal,
     JournalError,
     RecordedParameter,
@@ -65,6 +67,7 @@ def replay(
     algorithm: Algorithm[Any] | None = None,
     device: str | torch.device = "cpu",
     exact: bool = True,
+    start: str | Path | Mapping[str, Any] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
     """Rebuild the weights that a run had after some generation.
@@ -82,6 +85,8 @@ def replay(
         device: Where to compute. The CPU and GPUs draw the same noise.
         exact: Whether to stop where a generation's update is not, in its last bits, the one that was made, or weights
             are not those that the run had. If false, the weights are compared all the same, with one warning.
+        start: Of a run with an anchor: the weights that its script built, to which it was drawn back; a path, or what
+            is in it. ``None`` if ``checkpoint`` holds them.
         progress: Called with the generations replayed and their total.
 
     Returns:
@@ -93,7 +98,8 @@ def replay(
     Raises:
         JournalError: If checkpoint and journal are not of the same run, the generation is not between them, a parameter
             is missing or of another shape or dtype, the algorithm can't be rebuilt or is another one, the checkpoint
-            can't be read, there is no such device, or (with ``exact``) the weights departed from the run's.
+            can't be read, there is no such device, the weights that it was anchored to are missing or others, or (with
+            ``exact``) the weights departed from the run's.
 
     Example:
         >>> import tempfile, lightning as L
@@ -113,7 +119,9 @@ def replay(
     """
     opened = Journal.open(journal) if not isinstance(journal, Journal) else journal
     try:
-        return _replay(load_checkpoint(checkpoint), opened, to, algorithm, _device(device), exact, progress)
+        base = load_checkpoint(checkpoint)
+        anchor = _Anchored(opened, base if start is None else load_checkpoint(start), _device(device), start is None)
+        return _replay(base, opened, to, algorithm, _device(device), exact, anchor, progress)
     finally:
         if opened is not journal:
             opened.close()
@@ -126,6 +134,7 @@ def _replay(
     algorithm: Algorithm[Any] | None,
     device: torch.device,
     exact: bool,
+    anchor: _Anchored,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]:
     algorithm = _algorithm(journal, algorithm)
@@ -138,8 +147,7 @@ def _replay(
     first = int(saved["state"]["generation"]) if saved else journal.header.generation
     last = journal.end if to is None else to
     _check_range(journal, first, last)
-    # Lightning's WeightAveraging saves the average as `state_dict`, and the evolving weights under another key.
-    weights = _Weights(base.get("current_model_state", base.get("state_dict", base)), device)
+    weights = _Weights(_tensors(base), device)
     comparison = _Comparison(journal, first, exact)
     if _check_run(journal, saved, first, weights):
         comparison.agreed = first
@@ -152,7 +160,7 @@ def _replay(
         state = replace(state, seed=conditions.seed)
         population = replace(laid_over(algorithm.ask(state), space), sigma=record.sigma)
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
-        state, update = learn_from(algorithm, state, population, space, fitness)
+        state, update = learn_from(algorithm, state, population, space, fitness, anchor.at(conditions))
         if exact and check_of(update) != record.check:
             raise OtherUpdate(
                 f"Generation {generation} of {journal.path}: its fitness gives another update here than when it was "
@@ -167,6 +175,34 @@ def _replay(
         if progress is not None:
             progress(generation + 1 - first, last - first)
     return _checkpoint(base, weights, journal, state, comparison.agreed)
+
+
+class _Anchored:
+    """What a replayed run is drawn back to."""
+
+    def __init__(self, journal: Journal, base: Mapping[str, Any], device: torch.device, is_checkpoint: bool) -> None:
+        self._start: StartingWeights | None = None
+        recorded = journal.header.anchor
+        if recorded is None:
+            return
+        self._start = StartingWeights(Anchor(recorded["strength"], recorded["by"]))
+        self._weights = _Weights(_tensors(base), device)
+        self.at(journal.header.conditions)
+        found = self._start.recorded(self._weights.space(journal.header.conditions.parameters))["start"]
+        if found != recorded["start"]:
+            what = "the checkpoint holds others" if is_checkpoint else "those that were given are others"
+            raise JournalError(
+                f"The run of {journal.path} was drawn back to the weights that its script had built (anchor="
+                f"{self._start.anchor}), and {what}: their checksum is {found}, not {recorded['start']}. Give those: "
+                "lightning_evo.journal.replay.replay(…, start=…), or --start FILE; for example a file that "
+                "torch.save(module.state_dict(), FILE) wrote before the fit."
+            )
+
+    def at(self, conditions: Conditions) -> StartingWeights | None:
+        """The weights to which an update of these parameters is drawn back; ``None`` if it is not."""
+        if self._start is not None:
+            self._start.hold(self._weights.space(conditions.parameters))
+        return self._start
 
 
 class _Comparison:
@@ -229,6 +265,13 @@ def _state(
     center = weights.space(header.conditions.parameters).vector() if algorithm.owns_center else None
     state = algorithm.init(center, seed=header.conditions.seed)
     return replace(state, generation=first)
+
+
+def _tensors(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a checkpoint; itself, if it is one."""
+    # Lightning's WeightAveraging saves the average as `state_dict`, and the evolving weights under another key.
+    found: Mapping[str, Any] = checkpoint.get("current_model_state", checkpoint.get("state_dict", checkpoint))
+    return found
 
 
 class _Weights:

@@ -229,12 +229,17 @@ def _journals(places: Iterable[Path]) -> list[Path]:
 
 
 def _option_differences(there: Header, here: Header) -> list[str]:
-    old, new = there.algorithm, here.algorithm
+    old, new = ({**header.algorithm, "anchor": _anchor(header)} for header in (there, here))
     return [
         f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+
+
+def _anchor(header: Header) -> str | None:
+    """Strength and kind. That the starting weights are the same, too, is found when the checkpoint is loaded."""
+    return None if header.anchor is None else "{strength:g} ({by})".format(**header.anchor)
 
 
 def _run(run: int) -> str:

@@ -43,6 +43,7 @@ def verify(
     *,
     algorithm: Algorithm[Any] | None = None,
     device: str | torch.device = "cpu",
+    start: str | Path | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Verification:
     """Replay a journal from the first of a run's checkpoints, and compare with the others and with recorded checksums.
@@ -54,6 +55,7 @@ def verify(
         checkpoints: Of this run, in any order; the weights that it began with will do for one.
         algorithm: The run's algorithm, if the journal can't hold it.
         device: Where to compute.
+        start: Of a run with an anchor: the weights that its script built; ``None`` if the first checkpoint holds them.
         progress: Called with the generations replayed and their total.
 
     Raises:
@@ -84,6 +86,7 @@ def verify(
         )
     first, total = points[0][0], max(journal.end - points[0][0], 1)
     base: Mapping[str, Any] = load_checkpoint(points[0][1])
+    origin = base if start is None else load_checkpoint(start)
     reached = first
     try:
         for generation, path in [*points[1:], (journal.end, None)]:
@@ -92,7 +95,8 @@ def verify(
                 if progress is not None:
                     progress(start + done, total)
 
-            base = replay(base, journal, to=generation, algorithm=algorithm, device=device, progress=advance)
+            options: dict[str, Any] = {"algorithm": algorithm, "device": device, "start": origin}
+            base = replay(base, journal, to=generation, progress=advance, **options)
             if path is not None:
                 names = _different(base, load_checkpoint(path), journal, first, generation)
                 if names:

@@ -22,9 +22,10 @@ from lightning_evo.kernels.backend import Backend, Moved, Span, Values
 from lightning_evo.kernels.build import load
 from lightning_evo.kernels.compiled import Compiled
 from lightning_evo.kernels.native import Native
+from lightning_evo.kernels.pull import Pull
 from lightning_evo.utils.messages import first_line
 
-__all__ = ["COMPILED", "REFERENCE", "Backend", "Moved", "Native", "Span", "Values", "backend_for", "built"]
+__all__ = ["COMPILED", "REFERENCE", "Backend", "Moved", "Native", "Pull", "Span", "Values", "backend_for", "built"]
 
 REFERENCE = Backend()
 """Plain tensor operations."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_evo.kernels.normal import normal_table
+from lightning_evo.kernels.pull import Pull, drawn_back
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised, write_members
 
@@ -66,12 +67,14 @@ class Moved(NamedTuple):
         rounding: The address of its rounding's random numbers.
         center: ``[elements]``.
         coefficient: What the sum of noise is multiplied by.
+        pull: Where it is drawn back to, if anywhere; is told how far from there the tensor has come.
     """
 
     values: Values
     rounding: tuple[int, ...]
     center: Tensor
     coefficient: float
+    pull: Pull | None = None
 
 
 class Backend:
@@ -182,13 +185,39 @@ class Backend:
             # `where` keeps the sign of a negative zero.
             center.copy_(torch.where(step == 0, center, center + step))
             return
-        first, count = start // row_size("uniform16"), -(-len(center) // row_size("uniform16"))
-        uniform = self.rows(Values("uniform16", address), [0], first, first + count, center.device)[0, : len(center)]
-        moved = stochastic_round(center.float() + step, center.dtype, uniform)
+        moved = self._rounded(address, start, center.float() + step, center.dtype)
         center.copy_(torch.where(step == 0, center, moved))
 
+    def pull(self, address: tuple[int, ...], start: int, center: Tensor, step: Tensor, pull: Pull) -> Tensor:
+        """:meth:`move`, drawn back on the way, with the one rounding: the formula is that of :class:`Pull`.
+
+        Args:
+            address: Of the rounding's random numbers.
+            start: Offset of the first element; a row of random numbers begins there.
+            center: ``[elements]``.
+            step: ``[elements]``, in the dtype of noise.
+            pull: Of these elements.
+
+        Returns:
+            The norm of ``center - anchor`` after it, float64 ``[]``.
+        """
+        anchor = pull.anchor.to(center.device, non_blocking=True)
+        home = anchor.to(step.dtype)
+        away = drawn_back(center.to(step.dtype), home, step, pull)
+        moved = home + away
+        if center.dtype in (torch.bfloat16, torch.float16):
+            moved = self._rounded(address, start, moved, center.dtype)
+        center.copy_(torch.where(away == 0, anchor, moved))
+        way: Tensor = torch.linalg.vector_norm(center.to(step.dtype) - home, dtype=torch.float64)
+        return way
+
+    def _rounded(self, address: tuple[int, ...], start: int, values: Tensor, dtype: torch.dtype) -> Tensor:
+        first, count = start // row_size("uniform16"), -(-len(values) // row_size("uniform16"))
+        uniform = self.rows(Values("uniform16", address), [0], first, first + count, values.device)[0, : len(values)]
+        return stochastic_round(values, dtype, uniform)
+
     def update(self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]) -> list[float]:
-        """``center += coefficient * sum_d weights[d] noise_d`` of whole tensors, as :meth:`move` moves.
+        """``center += coefficient * sum_d weights[d] noise_d`` of whole tensors, as :meth:`move` and :meth:`pull` move.
 
         Returns:
             The norm of each tensor's sum.
@@ -197,11 +226,13 @@ class Backend:
         def weighted_sum(i: int, start: int, stop: int) -> Tensor:
             return self.weighted_sum(tensors[i].values, directions, weights, start, stop, tensors[i].center)
 
-        def move(i: int, start: int, piece: Tensor, step: Tensor) -> None:
+        def move(i: int, piece: Tensor, start: int, step: Tensor, pull: Pull | None) -> Tensor | None:
+            if pull is not None:
+                return self.pull(tensors[i].rounding, start, piece, step, pull)
             self.move(tensors[i].rounding, start, piece, step)
+            return None
 
-        pairs = [(moved.center, moved.coefficient) for moved in tensors]
-        return move_in_pieces(pairs, weighted_sum, move)
+        return move_in_pieces([(one.center, one.coefficient, one.pull) for one in tensors], weighted_sum, move)
 
     def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:
         """``bias + (x B) A^T`` for each member, as a function of ``bias`` and ``x``.
@@ -250,33 +281,44 @@ class Backend:
 
 
 def move_in_pieces(
-    tensors: Sequence[tuple[Tensor, float]],
+    tensors: Sequence[tuple[Tensor, float, Pull | None]],
     weighted_sum: Callable[[int, int, int], Tensor],
-    move: Callable[[int, int, Tensor, Tensor], None],
+    move: Callable[[int, Tensor, int, Tensor, Pull | None], Tensor | None],
 ) -> list[float]:
-    """``center += coefficient * sum`` of some tensors, piece by piece: never more than 4 MB of a sum exist at once.
+    """Move whole tensors along their sums, piece by piece, so that nothing as large as a tensor is made.
 
     Args:
-        tensors: Centers, contiguous, and their coefficients.
+        tensors: Centers, contiguous, their coefficients, and what draws them back.
         weighted_sum: Of a tensor's number and a range, a vector that may be written to.
-        move: Of a tensor's number, an offset, the piece of the center that begins there, and its step.
+        move: Of a tensor's number, a piece of the center, the offset where it begins, its step, and what draws it back;
+            gives how far from there it has come.
 
     Returns:
         The norm of each tensor's sum. Only for them it waits for the device.
     """
-    norms: list[Tensor] = []
-    owners: list[int] = []
-    for i, (center, coefficient) in enumerate(tensors):
+    norms: list[tuple[int, Tensor]] = []
+    ways: list[tuple[int, Tensor]] = []
+    for i, (center, coefficient, pull) in enumerate(tensors):
         flat = center.view(-1)
         for start in range(0, len(flat), CHUNK):
             piece = flat[start : start + CHUNK]
             total = weighted_sum(i, start, start + len(piece))
-            norms.append(torch.linalg.vector_norm(total).double())
-            owners.append(i)
-            move(i, start, piece, total.mul_(coefficient))
-    squares = [0.0] * len(tensors)
-    found = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist() if norms else []
-    for i, norm in zip(owners, found, strict=True):
+            norms.append((i, torch.linalg.vector_norm(total).double()))
+            part = None if pull is None else pull.part(start, start + len(piece))
+            way = move(i, piece, start, total.mul_(coefficient), part)
+            if way is not None:
+                ways.append((i, way))
+    for (_, _, pull), distance in zip(tensors, _of_tensors(ways, len(tensors)), strict=True):
+        if pull is not None:
+            pull.distance = distance
+    return _of_tensors(norms, len(tensors))
+
+
+def _of_tensors(norms: list[tuple[int, Tensor]], count: int) -> list[float]:
+    """The norm of each tensor, from those of pieces with the tensors' numbers."""
+    squares = [0.0] * count
+    found = torch.stack([norm.to(norms[0][1].device) for _, norm in norms]).tolist() if norms else []
+    for (i, _), norm in zip(norms, found, strict=True):
         squares[i] += norm * norm
     return list(map(math.sqrt, squares))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_evo.kernels.backend import Backend, Moved, Span, Values
 from lightning_evo.kernels.normal import normal_table
+from lightning_evo.kernels.pull import Pull
 from lightning_evo.kernels.values import row_size
 
 __all__ = ["Native", "threads"]
@@ -39,6 +40,22 @@ class _Members(ctypes.Structure):
     )
 
 
+class _Pull(ctypes.Structure):
+    """What draws a tensor back, with a null pointer if nothing does: ``struct Pull`` of ``noise.cpp``."""
+
+    _fields_ = (
+        ("anchor", ctypes.c_void_p),
+        ("decay", ctypes.c_float),
+        ("keep", ctypes.c_float),
+        ("threshold", ctypes.c_float),
+    )
+
+    @classmethod
+    def of(cls, pull: Pull | None) -> tuple[int | None, float, float, float]:
+        """Its fields."""
+        return (None, 0, 0, 0) if pull is None else (pull.anchor.data_ptr(), pull.decay, pull.keep, pull.threshold)
+
+
 class _Moved(ctypes.Structure):
     """A tensor that moves, its noise, and the noise of its rounding. The fields are those of ``noise.cpp``."""
 
@@ -47,6 +64,7 @@ class _Moved(ctypes.Structure):
         ("rounding", _Address),
         ("center", ctypes.c_void_p),
         ("coefficient", ctypes.c_float),
+        ("pull", _Pull),
     )
 
 
@@ -62,6 +80,7 @@ class Native(Backend):
     _chosen_rows: Any
     _sum: Any
     _move: Any
+    _pull: Any
     _update: Any
     _low_rank: Any
 
@@ -77,7 +96,11 @@ class Native(Backend):
             ),
             "sum": (integer, pointer, pointer, whole, whole, pointer, pointer, whole, pointer, integer),
             "move": (integer, pointer, whole, whole, pointer, pointer, integer),
-            "update": (integer, integer, pointer, whole, pointer, pointer, whole, pointer, pointer, pointer, integer),
+            "pull": (integer, pointer, whole, whole, pointer, pointer, pointer, pointer, integer),
+            "update": (
+                *(integer, integer, pointer, whole, pointer, pointer),
+                *(whole, pointer, pointer, pointer, pointer, integer),
+            ),
             "low_rank": (
                 *(integer, pointer, whole, pointer, whole, pointer, pointer),
                 *(whole, whole, whole, whole, integer, pointer, integer),
@@ -174,6 +197,20 @@ class Native(Backend):
         tensors = center.data_ptr(), step.data_ptr()
         self._move(_DTYPES[center.dtype], _words(address), row, elements, *tensors, threads(elements))
 
+    def pull(  # noqa: D102
+        self, address: tuple[int, ...], start: int, center: Tensor, step: Tensor, pull: Pull
+    ) -> Tensor:
+        anchor = pull.anchor
+        here = center.is_contiguous() and step.is_contiguous() and anchor.is_contiguous() and anchor.is_cpu
+        if center.dtype not in _DTYPES or not here:
+            return super().pull(address, start, center, step, pull)
+        square, row, elements = ctypes.c_double(), start // row_size("uniform16"), center.numel()
+        self._pull(
+            *(_DTYPES[center.dtype], _words(address), row, elements, center.data_ptr(), step.data_ptr()),
+            *(ctypes.byref(_Pull(*_Pull.of(pull))), ctypes.byref(square), threads(elements)),
+        )
+        return torch.tensor(math.sqrt(square.value), dtype=torch.float64)
+
     def update(  # noqa: D102
         self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]
     ) -> list[float]:
@@ -193,16 +230,19 @@ class Native(Backend):
     ) -> list[float]:
         count, elements = len(tensors), [moved.center.numel() for moved in tensors]
         structures: list[Any] = [
-            (values.address, rounding, center.data_ptr(), coefficient)
-            for values, rounding, center, coefficient in tensors
+            (values.address, rounding, center.data_ptr(), coefficient, _Pull.of(pull))
+            for values, rounding, center, coefficient, pull in tensors
         ]
-        squares = (ctypes.c_double * count)()
+        squares, away = (ctypes.c_double * count)(), (ctypes.c_double * count)()
         self._update(
             *(distribution, dtype, _table()),
             *(count, (_Moved * count)(*structures), _int64(elements)),
             *(len(directions), _int64(directions)),
-            *(_float(weights), squares, threads(sum(elements) * len(weights))),
+            *(_float(weights), squares, away, threads(sum(elements) * len(weights))),
         )
+        for moved, square in zip(tensors, away, strict=True):
+            if moved.pull is not None:
+                moved.pull.distance = math.sqrt(square)
         return list(map(math.sqrt, squares))
 
     def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:  # noqa: D102
@@ -238,7 +278,9 @@ def _kinds(tensors: Sequence[Any]) -> dict[tuple[str, int | None], list[int]]:
     """Numbers of tensors by distribution and the kernels' number of the dtype: ``None`` if they can't work on it."""
     found: dict[tuple[str, int | None], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        dtype = _DTYPES.get(tensor.center.dtype) if tensor.center.is_contiguous() else None
+        pull = getattr(tensor, "pull", None)
+        here = tensor.center.is_contiguous() and (pull is None or (pull.anchor.is_cpu and pull.anchor.is_contiguous()))
+        dtype = _DTYPES.get(tensor.center.dtype) if here else None
         found.setdefault((tensor.values.distribution, dtype), []).append(i)
     return found
 

@@ -378,6 +378,17 @@ constexpr int kRoundingRow = 8 * kBlocks;        // elements that one row of wor
 constexpr int kRoundingRows = 2 * kRoundingRow;  // and two rows, which are made at once
 constexpr int kUnit = row_size(kRademacher);     // elements that are whole rows of every kind
 
+// The random numbers of 16 bits that round up to 256 elements.
+inline void rounding_numbers(const Address& address, uint64_t row, uint32_t* random) {
+  alignas(64) uint32_t words[2][4][kBlocks];
+  philox<2>(address, row, 0, words);
+  for (int w = 0; w < 8; w++) {
+    const uint32_t* word = words[w / 4][w % 4];
+    for (int i = 0; i < kBlocks; i++) random[32 * w + i] = word[i] & 0xFFFF;
+    for (int i = 0; i < kBlocks; i++) random[32 * w + kBlocks + i] = word[i] >> 16;
+  }
+}
+
 // center += step for up to 256 elements, rounded where there is something to round.
 template <class Type>
 inline void move_rows(const Address& address, uint64_t row, typename Type::Storage* center, const float* step,
@@ -389,13 +400,8 @@ inline void move_rows(const Address& address, uint64_t row, typename Type::Stora
     }
     return;
   }
-  alignas(64) uint32_t words[2][4][kBlocks], random[kRoundingRows];
-  philox<2>(address, row, 0, words);
-  for (int w = 0; w < 8; w++) {
-    const uint32_t* word = words[w / 4][w % 4];
-    for (int i = 0; i < kBlocks; i++) random[32 * w + i] = word[i] & 0xFFFF;
-    for (int i = 0; i < kBlocks; i++) random[32 * w + kBlocks + i] = word[i] >> 16;
-  }
+  alignas(64) uint32_t random[kRoundingRows];
+  rounding_numbers(address, row, random);
   for (int i = 0; i < count; i++) {
     const auto from = center[i], moved = Type::store(round_to(Type(), Type::load(from) + step[i], random[i]));
     center[i] = step[i] == 0 ? from : moved;
@@ -413,21 +419,67 @@ void move(const Address& address, int64_t first, int64_t elements, void* center,
   }
 }
 
+// What draws a tensor back to where it began; `anchor` is null if nothing does. See pull.py.
+struct Pull {
+  const void* anchor;
+  float decay, keep, threshold;
+};
+
+// move_rows, drawn back. Returns the squared norm of center - anchor.
+template <class Type>
+inline float pull_rows(const Address& address, uint64_t row, typename Type::Storage* center,
+                       const typename Type::Storage* anchor, const float* step, int count, const Pull& pull) {
+  alignas(64) uint32_t random[kRoundingRows];
+  if (!std::is_same<Type, Float32>::value) rounding_numbers(address, row, random);
+  float square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int i = 0; i < count; i++) {
+    const float from = Type::load(center[i]), home = Type::load(anchor[i]);
+    const float decayed = from * pull.decay, stepped = step[i] - decayed, before = (from - home) + stepped;
+    const float magnitude = std::fabs(before) - pull.threshold;
+    const float away = (magnitude <= 0 ? 0.0f : std::copysign(magnitude, before)) * pull.keep;
+    const uint32_t bits = std::is_same<Type, Float32>::value ? 0 : random[i];
+    const auto moved = Type::store(round_to(Type(), home + away, bits));
+    const float way = Type::load(moved) - home;  // 0 where away is: rounding leaves what the type holds
+    square += way * way;
+    center[i] = away == 0 ? anchor[i] : moved;
+  }
+  return square;
+}
+
+template <class Type>
+void pull(const Address& address, int64_t first, int64_t elements, void* center, const float* step, const Pull& pull,
+          double* square, int threads) {
+  typename Type::Storage* to = static_cast<typename Type::Storage*>(center);
+  const typename Type::Storage* anchor = static_cast<const typename Type::Storage*>(pull.anchor);
+  std::vector<double> of_parts((elements + kRoundingRows - 1) / kRoundingRows);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
+  for (int64_t start = 0; start < elements; start += kRoundingRows) {
+    const int64_t left = elements - start;
+    const int count = left < kRoundingRows ? static_cast<int>(left) : kRoundingRows;
+    of_parts[start / kRoundingRows] = pull_rows<Type>(address, first + start / kRoundingRow, to + start, anchor + start,
+                                                      step + start, count, pull);
+  }
+  *square = 0;
+  for (const double part : of_parts) *square += part;
+}
+
 // A tensor that is moved: center += coefficient * sum_d weight_d eps_d.
 struct Moved {
   Address noise, rounding;
   void* center;
   float coefficient;
+  Pull pull;
 };
 
-// Moves tensors in one pass. Returns the squared norm of each one's sum.
+// Moves tensors in one pass. Returns the squared norm of each one's sum, and of its way from where it is drawn back to.
 template <int distribution, class Type>
 void update(const float* table, int64_t number, const Moved* tensors, const int64_t* elements, int64_t count,
-            const int64_t* directions, const float* weights, double* squares, int threads) {
+            const int64_t* directions, const float* weights, double* squares, double* away, int threads) {
   constexpr int rows = together(distribution), size = rows * row_size(distribution);
   using Storage = typename Type::Storage;
   const std::vector<Part> parts = parts_of(number, elements);
-  std::vector<double> of_parts(parts.size());
+  std::vector<double> of_parts(parts.size()), away_of_parts(parts.size());
 #pragma omp parallel for num_threads(threads) schedule(guided) if (threads > 1)
   for (size_t i = 0; i < parts.size(); i++) {
     const Part& part = parts[i];
@@ -435,10 +487,12 @@ void update(const float* table, int64_t number, const Moved* tensors, const int6
     for (int64_t first = part.start; first < part.stop; first += kUnit) {
       const int all = static_cast<int>(std::min<int64_t>(part.stop - first, kUnit));
       Storage* to = static_cast<Storage*>(tensor.center) + first;
+      const Storage* anchor = tensor.pull.anchor ? static_cast<const Storage*>(tensor.pull.anchor) + first : nullptr;
       alignas(64) float total[kUnit] = {}, values[size];
       for (int64_t d = 0; d < count; d++)
         for (int start = 0; start < all; start += size) {
           if (d == 0) fetch<true>(to + kUnit + start, size);  // while noise is made
+          if (d == 0 && anchor) fetch<false>(anchor + kUnit + start, size);
           const int64_t row = (first + start) / row_size(distribution);
           make_noise<distribution>(tensor.noise, row, static_cast<uint32_t>(directions[d]), table, values);
           for (int j = 0; j < size; j++) {
@@ -454,12 +508,19 @@ void update(const float* table, int64_t number, const Moved* tensors, const int6
         for (int j = 0; j < here; j++) square += sum[j] * sum[j];
         of_parts[i] += square;
         for (int j = 0; j < here; j++) sum[j] = sum[j] * tensor.coefficient;
-        move_rows<Type>(tensor.rounding, (first + start) / kRoundingRow, to + start, sum, here);
+        const uint64_t row = (first + start) / kRoundingRow;
+        if (anchor)
+          away_of_parts[i] += pull_rows<Type>(tensor.rounding, row, to + start, anchor + start, sum, here, tensor.pull);
+        else
+          move_rows<Type>(tensor.rounding, row, to + start, sum, here);
       }
     }
   }
-  for (int64_t tensor = 0; tensor < number; tensor++) squares[tensor] = 0;
-  for (size_t i = 0; i < parts.size(); i++) squares[parts[i].tensor] += of_parts[i];
+  for (int64_t tensor = 0; tensor < number; tensor++) squares[tensor] = away[tensor] = 0;
+  for (size_t i = 0; i < parts.size(); i++) {
+    squares[parts[i].tensor] += of_parts[i];
+    away[parts[i].tensor] += away_of_parts[i];
+  }
 }
 
 constexpr int kMaximalRank = 4;  // of low_rank; above it matrix products are as fast
@@ -531,7 +592,7 @@ void with_distribution(int distribution, Function function) {
 
 }  // namespace
 
-// What Python calls. In draw, sum and move `first` is the number of the row that the first element begins and `count` a
+// What Python calls. In draw, sum, move and pull `first` is the number of the row that the first element begins and `count` a
 // number of rows; in the others `number` counts tensors or their rows, and `count` directions. dtypes are 0 for float32, 1 for
 // bfloat16, 2 for float16. Tensors are in row-major order.
 extern "C" {
@@ -585,13 +646,20 @@ void lightning_evo_move(int dtype, const Address* address, int64_t first, int64_
   if (dtype == 2) move<Float16>(*address, first, elements, center, step, threads);
 }
 
+void lightning_evo_pull(int dtype, const Address* address, int64_t first, int64_t elements, void* center,
+                        const float* step, const Pull* with, double* square, int threads) {
+  if (dtype == 0) pull<Float32>(*address, first, elements, center, step, *with, square, threads);
+  if (dtype == 1) pull<BFloat16>(*address, first, elements, center, step, *with, square, threads);
+  if (dtype == 2) pull<Float16>(*address, first, elements, center, step, *with, square, threads);
+}
+
 void lightning_evo_update(int distribution, int dtype, const float* table, int64_t number, const Moved* tensors,
                           const int64_t* elements, int64_t count, const int64_t* directions, const float* weights,
-                          double* squares, int threads) {
+                          double* squares, double* away, int threads) {
   with_distribution(distribution, [&](auto d) {
     const auto run = [&](auto type) {
       update<decltype(d)::value, decltype(type)>(table, number, tensors, elements, count, directions, weights, squares,
-                                                 threads);
+                                                 away, threads);
     };
     if (dtype == 0) run(Float32());
     if (dtype == 1) run(BFloat16());

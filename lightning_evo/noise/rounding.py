@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.kernels import backend_for
+from lightning_evo.kernels.pull import Pull
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size
 from lightning_evo.noise.philox import NoiseKey, Stream, address_of, check_offsets
@@ -16,11 +17,18 @@ __all__ = ["move", "stochastic_round"]
 
 
 def move(
-    center: Tensor, step: Tensor, key: NoiseKey, parameter: int, start: int = 0, *, stream: int = Stream.ROUNDING
-) -> None:
+    center: Tensor,
+    step: Tensor,
+    key: NoiseKey,
+    parameter: int,
+    start: int = 0,
+    *,
+    stream: int = Stream.ROUNDING,
+    pull: Pull | None = None,
+) -> Tensor | None:
     """``center += step`` in place, of a part of a tensor; bfloat16 and float16 are rounded stochastically.
 
-    Where ``step`` is zero not a bit changes.
+    Where ``step`` is zero not a bit changes, unless the tensor is drawn back.
 
     Args:
         center: Consecutive elements of a tensor, floating ``[elements]``.
@@ -29,6 +37,10 @@ def move(
         parameter: Index of the tensor.
         start: The flat offset of the first element in the tensor.
         stream: The use of the key's random numbers: another one for a second move of the same weights.
+        pull: Draws these elements back to where they began, with the one rounding.
+
+    Returns:
+        With a pull, the norm of the way from there, float64 ``[]``.
 
     Raises:
         ValueError: If ``step`` does not fit ``center``.
@@ -48,13 +60,23 @@ def move(
             f"move needs a step of {dtype} for each element, got {tuple(step.shape)} of {step.dtype} for "
             f"{tuple(center.shape)}."
         )
+    if not len(center):
+        return None if pull is None else center.new_zeros((), dtype=torch.float64)
     before = start % size
     if before and center.dtype in (torch.bfloat16, torch.float16):  # a shard may begin within a row of random numbers
         head = min(size - before, len(center))
         row, steps = center.new_zeros(before + head), step.new_zeros(before + head)
         row[before:], steps[before:] = center[:head], step[:head]
-        move(row, steps, key, parameter, start - before, stream=stream)
+        first = None
+        if pull is not None:
+            anchor = pull.anchor.new_zeros(before + head)
+            anchor[before:] = pull.anchor[:head]
+            first, pull = replace(pull, anchor=anchor), pull.part(head, len(center))
+        way = move(row, steps, key, parameter, start - before, stream=stream, pull=first)
         center[:head] = row[before:]
-        center, step, start = center[head:], step[head:], start + head
-    if len(center):
-        backend_for(center, step).move(address, start, center, step)
+        rest = move(center[head:], step[head:], key, parameter, start + head, stream=stream, pull=pull)
+        return None if way is None or rest is None else torch.hypot(way, rest)
+    if pull is not None:
+        return backend_for(center, step).pull(address, start, center, step, pull)
+    backend_for(center, step).move(address, start, center, step)
+    return None

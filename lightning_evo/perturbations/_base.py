@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.kernels.backend import CHUNK, move_in_pieces
+from lightning_evo.kernels.pull import Pull
 from lightning_evo.kernels.values import noise_dtype, write_members
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
@@ -72,11 +73,13 @@ class Moving(NamedTuple):
         parameter: Its index in the search space.
         center: The tensor, contiguous.
         coefficient: Its learning rate.
+        pull: Draws it back to where it began, if anything does; is told how far from there it has come.
     """
 
     parameter: int
     center: Tensor
     coefficient: float
+    pull: Pull | None = None
 
 
 class Perturbation(ABC):
@@ -246,10 +249,10 @@ class Perturbation(ABC):
         def weighted_sum(i: int, start: int, stop: int) -> Tensor:
             return self.weighted_sum(weights, tensors[i].parameter, tensors[i].center, start, stop)
 
-        def move_piece(i: int, start: int, piece: Tensor, step: Tensor) -> None:
-            move(piece, step, rounding, tensors[i].parameter, start)
+        def move_piece(i: int, piece: Tensor, start: int, step: Tensor, pull: Pull | None) -> Tensor | None:
+            return move(piece, step, rounding, tensors[i].parameter, start, pull=pull)
 
-        return move_in_pieces([(one.center, one.coefficient) for one in tensors], weighted_sum, move_piece)
+        return move_in_pieces([(one.center, one.coefficient, one.pull) for one in tensors], weighted_sum, move_piece)
 
     def factors(self, directions: Sequence[int], parameter: int, center: Tensor) -> tuple[Tensor, Tensor] | None:
         """The noise as a product of two thin matrices, where it is one.

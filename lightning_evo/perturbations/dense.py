@@ -92,7 +92,11 @@ class Dense(Perturbation):
         rounding = replace(rounding, stream=Stream.ROUNDING)
         moved = [
             Moved(
-                self._values(one.parameter), address_of(rounding, one.parameter), one.center.view(-1), one.coefficient
+                self._values(one.parameter),
+                address_of(rounding, one.parameter),
+                one.center.view(-1),
+                one.coefficient,
+                one.pull,
             )
             for one in tensors
         ]

@@ -67,21 +67,27 @@ def compare_weights(space: SearchSpace, ranks: Ranks, generation: int) -> None:
 
 
 @torch.no_grad()
-def checksum(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor that depends on each element's place.
+def checksum(tensor: Tensor, start: int = 0) -> int:
+    """A sum over the bits of a tensor that depends on each element's place, modulo 2^64 and signed.
+
+    Args:
+        tensor: The elements.
+        start: The place of the first one: checksums of a tensor's parts add up to that of the whole.
 
     Example:
         >>> checksum(torch.tensor([1, 2])), checksum(torch.tensor([2, 1]))
         (7, 5)
+        >>> checksum(torch.tensor([1])) + checksum(torch.tensor([2]), start=1)
+        7
     """
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().contiguous().view(-1).view(integer)
     total = 0
-    for start in range(0, len(bits), _PIECE):
-        piece = bits[start : start + _PIECE].to(torch.int64)
-        places = torch.arange(start, start + len(piece), device=piece.device) * 2 + 1
+    for begin in range(0, len(bits), _PIECE):
+        piece = bits[begin : begin + _PIECE].to(torch.int64)
+        places = torch.arange(start + begin, start + begin + len(piece), device=piece.device) * 2 + 1
         total += int((piece * places).sum())
     return (total + (1 << 63)) % (1 << 64) - (1 << 63)
 

@@ -23,10 +23,11 @@ from lightning_evo.algorithms.shaping import Shaping
 from lightning_evo.evaluation.choice import EvaluationName
 from lightning_evo.evaluation.fitness import fitness_of_loss, fitness_of_step
 from lightning_evo.evaluation.questions import Questions
+from lightning_evo.generation.anchor import Anchor
 from lightning_evo.generation.evolution import CHECKPOINT_KEY, Evolution
 from lightning_evo.generation.moves import InPlace, IntoGradients
 from lightning_evo.generation.step import Step, maximizes
-from lightning_evo.generation.update import Update
+from lightning_evo.generation.update import WITHOUT_ANCHOR, Update
 from lightning_evo.noise.values import Distribution
 from lightning_evo.perturbations import SigmaScale
 from lightning_evo.strategies import _compat
@@ -99,6 +100,9 @@ class EvoStrategyMixin(Strategy):
             pairs; ``"auto"`` chooses by memory.
         seed: Seed of the noise. Default: the seed of ``seed_everything``, or a random one without it; checkpoints keep
             it.
+        anchor: Draws the weights back to those that the script builds, in each update: an
+            :class:`~lightning_evo.Anchor`, or a number, the strength of one by L2. It needs ``update="in_place"`` and
+            memory for one copy of the evolving weights; ``evo/drift`` is logged. Default: no pull.
         journal: Whether to write a :class:`~lightning_evo.callbacks.SeedJournal`, which needs ``update="in_place"``.
             Default: if checkpoints are written.
         accelerator: Set by the Trainer.
@@ -137,6 +141,7 @@ class EvoStrategyMixin(Strategy):
         evaluation: EvaluationName = "auto",
         members_per_forward: int | Literal["auto"] | None = None,
         seed: int | None = None,
+        anchor: Anchor | float | None = None,
         journal: bool | None = None,
         accelerator: Any = None,
         checkpoint_io: Any = None,
@@ -152,6 +157,7 @@ class EvoStrategyMixin(Strategy):
             seed=seed,
             evaluation=evaluation,
             members_per_forward=members_per_forward,
+            anchor=anchor,
             population=population,
             sigma=sigma,
             learning_rate=learning_rate,
@@ -178,6 +184,8 @@ class EvoStrategyMixin(Strategy):
                 "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
                 "the fitness in a journal does not give. Use update='in_place', or leave journal out."
             )
+        if self.evolution.start is not None and self.update != "in_place":
+            raise ValueError(WITHOUT_ANCHOR)
         self._moves: IntoGradients | InPlace
         if self.update == "in_place":
             self._moves = InPlace(self._current_optimizers, self._record)
@@ -257,6 +265,7 @@ class EvoStrategyMixin(Strategy):
         _compat.around_validation(trainer, self._keep_random_state)
         _compat.after_closures(trainer, self._after_closure)
         self._complete = self._said_no_step = False
+        self._share_start()
         self._choose_parameters()
         self._begun = False
         self._unheard = UnheardLogs(module) if has_training_step(module) and self._fitness_step else None
@@ -312,6 +321,9 @@ class EvoStrategyMixin(Strategy):
 
     def _check(self, module: Any) -> None:
         check_module(module, self.optimizers, self.evolution, self.update)
+
+    def _share_start(self) -> None:
+        """Let all processes be drawn back to the same weights, where each has built a module of its own."""
 
     def _choose_parameters(self) -> None:
         """Evolve what the optimizer updates, as it is now: callbacks may freeze, unfreeze and add parameters."""
@@ -511,7 +523,8 @@ class EvoStrategyMixin(Strategy):
         update = self._synchronized(self.evolution.conclude())
         norm = self._moves.learn(update)
         self._seconds += time.perf_counter() - start
-        self._log(update_norm=norm, members_per_second=self._evaluations / max(self._seconds, 1e-9))
+        speed = self._evaluations / max(self._seconds, 1e-9)
+        self._log(update_norm=norm, members_per_second=speed, **self.evolution.drift())
         self._seconds, self._evaluations = 0.0, 0
 
     def _log(self, **values: float) -> None:
@@ -532,6 +545,12 @@ class EvoStrategyMixin(Strategy):
             if self._journal is not None and (journal := self._journal.saved(self._user_module.trainer)) is not None:
                 checkpoint[CHECKPOINT_KEY]["journal"] = journal
         super().save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        module = self._user_module
+        if module.automatic_optimization and _compat.is_attached(module) and module.trainer.state.fn == "fit":
+            self.evolution.before_restoring(module, checkpoint.get(CHECKPOINT_KEY, {}))
+        super().load_model_state_dict(checkpoint, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         if self._active and self.update == "in_place":

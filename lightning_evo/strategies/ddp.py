@@ -172,6 +172,15 @@ class DDPEvoMixin(ProcessesEvoMixin, _Unwrapped):
                 "evaluate. Leave it out; members see the statistics of their own batch."
             )
 
+    def _share_start(self) -> None:
+        if self.evolution.start is not None and self.evolution.ranks.world_size > 1:
+            self.evolution.start.share(self._share_tensor)
+
+    def _share_tensor(self, tensor: torch.Tensor) -> None:
+        values = tensor.to(self.root_device)
+        torch.distributed.broadcast(values, 0)
+        tensor.copy_(values)
+
     def setup(self, trainer: Any) -> None:  # noqa: D102
         super().setup(trainer)
         self._chosen_update_sync = self._update_sync  # "auto" measures in each fit

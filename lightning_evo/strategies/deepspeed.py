@@ -201,10 +201,12 @@ class _Parent(Regathering, DeepSpeedStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         super(_compat.class_named("DeepSpeedStrategy", self), self).load_optimizer_state_dict(checkpoint)
 
-    @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        self._load_weights(checkpoint["state_dict"], strict)
+
+    @torch.no_grad()
+    def _load_weights(self, state: Mapping[str, Any], strict: bool) -> None:
         module: Any = self.lightning_module
-        state = checkpoint["state_dict"]
         own = module.state_dict(keep_vars=True)
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):

@@ -52,6 +52,8 @@ def hyperparameters(
         rates = list(dict.fromkeys(float(group.get("initial_lr", group["lr"])) for group in groups))
         values["learning_rate"] = rates[0] if len(rates) == 1 else ", ".join(f"{rate:g}" for rate in rates)
         values["optimizer"] = type(optimizers[0]).__name__
+    if evolution.start is not None:
+        values |= {"anchor": evolution.start.anchor.strength, "anchor_by": evolution.start.anchor.by}
     seed = evolution.seed if evolution.seed is not None else None if resumed else evolution.state.seed
     values |= {"evaluation": evolution.evaluation.name, "seed": seed, **others}
     return {f"evo/{name}": _plain(value) for name, value in values.items() if value is not None}

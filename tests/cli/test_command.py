@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_evo import algorithms
+from lightning_evo import Anchor, algorithms
 from lightning_evo.cli import command
 from lightning_evo.cli.command import EvoCLI
 from lightning_evo.cli.main import main
@@ -112,12 +112,28 @@ trainer:
 
 
 @pytest.mark.parametrize(
+    ("given", "anchor"), [("0.5", Anchor(0.5)), ("{strength: 0.5, by: l1, device: cpu}", Anchor(0.5, "l1", "cpu"))]
+)
+def test_an_anchor(run, given, anchor, tmp_path):
+    options = [f"--trainer.strategy.{option}" for option in ("update=in_place", f"anchor={given}")]
+    trainer = run("--trainer.strategy=lightning_evo.EvoStrategy", *options)
+    assert trainer.strategy.evolution.start.anchor == anchor
+    assert trainer.callback_metrics["evo/drift"] > 0
+    config = tmp_path / "anchor.yaml"
+    options = f"{{update: in_place, anchor: {given}}}"
+    config.write_text(f"trainer: {{strategy: {{class_path: lightning_evo.EvoStrategy, init_args: {options}}}}}")
+    assert run("--config", str(config)).strategy.evolution.start.anchor == anchor
+
+
+@pytest.mark.parametrize(
     ("option", "message"),
     [
         ("population=many", "population"),
         ("update=sideways", "sideways"),
         ("popluation=8", "popluation"),
         ("sigma=-1", "sigma must be a number > 0"),
+        ("anchor=-1", "anchor must be an Anchor, or its strength, a number > 0, got -1"),
+        ("anchor={strength: 1, by: l3}", "l3"),
         ("sparsity=2", "sparsity must be a number in (0, 1)"),
         ("sigma_scale=big", "sigma_scale"),
         ("evaluation=fast", "fast"),

@@ -5,8 +5,10 @@ import re
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
+from lightning_evo import EvoStrategy
 from lightning_evo.cli.main import main
 
 
@@ -88,3 +90,32 @@ def test_files_are_required(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["replay"])
     assert "the following arguments are required: --checkpoint, --journal, --output" in capsys.readouterr().err
+
+
+def test_a_run_with_an_anchor(tmp_path, capsys, monkeypatch):
+    """It is replayed from any checkpoint, with the weights that its script built."""
+    monkeypatch.setenv("COLUMNS", "200")
+    module = BoringModel()
+    built = {name: value.clone() for name, value in module.state_dict().items()}
+    strategy = EvoStrategy("mezo", sigma=0.01, update="in_place", seed=1, anchor=2.0)
+    trainer = L.Trainer(
+        strategy=strategy, max_steps=8, accelerator="cpu", devices=1, logger=False, limit_val_batches=0,
+        callbacks=[ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module)
+    torch.save(built, tmp_path / "start.pt")
+    journal, start, output = (str(tmp_path / name) for name in ("evolution.evoj", "start.pt", "new.ckpt"))
+    command = ["replay", "--checkpoint", str(tmp_path / "step=4.ckpt"), "--journal", journal, "--output", output]
+    with pytest.raises(SystemExit, match="lightning-evo replay: .*or --start FILE"):
+        main(command)
+    main([*command, "--start", start])
+    assert "They are the run's" in capsys.readouterr().out
+    replayed = torch.load(output, weights_only=True)["state_dict"]
+    assert all(torch.equal(replayed[name], value) for name, value in module.state_dict().items())
+    main(["journal", journal])
+    assert "strength 2 (l2), to weights" in capsys.readouterr().out
+    main(["journal", journal, "--verify", "--start", start])
+    assert "Verified: after 4 to 8 generations" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--start is for --verify"):
+        main(["journal", journal, "--start", start])

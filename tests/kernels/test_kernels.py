@@ -1,12 +1,13 @@
 """The C++ kernels: the bits of the plain tensor operations, and never in the way where they can't be built."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_evo import kernels
-from lightning_evo.kernels import COMPILED, REFERENCE, Native, Span, Values, backend_for, build
+from lightning_evo.kernels import COMPILED, REFERENCE, Native, Pull, Span, Values, backend_for, build
 from lightning_evo.kernels.native import threads as threads_for
 from lightning_evo.kernels.values import noise_dtype
 from lightning_evo.noise.philox import NoiseKey, address_of
@@ -74,10 +75,31 @@ def everything(distribution, dtype):
         norms = subject.move([size, 0.0, -1.0], [Moving(i, *one) for i, one in each], NoiseKey(1, 2))
         assert len(norms) == len(moving)
         found += moving
+    for pull in (Pull(center, "l2", 0.25), Pull(center, "l1", 0.1), Pull(center, "l2", 1e-3, 0.5)):
+        found += drawn_back(subject, center, pull)
     several = [center, center[:100], center[:0], center[:9000].view(90, 100).T, center.repeat(4), center.double()]
     for members in subject.members([4, 7], [0.1, -0.1], [Part(i, tensor) for i, tensor in enumerate(several)]):
         found += members
     return found
+
+
+def drawn_back(subject, center, pull):
+    """What moves give that are drawn back to another tensor's values, some of which are already there."""
+    anchor = center.roll(1)
+    anchor[::3] = center[::3]
+    for size in (0.0, 1e-4, 1.0):
+        step = torch.randn(len(center), generator=torch.Generator().manual_seed(1)).to(noise_dtype(center)) * size
+        step[::7] = 0
+        for start in (0, 128 * 1001, 61):
+            moving = center.clone()
+            move(moving, step, KEY, 3, start, pull=replace(pull, anchor=anchor))
+            yield moving
+    moving = [center[:elements].clone() for elements in (len(center), 2049, 31, 0)] + [center.repeat(4)]
+    anchors = [anchor[: len(each)] for each in moving[:-1]] + [anchor.repeat(4)]
+    pulls = [replace(pull, anchor=each) for each in anchors]
+    pulls[1] = None
+    subject.move([0.5, 0.0, -1.0], [Moving(i, moving[i], 0.25, pulls[i]) for i in range(5)], NoiseKey(1, 2))
+    yield from moving
 
 
 @needs_kernels
@@ -140,6 +162,21 @@ def test_the_norm_of_an_update_in_one_pass(distribution):
 
 
 @needs_kernels
+@pytest.mark.parametrize("by", ["l2", "l1"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_distance_of_what_is_drawn_back(dtype, by):
+    torch.manual_seed(0)
+    anchor = torch.randn(50_001).to(dtype)
+    center = (anchor + torch.randn(50_001) * 0.1).to(dtype)
+    stepped, pieces, pull = center.clone(), center.clone(), Pull(anchor, by, 0.01)
+    Dense(KEY).move([0.5, -2.0], [Moving(0, stepped, 0.1, pull)], KEY)
+    assert pull.distance == pytest.approx(float((stepped.double() - anchor.double()).norm()), rel=1e-6)
+    step = Dense(KEY).weighted_sum([0.5, -2.0], 0, pieces) * 0.1
+    assert float(move(pieces, step, KEY, 0, pull=pull)) == pytest.approx(pull.distance, rel=1e-6)
+    assert same_bits(stepped, pieces)
+
+
+@needs_kernels
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_any_number_of_threads_gives_the_same_bits(distribution, threads):
     center = torch.randn(400_003).bfloat16()
@@ -149,7 +186,10 @@ def test_any_number_of_threads_gives_the_same_bits(distribution, threads):
         move(moving, torch.full((len(center),), 1e-3), KEY, 1)
         subject = Dense(KEY, distribution)
         subject.move([1.0, -2.0], [Moving(2, updated, 1e-3)], KEY)
+        pulled = center.clone()
+        subject.move([1.0, -2.0], [Moving(2, pulled, 1e-3, Pull(center.flip(0), "l2", 0.1))], KEY)
         return [
+            pulled,
             draw(KEY, [0, 1], 2, 5, len(center), distribution=distribution),
             *subject.members([1], [0.5, -0.5], [Part(2, center)])[0],
             *subject.members([1], [0.5, -0.5], [Part(2, center), Part(3, center[:100])])[0],
