@@ -32,9 +32,9 @@ from lightning_evo.rewards.calling import (
 from lightning_evo.rewards.gathering import Gathering
 from lightning_evo.rewards.models import RewardModel, is_model
 from lightning_evo.rewards.scored import RewardError, Scored, gave_nan, joined, weighted
-from lightning_evo.rewards.sending import code_of_call, dumps
 from lightning_evo.rewards.unfollowed import unfollowed
-from lightning_evo.rewards.workers import Budget, Lost, Pool, Task
+from lightning_evo.rewards.workers.pool import Budget, Lost, Pool, Task
+from lightning_evo.rewards.workers.sending import code_of_call, dumps
 from lightning_evo.utils.messages import shown
 from lightning_evo.utils.options import number
 

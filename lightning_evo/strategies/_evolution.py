@@ -179,13 +179,9 @@ class EvoStrategyMixin(Strategy):
         self.update: UpdateName = self.evolution.algorithm.checked_update(update)
         """Who moves the weights."""
         self._update_was_given = update is not None
-        if journal and self.update != "in_place":
-            raise ValueError(
-                "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
-                "the fitness in a journal does not give. Use update='in_place', or leave journal out."
-            )
-        if self.evolution.start is not None and self.update != "in_place":
-            raise ValueError(WITHOUT_ANCHOR)
+        self._journal_wanted = journal
+        if self._update_was_given:
+            self._check_update()
         self._moves: IntoGradients | InPlace
         if self.update == "in_place":
             self._moves = InPlace(self._current_optimizers, self._record)
@@ -193,7 +189,6 @@ class EvoStrategyMixin(Strategy):
             self._moves = IntoGradients(self._gradient_scale)
         self.resumed_journal: dict[str, Any] | None = None
         """What the resumed checkpoint stores about its journal."""
-        self._journal_wanted = journal
         self._journal: SeedJournal | None = None
         self._random_state: RandomState | None = None  # while validation draws
         self._questions: AbstractContextManager[object] = nullcontext()  # but in the first step
@@ -232,11 +227,23 @@ class EvoStrategyMixin(Strategy):
         """Have a module that has an ``evolution_update`` say who moves the weights, where no option said it."""
         wanted = None if self._update_was_given else getattr(module, "evolution_update", None)
         update = self.evolution.algorithm.checked_update(wanted, "evolution_update")
-        if self._update_was_given or update == self.update:
+        if not self._update_was_given and update != self.update:
+            self.update = update
+            in_place = InPlace(self._current_optimizers, self._record)
+            self._moves = in_place if update == "in_place" else IntoGradients(self._gradient_scale)
+        self._check_update()
+
+    def _check_update(self) -> None:
+        """Refuse options that have no effect where an optimizer moves the weights."""
+        if self.update == "in_place":
             return
-        self.update = update
-        in_place = InPlace(self._current_optimizers, self._record)
-        self._moves = in_place if update == "in_place" else IntoGradients(self._gradient_scale)
+        if self._journal_wanted:
+            raise ValueError(
+                "journal=True needs update='in_place': weights that an optimizer moves depend on its state, too, which "
+                "the fitness in a journal does not give. Use update='in_place', or leave journal out."
+            )
+        if self.evolution.start is not None:
+            raise ValueError(WITHOUT_ANCHOR)
 
     def setup(self, trainer: Any) -> None:
         super().setup(trainer)

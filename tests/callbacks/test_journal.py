@@ -838,9 +838,11 @@ def test_several_journals(tmp_path):
     assert not list(tmp_path.rglob("*.evoj"))
 
 
-def test_journal_true_with_an_optimizer():
+def test_journal_true_with_an_optimizer(tmp_path):
     with pytest.raises(ValueError, match="journal=True needs update='in_place'"):
-        EvoStrategy(journal=True)
+        EvoStrategy(journal=True, update="optimizer")
+    with pytest.raises(ValueError, match="journal=True needs update='in_place'"):
+        fit(tmp_path, strategy=EvoStrategy(journal=True))  # not before: the module might have wanted it in place
 
 
 def test_callbacks_can_be_copied():

@@ -218,7 +218,7 @@ def test_no_worker_is_left_where_a_fork_of_the_training_lives_on(mark, tmp_path)
     training = start(HANGS_BESIDE_A_FORK, tmp_path)
     wait_until(lambda: len(left(mark, "sleep")) == 2)
     training.kill()
-    wait_until(lambda: not left(mark, "rewards.worker") and not left(mark, "sleep"))
+    wait_until(lambda: not left(mark, "rewards.workers.worker") and not left(mark, "sleep"))
     assert left(mark, "script.py")  # the fork
     for process in left(mark):
         os.kill(process, signal.SIGKILL)

@@ -14,8 +14,8 @@ import torch
 
 from lightning_evo.rewards import Call, RewardError, RewardFunctions, TrainerState
 from lightning_evo.rewards import process as process_module
-from lightning_evo.rewards import workers as workers_module
 from lightning_evo.rewards.calling import WrongRewards
+from lightning_evo.rewards.workers import pool as workers_module
 from tests.rewards import misbehaving
 
 TIMEOUT = 3.0  # a sample alone has half of it, which is much for what takes no time
@@ -404,5 +404,8 @@ def test_a_worker_that_cannot_start_is_said(made, monkeypatch, tmp_path):
 
 
 def test_a_worker_starts_without_torch():
-    code = "import sys, lightning_evo.rewards.worker; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    code = (
+        "import sys, lightning_evo.rewards.workers.worker\n"
+        "sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

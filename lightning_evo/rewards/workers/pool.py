@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_evo.rewards.calling import Answer, Problem
-from lightning_evo.rewards.process import Job, Process
-from lightning_evo.rewards.sending import code_of
+from lightning_evo.rewards.workers.process import Job, Process
+from lightning_evo.rewards.workers.sending import code_of
 from lightning_evo.utils.messages import first_line
 
 __all__ = ["GROWTH", "START", "Budget", "Lost", "Pool", "Task", "processors"]
@@ -44,7 +44,7 @@ class Task:
 
     Attributes:
         function: Its place among the pool's.
-        call: A call as bytes, by :func:`~lightning_evo.rewards.sending.dumps`.
+        call: A call as bytes, by :func:`~lightning_evo.rewards.workers.sending.dumps`.
         together: Whether it may run in one worker with others of this kind: that of a coroutine function.
         budget: What it shares with others; ``None`` if its limit is all.
     """
@@ -86,7 +86,7 @@ class Pool:
 
     Example:
         >>> from lightning_evo.rewards.calling import Call
-        >>> from lightning_evo.rewards.sending import dumps
+        >>> from lightning_evo.rewards.workers.sending import dumps
         >>> with Pool([("double", lambda completions, **kwargs: [2 * float(text) for text in completions])]) as pool:
         ...     pool.run([Task(0, dumps(Call(["", ""], ["1", "2"], [[], []])))], limit=10)
         [Answer(rewards=[2.0, 4.0], extras={}, metrics={})]

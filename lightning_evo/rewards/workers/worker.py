@@ -1,7 +1,7 @@
-"""``python -m lightning_evo.rewards.worker``: the process in which reward functions run, one call after another.
+"""The process in which reward functions run: ``python -m lightning_evo.rewards.workers.worker``.
 
 It imports nothing large, so that it starts in a tenth of a second. The training talks to it through a socket of its
-own: standard input is empty, and what functions print goes to the guard (:mod:`~lightning_evo.rewards.guard`).
+own: standard input is empty, and what functions print goes to the guard (:mod:`~lightning_evo.rewards.workers.guard`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from lightning_evo.rewards.calling import Answer, Call, Problem, answer, answer_later, is_coroutine, problem_of
-from lightning_evo.rewards.guard import die_with_parent, watch
-from lightning_evo.rewards.messages import receive, send
+from lightning_evo.rewards.workers.guard import die_with_parent, watch
+from lightning_evo.rewards.workers.messages import receive, send
 from lightning_evo.utils.messages import shown
 
 __all__ = ["main"]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_evo.rewards.guard import kill
-from lightning_evo.rewards.messages import Inbox, framed
-from lightning_evo.rewards.worker import CLOSED_FILES
+from lightning_evo.rewards.workers.guard import kill
+from lightning_evo.rewards.workers.messages import Inbox, framed
+from lightning_evo.rewards.workers.worker import CLOSED_FILES
 
 __all__ = ["Job", "Process"]
 
@@ -77,7 +77,7 @@ class Process:
             environment, changed = _environment()
             arguments = [str(works.fileno()), str(guards.fileno()), str(os.getpid())]
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "lightning_evo.rewards.worker", *arguments],
+                [sys.executable, "-m", "lightning_evo.rewards.workers.worker", *arguments],
                 pass_fds=(works.fileno(), guards.fileno()),
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
