@@ -20,13 +20,13 @@ share of vowels in each text. The rows:
 weights. Every generation has other noise, made within the time. **Not timed**: loading, and a first generation on few
 tokens, in which the way of evaluating is chosen and proven against the plain loop.
 
-The rows take turns in one process; *plain generate* and *ours, as rows* take twice as many further turns. A ratio is
-that of two rows' times within a round; given are the median and the lowest and highest of the rounds. Rows are followed
-again in the generations 4 and 8 of these, which are slower. A round that fills caches comes before these, and one in
-which each row's **peak** of memory is measured: what it took beyond what was held when it began, which contains the
-model's weights once, after freed memory was handed back to the system. So it is key-value caches, activations, noise
-and copies of weights. On a CPU it is that of the resident memory, of which all rows share one heap; the allocator makes
-a tenth of difference.
+The rows take turns in one process; *plain generate* and *ours, as rows* take further turns for about two minutes. A
+ratio is that of two rows' times within a round; given are the median and the lowest and highest of the rounds. In the
+generations 2, 4 and 8 of these rows are followed again, which is slower. A round that fills caches comes before these,
+and one in which each row's **peak** of memory is measured: what it took beyond what was held when it began, which
+contains the model's weights once, after freed memory was handed back to the system. So it is key-value caches,
+activations, noise and copies of weights. On a CPU it is that of the resident memory, of which all rows share one heap;
+the allocator makes a tenth of difference.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ LIMIT = "plain generate"
 ROWS = "ours, as rows"
 ONE_BY_ONE = {"ours, in forward": "in_forward", "ours, plain": "plain"}
 PUBLISHED = "ES at Scale's loop"
+FURTHER = 150  # seconds of further turns of members as rows and of plain generate
 PROMPTS = (
     "What is the capital of France?",
     "Write a short poem about the sea, for children who have never seen it.",
@@ -206,7 +207,8 @@ def measure(writing: Writing, prompts: Prompts, members: int, sigma: float, repe
         call()  # fills caches; the heap of a first call is larger than that of later ones
     peaks = {name: taken(call) for name, call in calls.items()}
     times = interleaved(calls, repeats, warmup=0)
-    closer = interleaved({name: calls[name] for name in (LIMIT, ROWS)}, 2 * repeats, warmup=0)
+    turns = round(FURTHER / (statistics.median(times[LIMIT]) + statistics.median(times[ROWS])))
+    closer = interleaved({name: calls[name] for name in (LIMIT, ROWS)}, min(12, max(2, turns)), warmup=0)
     sequences = members * len(prompts["input_ids"])
     measured = []
     for name, call in calls.items():
