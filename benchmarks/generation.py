@@ -23,8 +23,8 @@ tokens, in which the way of evaluating is chosen and proven against the plain lo
 The rows take turns in one process; *plain generate* and *ours, as rows* take further turns for about two minutes. A
 ratio is that of two rows' times within a round; given are the median and the lowest and highest of the rounds. In the
 generations 2, 4 and 8 of these rows are followed again, which is slower. A round that fills caches comes before these,
-and one in which each row's **peak** of memory is measured: what it took beyond what was held when it began, which
-contains the model's weights once, after freed memory was handed back to the system. So it is key-value caches,
+and one after them in which each row's **peak** of memory is measured: what it took beyond what was held when it began,
+which contains the model's weights once, after freed memory was handed back to the system. So it is key-value caches,
 activations, noise and copies of weights. On a CPU it is that of the resident memory, of which all rows share one heap;
 the allocator makes a tenth of difference.
 """
@@ -205,10 +205,10 @@ def measure(writing: Writing, prompts: Prompts, members: int, sigma: float, repe
     calls = rows(writing, prompts, members, sigma)
     for call in calls.values():
         call()  # fills caches; the heap of a first call is larger than that of later ones
-    peaks = {name: taken(call) for name, call in calls.items()}
     times = interleaved(calls, repeats, warmup=0)
     turns = round(FURTHER / (statistics.median(times[LIMIT]) + statistics.median(times[ROWS])))
     closer = interleaved({name: calls[name] for name in (LIMIT, ROWS)}, min(12, max(2, turns)), warmup=0)
+    peaks = {name: taken(call) for name, call in calls.items()}
     sequences = members * len(prompts["input_ids"])
     measured = []
     for name, call in calls.items():
