@@ -12,15 +12,26 @@ if TYPE_CHECKING:
     from lightning_evo.rewards.calling import Call, TrainerState
     from lightning_evo.rewards.data import PromptData
     from lightning_evo.rewards.functions import RewardError, RewardFunctions, Scored
+    from lightning_evo.rewards.models import RewardModel
     from lightning_evo.rewards.module import RewardModule
 
-__all__ = ["Call", "PromptData", "RewardError", "RewardFunctions", "RewardModule", "Scored", "TrainerState"]
+__all__ = [
+    "Call",
+    "PromptData",
+    "RewardError",
+    "RewardFunctions",
+    "RewardModel",
+    "RewardModule",
+    "Scored",
+    "TrainerState",
+]
 
 _HOME = {
     "Call": "calling",
     "PromptData": "data",
     "RewardError": "functions",
     "RewardFunctions": "functions",
+    "RewardModel": "models",
     "RewardModule": "module",
     "Scored": "functions",
     "TrainerState": "calling",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class PromptData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.batch_size = whole("batch_size", batch_size)
-        self.validation_batch_size = whole("validation_batch_size", validation_batch_size or self.batch_size)
+        at_once = self.batch_size if validation_batch_size is None else validation_batch_size
+        self.validation_batch_size = whole("validation_batch_size", at_once)
         self.train_rows: Dataset[dict[str, Any]] = _Rows(rows, "rows")
         """Rows to train on."""
         self.validation_rows: Dataset[dict[str, Any]] | None = None
@@ -73,8 +75,9 @@ class PromptData(pl.LightningDataModule):
             self.train_rows, self.validation_rows = _split(self.train_rows, validation)
         elif validation is not None:
             self.validation_rows = _Rows(validation, "validation")
-        if self.validation_rows is None:  # so that Lightning sees that there is none, and not one without rows
-            vars(self)["val_dataloader"] = super().val_dataloader
+        if self.validation_rows is None and type(self).val_dataloader is PromptData.val_dataloader:
+            # So that Lightning sees that there is none, and not one without rows; a partial, as it can be pickled.
+            vars(self)["val_dataloader"] = partial(pl.LightningDataModule.val_dataloader, self)
 
     @override
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:

@@ -11,8 +11,8 @@ import copy
 import functools
 import pickle
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -296,11 +296,10 @@ def _name_of(function: Any) -> str:
 
 def _different(names: Sequence[str]) -> list[str]:
     """Names, later ones of the same with a number."""
-    counts: Counter[str] = Counter()
     different: list[str] = []
     for name in names:
-        counts[name] += 1
-        different.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
+        candidates = chain([name], (f"{name}_{again}" for again in count(2)))
+        different.append(next(candidate for candidate in candidates if candidate not in different))
     return different
 
 

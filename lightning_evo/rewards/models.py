@@ -53,7 +53,7 @@ class RewardModel:
         if tokenizer is None and not source:
             raise ValueError(
                 f"Reward model {self.__name__!r} does not say where its tokenizer is. Load it by `from_pretrained`, or "
-                "give RewardModel(model, tokenizer) as the reward function."
+                "give lightning_evo.rewards.RewardModel(model, tokenizer) as the reward function."
             )
         self.tokenizer = AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
         if self.tokenizer.pad_token is None:

@@ -94,7 +94,7 @@ class RewardModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = _loaded(model)
-        self.processing_class = _tokenizer_of(self.model) if processing_class is None else processing_class
+        self.processing_class = _tokenizer_of(self.model, processing_class)
         self.reward_functions = RewardFunctions(reward_funcs, reward_weights, timeout=reward_timeout)
         self.writer = Writer(
             self.model,
@@ -279,6 +279,11 @@ class RewardModule(pl.LightningModule):
             means[f"reward/{name}"] = (sum(values) / max(1, len(values)), len(values))
         means["completion_length"] = (sum(map(len, judged.written.token_ids)) / len(rows), len(rows))
         means["truncated"] = (sum(judged.written.truncated) / len(rows), len(rows))
+        for name in means.keys() & scored.metrics.keys():
+            raise ValueError(
+                f"A reward function called log_metric({name!r}, …), and {type(self).__name__} logs a value of its own "
+                "by this name. Choose another one."
+            )
         for name, (mean, samples) in means.items():
             shows = name == "reward"
             self.log(f"{stage}/{name}", mean, prog_bar=shows, batch_size=samples, sync_dist=not training, **options)
@@ -355,10 +360,22 @@ def _loaded(model: Any) -> nn.Module:
             f"model must be a folder, a name on the hub, or a model of transformers or peft that can `generate`; got "
             f"{shown(model)}."
         )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise TypeError(
+            f"model must go on from its prompt; {type(model).__name__} has an encoder for the prompt, and writes a "
+            "text of its own. Give a decoder, as AutoModelForCausalLM loads it."
+        )
     return model
 
 
-def _tokenizer_of(model: nn.Module) -> Any:
+def _tokenizer_of(model: nn.Module, given: Any) -> Any:
+    if given is not None:
+        if not hasattr(given, "batch_decode") or not hasattr(given, "eos_token_id"):
+            raise TypeError(
+                f"processing_class must be the model's tokenizer, got {shown(given)}. (Reward functions come after it, "
+                "or by name: reward_funcs=….)"
+            )
+        return given
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name:
         raise ValueError(

@@ -93,7 +93,7 @@ class Writer:
         settings = dict(generation_kwargs or {})
         _check_settings(settings, self.temperature)
         self._arguments = {name: settings.pop(name) for name in _ARGUMENTS if settings.get(name) is not None}
-        self._warpers = {name: settings.pop(name) for name in _WARPERS if name in settings}
+        self._sampling = _sampling(self.temperature, {name: settings.pop(name, None) for name in _WARPERS})
         self._own_processors = list(self._arguments.pop("logits_processor", ()))
         self.config = _configured(model, tokenizer, self.max_completion_length, settings)
         if settings.get("stop_strings") is not None:
@@ -130,7 +130,7 @@ class Writer:
         inputs = {"input_ids": ids.repeat(members, 1), "attention_mask": mask.repeat(members, 1)}
         processors = [*self._own_processors]
         if self.temperature > 0:
-            processors += [*self._sampling(), GumbelNoise(key, prompt_ids(tokens), ids.shape[1])]
+            processors += [*self._sampling, GumbelNoise(key, prompt_ids(tokens), ids.shape[1])]
         with _evaluating(model):
             output = model.generate(  # type: ignore[operator]
                 **inputs, generation_config=self.config, logits_processor=processors, **self._arguments
@@ -139,13 +139,6 @@ class Writer:
         cut = [self._without_padding(row) for row in new]
         texts = tokenizer.batch_decode(cut, skip_special_tokens=True)
         return Written(read * members, list(texts), cut, [self._is_truncated(row) for row in cut])
-
-    def _sampling(self) -> list[Any]:
-        """Processors of transformers before the noise: the temperature, then what may be chosen at all."""
-        from transformers.generation import logits_process
-
-        made = [] if self.temperature == 1 else [logits_process.TemperatureLogitsWarper(self.temperature)]
-        return made + [getattr(logits_process, _WARPERS[name])(value) for name, value in self._warpers.items()]
 
     def _without_padding(self, row: list[int]) -> list[int]:
         """Tokens up to the first one that ends a text, that one included; or without padding at the end."""
@@ -162,6 +155,15 @@ class Writer:
         return len(row) >= self.max_completion_length and row[-1] not in self._ends
 
 
+def _sampling(temperature: float, limits: Mapping[str, Any]) -> list[Any]:
+    """Processors of transformers before the noise: the temperature, then what may be chosen at all."""
+    from transformers.generation import logits_process
+
+    on = {name: value for name, value in limits.items() if value is not None and (name, value) != ("top_k", 0)}
+    made = [] if temperature in (0, 1) else [logits_process.TemperatureLogitsWarper(temperature)]
+    return made + [getattr(logits_process, _WARPERS[name])(value) for name, value in on.items()]
+
+
 def _check_settings(settings: Mapping[str, Any], temperature: float) -> None:
     from transformers import GenerationConfig
 
@@ -174,7 +176,7 @@ def _check_settings(settings: Mapping[str, Any], temperature: float) -> None:
                 f"generation_kwargs has {name!r}, which is no setting of transformers' generate."
                 f"{did_you_mean(name, known)}"
             )
-        if name in _WARPERS and not temperature:
+        if name in _WARPERS and value is not None and not temperature:
             raise ValueError(
                 f"generation_kwargs has {name}={value!r}, which has no effect at temperature=0, where the likeliest "
                 "token is taken. Give a temperature above 0, or leave it out."

@@ -1,6 +1,7 @@
 """Rows of prompts from lists, files and datasets; what is held out; which batches a training sees."""
 
 import json
+import pickle
 import warnings
 
 import lightning as L
@@ -89,6 +90,28 @@ def test_without_validation_lightning_says_so():
     assert not module.validated
 
 
+class OwnValidation(PromptData):
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(ROWS[:3], 3, collate_fn=list)
+
+
+def test_a_subclass_may_say_what_validates():
+    trainer, module = fit(max_epochs=1)
+    trainer.fit(module, datamodule=OwnValidation(ROWS, batch_size=4))
+    assert module.validated == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("validation", [None, 2])
+def test_it_can_be_pickled(validation):
+    """As processes that are spawned get it."""
+    trainer, module = fit(max_epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You defined a `validation_step`")
+        trainer.fit(module, datamodule=pickle.loads(pickle.dumps(PromptData(ROWS, 4, validation))))
+    assert len(module.trained) == 2
+    assert len(module.validated) == (validation is not None)
+
+
 class Seen(L.LightningModule):
     def __init__(self):
         super().__init__()
@@ -134,6 +157,7 @@ def test_as_a_datamodule():
         ((Columns([{"text": "a"}]),), ValueError, 'rows, a dataset, has no "prompt", only text'),
         (("nowhere.jsonl",), FileNotFoundError, "There is no file nowhere.jsonl"),
         ((ROWS, 0), ValueError, "batch_size must be a whole number >= 1, got 0"),
+        ((ROWS, 2, None, 0), ValueError, "validation_batch_size must be a whole number >= 1, got 0"),
         ((ROWS, 2, 1.5), ValueError, "validation must be"),
         ((ROWS, 2, 10), ValueError, "validation=10 holds out 10 of 10 rows"),
         ((ROWS, 2, [{"question": 1}]), ValueError, 'Row 0 of validation has no "prompt", only question'),
@@ -141,7 +165,7 @@ def test_as_a_datamodule():
 )
 def test_what_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        PromptData(*arguments)
+        PromptData(*arguments[:3], **dict(zip(["validation_batch_size"], arguments[3:], strict=False)))
 
 
 def test_a_dataset_of_splits_is_refused():

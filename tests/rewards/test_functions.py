@@ -346,6 +346,14 @@ def test_names():
     assert RewardFunctions(given).names == ["strict", "strict_2", "Judge", "method", "lambda"]
 
 
+def test_names_are_different_whatever_functions_are_called():
+    def strict_2(completions, **kwargs):
+        return [7.0]
+
+    [scored] = RewardFunctions([strict, strict_2, strict])([call("a", answer=["a"])])
+    assert scored.rewards == {"strict": [1.0], "strict_2": [7.0], "strict_3": [1.0]}
+
+
 @pytest.mark.parametrize(
     ("functions", "options", "error", "message"),
     [

@@ -44,13 +44,6 @@ def flat(made):
     return torch.cat([parameter.detach().float().flatten() for parameter in made.parameters()])
 
 
-def said_by_none(made, rows=ROWS):
-    """What ``fitness_step`` gives without a Trainer's generation, for functions that are called."""
-    t = trainer(strategy(), max_steps=1)
-    t.fit(made, datamodule=PromptData(rows, batch_size=len(rows), validation=rows))
-    return t
-
-
 # --- what functions are given ---------------------------------------------------------------------------------------
 
 
@@ -229,29 +222,8 @@ def test_a_function_that_fails_for_all_members_ends_the_run():
         fit(module(broken), "rows", steps=1)
 
 
-class Sometimes:
-    """Fails in every third call."""
-
-    __name__ = "sometimes"
-    count = 0
-
-    def __call__(self, completions, **kwargs):
-        Sometimes.count += 1
-        if Sometimes.count % 3 == 0:
-            raise KeyError("answer")
-        return vowels(completions)
-
-
 def test_a_function_that_fails_for_some_members_costs_them_alone():
-    def fails_of_some(completions, **kwargs):
-        if completions[0][:1] in "aeiou":
-            raise KeyError("answer")
-        return [float(len(text)) for text in completions]
-
-    made = module(fails_of_some)
     t = trainer(strategy(), max_steps=1)
-    t.strategy.evolution.setup(made)
-    made.trainer = t
     calls = iter(range(100))
 
     def every_second(completions, **kwargs):
@@ -529,6 +501,8 @@ def test_the_models_own_sampling_does_not_count():
             TypeError,
             "no setting of .*Did you mean 'repetition_penalty'",
         ),
+        ({"generation_kwargs": {"top_k": -1}, "temperature": 1}, ValueError, "top_k.* has to be a strictly positive"),
+        ({"generation_kwargs": {"top_p": 2.0}, "temperature": 1}, ValueError, "top_p.* has to be a float"),
         ({"temperature": -1}, ValueError, "temperature must be"),
         ({"max_completion_length": 0}, ValueError, "max_completion_length must be a whole number >= 1"),
         ({"model": lambda: torch.nn.Linear(2, 2)}, TypeError, "model must be a folder, a name on the hub, or a model"),
@@ -537,6 +511,35 @@ def test_the_models_own_sampling_does_not_count():
 def test_what_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         module(**options)
+
+
+@pytest.mark.parametrize("off", [{"top_k": 0}, {"top_k": None, "top_p": None, "min_p": None}, {"top_p": 1.0}])
+def test_what_is_off_rules_nothing_out(off):
+    made = module(temperature=1.5, generation_kwargs=off)
+    assert made.generate(["hello ", "ab"]) == module(temperature=1.5).generate(["hello ", "ab"])
+
+
+def test_a_model_with_an_encoder_is_refused():
+    model = llama()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(TypeError, match="LlamaForCausalLM has an encoder for the prompt"):
+        RewardModule(model, tokenizer(), vowels)
+
+
+@pytest.mark.parametrize("given", [vowels, "gpt2", [vowels]])
+def test_what_is_no_tokenizer_is_refused(given):
+    with pytest.raises(TypeError, match="processing_class must be the model's tokenizer, got .*reward_funcs="):
+        RewardModule(llama(), given)
+
+
+@pytest.mark.parametrize("name", ["reward", "truncated"])
+def test_a_metric_must_not_have_the_name_of_ours(name):
+    def logs(completions, log_metric, **kwargs):
+        log_metric(name, 1.0)
+        return vowels(completions)
+
+    with pytest.raises(ValueError, match=f"log_metric..{name}., .* RewardModule logs a value of its own by this name"):
+        fit(module(logs), "rows", steps=1)
 
 
 def test_a_model_that_was_not_loaded_needs_a_tokenizer():

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from lightning_evo.rewards import Call, RewardError, RewardFunctions, TrainerState
-from lightning_evo.rewards import process as process_module
 from lightning_evo.rewards.calling import WrongRewards
 from lightning_evo.rewards.workers import pool as workers_module
+from lightning_evo.rewards.workers import process as process_module
 from tests.rewards import misbehaving
 
 TIMEOUT = 3.0  # a sample alone has half of it, which is much for what takes no time
@@ -287,6 +287,12 @@ def test_time_for_imports_does_not_count(made, tmp_path, monkeypatch):
     [scored] = made(misbehaving.imports_slowly, timeout=1.0)([call("a", "b")])
     assert scored.values.tolist() == [7.0, 7.0]
     assert not scored.missing.any()
+
+
+def test_scripts_may_have_put_paths_into_the_search_path(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # which imports ignore
+    [scored] = made(misbehaving.lengths, timeout=60.0)([call("a")])
+    assert scored.values.tolist() == [1.0]
 
 
 def test_lambdas_and_local_functions_are_sent_with_their_code(made):

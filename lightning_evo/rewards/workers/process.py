@@ -181,7 +181,7 @@ def _end(work: socket.socket, guard: socket.socket, popen: subprocess.Popen[byte
 def _environment() -> tuple[dict[str, str], dict[str, str | None]]:
     """That of a worker, and what it changes back once it has started, as functions may start programs of their own."""
     only_to_start = {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in map(str, sys.path)),
         "PYTHONSAFEPATH": "1",  # what lies in the folder must not hide Python's own modules
         "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED") or "0",
     }
