@@ -147,7 +147,7 @@ def _read(path: Path) -> list[_Line]:
             f"There is no file {path}. Give a JSONL file: in each line one dictionary with a prompt."
         )
     lines = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:  # with or without a byte-order mark
         for i, text in enumerate(file, start=1):
             if not text.strip():
                 continue

@@ -167,13 +167,16 @@ class RewardModule(pl.LightningModule):
         if error is not None:
             if None not in errors:
                 raise error
-            if not self._has_warned:
-                self._has_warned = True
-                rank_zero_warn(
-                    f"A reward function has failed for some members, which don't count: {type(error).__name__}: "
-                    f"{first_line(error)} (said once)"
-                )
+            self._warn(error)
         return Fitness(judged.values, missing=judged.missing, details=judged.details())
+
+    def _warn(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"A reward function has failed for some texts, which don't count: {type(error).__name__}: "
+                f"{first_line(error)} (said once)"
+            )
 
     def _judge(self, rows: list[dict[str, Any]], key: NoiseKey, members: int = 1) -> _Judged:
         samples = len(rows) // members
@@ -263,18 +266,19 @@ class RewardModule(pl.LightningModule):
         self.reward_functions.close()
 
     def _log_rewards(self, stage: str, rows: list[dict[str, Any]], key: NoiseKey) -> float:
-        """Log the rewards of the weights as they are; gives their mean."""
+        """Log the rewards of the weights as they are; gives their mean, NaN if a function failed."""
         judged = self._judge(rows, key)
         (scored,) = judged.scored
-        if scored.error is not None:
-            raise scored.error
+        if scored.error is not None:  # members have ended the run if it fails for all of them
+            self._warn(scored.error)
         if self.trainer.barebones:
             return judged.mean
         training = stage == "train"
         options: dict[str, Any] = {"on_step": training, "on_epoch": not training}
         several = len(self.reward_functions.names) > 1
-        means = {"reward": (judged.mean, int((~judged.missing).sum()))}
-        for name in self.reward_functions.names if several else ():
+        judged_samples = 0 if scored.error is not None else int((~judged.missing).sum())
+        means = {"reward": (judged.mean if judged_samples or training else 0.0, judged_samples)}
+        for name in self.reward_functions.names if several and scored.error is None else ():
             values = [value for value in scored.rewards[name] if value is not None]
             means[f"reward/{name}"] = (sum(values) / max(1, len(values)), len(values))
         means["completion_length"] = (sum(map(len, judged.written.token_ids)) / len(rows), len(rows))
@@ -316,9 +320,8 @@ class _Judged:
 
     @property
     def mean(self) -> float:
-        """Over the samples that have a reward; 0 if none has."""
-        has = self.values[~self.missing]
-        return float(has.mean()) if len(has) else 0.0
+        """Over the samples that have a reward; NaN if none has."""
+        return float(self.values[~self.missing].mean())
 
     def details(self) -> list[dict[str, Any]]:
         """One dictionary for each sample."""

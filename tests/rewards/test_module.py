@@ -1,5 +1,6 @@
 """A language model learns from rewards: what functions are given, what is logged, and that all ways agree."""
 
+import math
 import warnings
 
 import lightning as L
@@ -234,12 +235,40 @@ def test_a_function_that_fails_for_some_members_costs_them_alone():
     made = module(every_second)
     made.trainer = t
     t.strategy.evolution.setup(made)
-    with for_members(4), pytest.warns(UserWarning, match="failed for some members, which don't count: .*answer"):
+    with for_members(4), pytest.warns(UserWarning, match="failed for some texts, which don't count: .*answer"):
         values = made.fitness_step(ROWS * 4, 0).values.view(4, 4)
     assert values.isnan().all(1).tolist() == [False, True, False, True]
     with for_members(4), warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         made.fitness_step(ROWS * 4, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+def test_a_function_that_fails_for_the_center_alone_costs_a_line_of_the_log():
+    """As a judge over a network does now and then: members have their rewards, and the run goes on."""
+
+    class Watched(RewardModule):
+        judges_center = False
+
+        def training_step(self, batch, batch_idx):
+            self.judges_center = True
+            try:
+                return super().training_step(batch, batch_idx)
+            finally:
+                self.judges_center = False
+
+    def sometimes(completions, **kwargs):
+        if made.judges_center:
+            raise ConnectionError("the judge is away")
+        return [float(len(text)) for text in completions]
+
+    made = Watched(llama(), tokenizer(), sometimes, max_completion_length=6)
+    before = flat(made)
+    with pytest.warns(UserWarning, match="failed for some texts, which don't count: .*the judge is away"):
+        run = fit(made, "rows", steps=2)
+    assert run.global_step == 2
+    assert math.isnan(run.callback_metrics["train/reward"])
+    assert (flat(made) - before).norm() > 0
 
 
 # --- all ways agree -------------------------------------------------------------------------------------------------
