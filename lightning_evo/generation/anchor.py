@@ -171,17 +171,31 @@ class StartingWeights:
         """
         if module is not None:
             self._begin(module)
-        new = [parameter for parameter in space if parameter.name not in self._held]
+        new = [parameter for parameter in space if not self._is_held(parameter)]
         for parameter in new:
-            local, taken = parameter.local, self._weights.get(parameter.name)
-            if taken is None:
+            name, local, taken = parameter.name, parameter.local, self._weights.get(parameter.name)
+            if name in self._held:  # it was converted, moved or exchanged since
+                self._expected.pop(name, None)
+                self._checksums.pop(name, None)
+                self._norms, self._drift = {}, None
+            if taken is None or taken.numel() != local.numel():
                 taken = self._copy(local)
-            elif taken.dtype != local.dtype or taken.device != self._place(local):
+            elif not self._is_in_place(taken, local):
                 taken = self._copy(taken.to(local.dtype), local)
-            self._weights[parameter.name] = taken
-            self._held[parameter.name] = parameter
+            self._weights[name] = taken
+            self._held[name] = parameter
         if new:
             self._compare()
+
+    def _is_held(self, parameter: EvolvingParameter) -> bool:
+        """Whether there are starting weights of a parameter as it is now."""
+        taken, local = self._weights.get(parameter.name), parameter.local
+        return parameter.name in self._held and taken is not None and self._is_in_place(taken, local)
+
+    def _is_in_place(self, taken: Tensor, local: Tensor) -> bool:
+        place = self._place(local)
+        there = taken.device.type == place.type and place.index in (None, taken.device.index)
+        return there and taken.dtype == local.dtype and taken.numel() == local.numel()
 
     def _begin(self, module: nn.Module) -> None:
         if module is not self._module:

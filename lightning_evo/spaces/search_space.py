@@ -175,6 +175,11 @@ class SearchSpace(Sequence[EvolvingParameter]):
         vars(smaller).pop("offsets", None)
         return smaller
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the module that stands for an evolving parameter: a tied weight may be several of them."""
+        return [tensor for parameter in self for tensor in self._aliases[parameter.index]]
+
     def by_identity(self) -> dict[int, EvolvingParameter]:
         """The evolving parameters by the ``id`` of every tensor of the module that stands for them."""
         return {id(tensor): parameter for parameter in self for tensor in self._aliases[parameter.index]}

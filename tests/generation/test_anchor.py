@@ -232,6 +232,20 @@ def test_what_begins_to_evolve_later_begins_where_it_is_then():
     assert set(evolution.start.state_dict()["start"]) == {name for name, _ in module.named_parameters()}
 
 
+def test_weights_that_are_converted_or_exchanged_keep_a_start_of_their_kind():
+    module = Net(torch.float32)
+    evolution = evolution_of(anchor=4.0)
+    generation(module, evolution, 0).apply()
+    start = evolution.start._weights["linear.weight"].clone()
+    module.bfloat16()
+    evolution.setup(module)
+    assert torch.equal(evolution.start._weights["linear.weight"], start.bfloat16())
+    assert evolution.drift()["drift"] < 1
+    module.linear.weight = nn.Parameter(torch.ones(2 * len(module.linear.weight), module.linear.weight.shape[1]))
+    evolution.setup(module)
+    assert torch.equal(evolution.start._weights["linear.weight"], module.linear.weight.detach().flatten())
+
+
 def test_another_module_has_another_start():
     evolution = evolution_of(anchor=4.0)
     generation(Net(), evolution, 0).apply()

@@ -7,8 +7,9 @@ ask at every call.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,30 @@ class RememberedRows(PerturbedRows):
     """
 
     def _intercept(self) -> None:
-        if any(type(parameter.tensor) is not nn.Parameter for parameter in self._parameters):
+        self._asked = self._parameters.tensors
+        if any(type(tensor) is not nn.Parameter for tensor in self._asked):
             raise Unfamiliar("parameters are of a class of their own")
+        if _active.members is not None:
+            raise Unfamiliar("a forward runs within another one")
         self._drawn = _random_state(self._parameters)
-        _Asked.members = self
-        for parameter in self._parameters:
-            parameter.tensor.__class__ = _AskedParameter
+        self._fused = torch.backends.mha.get_fastpath_enabled()
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)  # as where a mode is active: it rounds in another way
+            _active.members = self
+            for tensor in self._asked:
+                tensor.__class__ = _AskedParameter
+        except BaseException:  # an interrupt, after which nobody calls `_release`
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        _active.members = None
+        for tensor in self._asked:
+            tensor.__class__ = nn.Parameter
+        torch.backends.mha.set_fastpath_enabled(self._fused)
 
     def _release(self, *exit: Any) -> None:
-        _Asked.members = None
-        for parameter in self._parameters:
-            parameter.tensor.__class__ = nn.Parameter
+        self._take_back()
         if exit[1] is not None or self._refusal is not None:
             return
         if not torch.equal(self._drawn, _random_state(self._parameters)):
@@ -92,10 +106,17 @@ def _random_state(space: SearchSpace) -> Tensor:
     return torch.cat(states)
 
 
+class _Active(threading.local):
+    """The forward that runs in this thread: as a mode, it is not asked of the calls of others."""
+
+    members: RememberedRows | None = None
+
+
+_active = _Active()
+
+
 class _Asked(Tensor):
     """A tensor of whose calls the active forward is asked."""
-
-    members: ClassVar[RememberedRows | None] = None
 
     @classmethod
     def __torch_function__(
@@ -106,9 +127,9 @@ class _Asked(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
-            if _Asked.members is None:  # an interrupt came before the class was taken back
+            if _active.members is None:  # another thread; or an interrupt came before the class was taken back
                 return function(*args, **(kwargs or {}))
-            return _Asked.members.call(function, args, kwargs or {})
+            return _active.members.call(function, args, kwargs or {})
 
 
 class _AskedParameter(_Asked, nn.Parameter):

@@ -7,6 +7,8 @@ to Python that are given an evolving parameter. A call of a kind that was never 
 
 Two calls are of a kind if function and parameters are the same and each size stands in the same relation to the number
 of rows: equal, a multiple of it, 1 or another number. So where a sequence is as long as the batch the kind is another.
+Where rows lie differently in two kinds of calls of one layer, sizes that come later could be those of either: then all
+forwards are followed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from lightning_evo.spaces.search_space import EvolvingParameter
 __all__ = ["Routes", "Summary", "Unfamiliar", "alike", "summary"]
 
 _Kind: TypeAlias = "tuple[Any, ...]"
+_Tensors: TypeAlias = "list[tuple[str, ...] | str]"  # a parameter's name, or how sizes stand to the number of rows
 _Find: TypeAlias = "Callable[[object], EvolvingParameter | None]"
 
 Summary: TypeAlias = "tuple[Tensor, float]"
@@ -49,6 +52,7 @@ class Routes:
     def __init__(self) -> None:
         self.reason = ""
         self._places: dict[_Kind, list[Place]] = {}
+        self._of_layers: dict[_Kind, list[tuple[_Tensors, list[Place]]]] = {}  # the same, by all but the sizes
         self._read: set[frozenset[int]] = set()
         self._rows = 0
         self._in_front: set[tuple[int, torch.Size]] = set()  # inputs of linear layers, by shape, for a number of rows
@@ -57,10 +61,20 @@ class Routes:
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], find: _Find, rows: int
     ) -> None:
         """Note where rows lie in a call's arguments."""
+        if rows == 1:  # of one member: such a forward is always followed, and every size is a multiple
+            return
         tensors = _arguments(args, kwargs)
         kind = _kind(function, tensors, kwargs, find, rows)
         places = [place_of(tensor) for tensor in tensors]
-        if self._places.setdefault(kind, places) != places:
+        if kind not in self._places:
+            self._places[kind] = places
+            found = _tensors(tensors, find, rows)
+            layer = (function, *kwargs, *(each if isinstance(each, str) else len(each) for each in found))
+            others = self._of_layers.setdefault(layer, [])
+            if any(_may_be_confused((found, places), other) for other in others):
+                self.reason = "rows lie differently in calls of one layer, which sizes may not tell apart"
+            others.append((found, places))
+        elif self._places[kind] != places:
             self.reason = "rows lie differently in calls that look the same"
 
     def finish(self, read: Iterable[int]) -> None:
@@ -106,11 +120,28 @@ def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
 def _kind(
     function: Callable[..., Any], tensors: Sequence[Tensor], kwargs: Mapping[str, Any], find: _Find, rows: int
 ) -> _Kind:
-    kind: list[Any] = [function, *kwargs]
+    return (function, *kwargs, *_tensors(tensors, find, rows))
+
+
+def _tensors(tensors: Sequence[Tensor], find: _Find, rows: int) -> _Tensors:
+    found: _Tensors = []
     for tensor in tensors:
         parameter = find(tensor)
-        kind.append(tuple(_related(size, rows) for size in tensor.shape) if parameter is None else parameter.name)
-    return tuple(kind)
+        found.append(tuple(_related(size, rows) for size in tensor.shape) if parameter is None else parameter.name)
+    return found
+
+
+def _may_be_confused(one: tuple[_Tensors, list[Place]], other: tuple[_Tensors, list[Place]]) -> bool:
+    """Whether two kinds of a layer's calls, in which rows lie differently, could be of the same sizes.
+
+    Not where one has a dimension of size 1 in which the other has rows: it is taken to be so always.
+    """
+
+    def lies_in_1(kinds: _Tensors, places: list[Place]) -> bool:
+        pairs = zip(kinds, places, strict=True)
+        return any(isinstance(place, int) and not isinstance(kind, str) and kind[place] == "1" for kind, place in pairs)
+
+    return one[1] != other[1] and not lies_in_1(one[0], other[1]) and not lies_in_1(other[0], one[1])
 
 
 def _related(size: int, rows: int) -> str:

@@ -199,7 +199,7 @@ def with_equal_numbers(
 def _dropout(mode: Members, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """One mask for all members."""
     x, p, training, inplace = bound(("x", "p", "training", "inplace"), args, kwargs)
-    if kwargs.get("train", training) is False:
+    if kwargs.get("train", training) is False or p == 0:  # then torch draws nothing
         return NotImplemented
     if place_of(x) != -x.dim():
         return with_equal_numbers(mode, function, args, kwargs)

@@ -1,5 +1,7 @@
 """Forwards in which rows are not followed give what followed ones give, and are used only where that is known."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -225,3 +227,80 @@ def test_another_forward_is_refuted(monkeypatch, remembered):
     _, evolution = run(model, model, ids(3, 10), count=5)
     assert not way_of(evolution)._proven
     assert set(remembered) == {0, 1}  # three tries: two groups, and one more
+
+
+def test_a_second_parameter_of_the_same_memory_is_asked_too(remembered):
+    """Tied by memory, and read by its second name only later: in a generation in which no forward is followed."""
+    model, tied = Sequence(), None
+
+    def batch(generation):
+        nonlocal tied
+        tied = generation in (5, 6)
+        return ids(3, 7)
+
+    model.head = nn.Linear(6, 6, bias=False)
+    model.head.weight = nn.Parameter(model.first.weight.data)
+
+    def fitness(x):
+        values = model(x)
+        return values + model.head(model.table(x)).tanh().mean((1, 2)) if tied else values
+
+    assert_equal(lambda: model, lambda model: fitness, batch)
+    assert {3, 7} <= set(remembered)
+
+
+@pytest.mark.filterwarnings("ignore:evaluation='rows' does not work:UserWarning")  # from generation 3 on
+def test_a_layer_that_is_also_given_what_all_members_share_is_followed(remembered):
+    """Later the batch has as many rows as there are prototypes, and sizes can't tell which is which."""
+    model = Sequence()
+    prototypes = torch.randn(12, 6, generator=torch.Generator().manual_seed(1))
+
+    def fitness(x):
+        return (model.first(model.table(x).mean(1)).tanh() @ model.first(prototypes).tanh().t()).amax(1)
+
+    assert_equal(lambda: model, lambda model: fitness, lambda generation: ids(3 if generation in (3, 5) else 4, 7))
+    assert not remembered
+
+
+def test_frozen_attention_gives_the_same_bits(remembered, monkeypatch):
+    """Where rows are followed torch does not take its fused kernel, which rounds in another way."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.Sequential(nn.Embedding(20, 32), layer, nn.Linear(32, 1)).eval()
+    layer.requires_grad_(False)
+
+    def fitness(x):
+        return model(x)[..., 0].mean(1)
+
+    found, _ = run(model, fitness, ids(3, 10))
+    assert {3, 5, 6, 7} <= set(remembered)
+    assert torch.backends.mha.get_fastpath_enabled()
+    monkeypatch.setattr("lightning_evo.evaluation.ways.rows._TRIES", 0)
+    assert torch.equal(found, run(model, fitness, ids(3, 10))[0])
+
+
+def test_dropout_of_nothing_need_not_be_followed(remembered):
+    model = Sequence()
+    assert_equal(lambda: model, lambda model: lambda x: nn.functional.dropout(model(x), 0.0), ids(3, 7))
+    assert {3, 5, 6, 7} <= set(remembered)
+
+
+def test_another_thread_sees_the_center(remembered):
+    model, seen = Sequence(), []
+
+    def look():
+        with torch.no_grad():
+            seen.append(nn.functional.linear(torch.ones(6), model.first.weight))
+
+    def fitness(x):
+        if type(model.first.weight) is not nn.Parameter:  # rows are not followed
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+        return model(x)
+
+    run(model, fitness, ids(3, 7), count=4)
+    assert 3 in remembered
+    assert seen
+    look()
+    assert all(type(each) is torch.Tensor and torch.equal(each, seen[-1]) for each in seen)
