@@ -24,6 +24,7 @@ __all__ = ["Rows"]
 
 _ENOUGH = 256  # rows in one forward on a CPU: more would save nothing
 _TRIES = 3  # to prove that rows need not be followed
+_IN_VAIN = 8  # remembered forwards one after the other that had to be followed after all; then all are
 _LOOK = 256  # calls after which a CPU's free memory is looked at
 
 
@@ -42,7 +43,7 @@ class Rows(Together):
         super().__init__(members_per_forward)
         self._routes = Routes()
         self._proven = False  # that remembered forwards give what followed ones give
-        self._tries = 0
+        self._tries = self._in_vain = 0
         self._followed = -1  # the last generation in which a forward was followed
 
     def _forward(self, job: Job, members: list[int]) -> list[Any]:
@@ -53,9 +54,13 @@ class Rows(Together):
         usable = len(members) > 1 and not self._routes.reason
         if usable and self._proven and not due:
             try:
-                return self._run(job, members, RememberedRows)
-            except Refusal:  # followed, it may not be one
-                pass
+                values = self._run(job, members, RememberedRows)
+                self._in_vain = 0
+                return values
+            except Refusal as refusal:  # followed, it may not be one
+                self._in_vain += 1
+                if self._in_vain == _IN_VAIN:
+                    self._routes.reason = str(refusal)
         trace: list[Summary] | None = [] if usable and not self._proven and self._tries < _TRIES else None
         values = self._run(job, members, PerturbedRows, trace)
         self._followed = generation
@@ -71,6 +76,8 @@ class Rows(Together):
             self._run(job, members, RememberedRows, trace)
         except Refusal as refusal:
             self._routes.reason = str(refusal)
+        except Exception:  # as of a judge that was asked once more; the followed forward's values count
+            pass
         else:
             self._proven = alike(followed, trace)
 

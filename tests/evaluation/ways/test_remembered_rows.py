@@ -304,3 +304,39 @@ def test_another_thread_sees_the_center(remembered):
     assert seen
     look()
     assert all(type(each) is torch.Tensor and torch.equal(each, seen[-1]) for each in seen)
+
+
+def test_a_model_that_reads_other_weights_each_time_is_followed_for_good(remembered):
+    """As one that drops layers by numbers of its own: remembered forwards would run in vain, and then again."""
+    model = nn.ModuleList(nn.Linear(6, 6) for _ in range(20))
+    x, number = torch.randn(3, 6), 0
+
+    def fitness(x):
+        chosen = model[number] if number > 2 else model[0]
+        return chosen(x).mean(1)
+
+    evolution = Evolution("eggroll", evaluation="rows", population=8, sigma=0.05, rank=1, seed=0)
+    evolution.setup(model)
+    for number in range(16):  # noqa: B007
+        evolution.evaluate(fitness, x)
+        evolution.conclude()
+    assert way_of(evolution)._routes.reason == "a layer is given what it was not given before"
+    assert max(remembered) < 3
+
+
+def test_an_exception_in_the_comparison_costs_no_values(monkeypatch):
+    """What a judge gave in the followed forward counts, though it fails when it is asked once more."""
+    asked = []
+
+    def failing(self, *exit):
+        release(self, *exit)
+        asked.append(self.population.generation)
+        raise ConnectionError("the judge is away")
+
+    release = RememberedRows._release
+    monkeypatch.setattr(RememberedRows, "_release", failing)
+    model = Sequence()
+    found, _ = run(model, model, ids(3, 7), count=3)
+    expected, _ = run(model, model, ids(3, 7), "plain", count=3)
+    assert len(asked) == 3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
