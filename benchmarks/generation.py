@@ -206,6 +206,7 @@ def measure(writing: Writing, prompts: Prompts, members: int, sigma: float, repe
     for call in calls.values():
         call()  # fills caches; the heap of a first call is larger than that of later ones
     times = interleaved(calls, repeats, warmup=0)
+    fitness = {name: call.fitness for name, call in calls.items() if isinstance(call, Generations)}
     turns = round(FURTHER / (statistics.median(times[LIMIT]) + statistics.median(times[ROWS])))
     closer = interleaved({name: calls[name] for name in (LIMIT, ROWS)}, min(12, max(2, turns)), warmup=0)
     peaks = {name: taken(call) for name, call in calls.items()}
@@ -225,7 +226,7 @@ def measure(writing: Writing, prompts: Prompts, members: int, sigma: float, repe
             "peak": peaks[name],
         }
         if isinstance(call, Generations):
-            row |= {"how": call.how, "fitness": call.fitness}
+            row |= {"how": call.how, "fitness": fitness[name]}
         measured.append(row)
     return {
         "prompts": len(prompts["input_ids"]),
