@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import statistics
 import math
+import statistics
 import sys
 
 import pytest
