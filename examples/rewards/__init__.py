@@ -1,1 +1,1 @@
-"""A language model learns from a reward to answer shortly and rightly."""
+"""A language model is rewarded for short and right answers."""

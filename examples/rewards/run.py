@@ -1,4 +1,4 @@
-"""SmolLM2 learns to answer shortly and rightly, from a reward alone; run by ``python -m examples.rewards``."""
+"""SmolLM2 is rewarded for short and right answers, and for nothing else; run by ``python -m examples.rewards``."""
 
 from __future__ import annotations
 
