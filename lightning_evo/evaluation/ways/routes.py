@@ -33,9 +33,7 @@ _Find: TypeAlias = "Callable[[object], EvolvingParameter | None]"
 
 Summary: TypeAlias = "tuple[Tensor, float]"
 
-_CLOSE = (
-    1e-5  # of the mean magnitude: how far apart a sum of the same numbers may be, which were made in another memory
-)
+_CLOSE = 1e-5  # of the mean magnitude: how far apart sums of the same numbers may be, if made in other memory
 
 
 class Unfamiliar(Refusal):
