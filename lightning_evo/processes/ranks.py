@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.algorithms import Population
-from lightning_evo.utils.messages import preview
+from lightning_evo.utils.messages import first_line, preview
 
 __all__ = ["ALIKE", "Ranks", "kinds_of"]
 
@@ -133,6 +133,9 @@ class Ranks:
         Returns:
             For each member of the population what it told on each of its group's processes, one after the other; empty
             for one that told nothing.
+
+        Raises:
+            TypeError: If what a process's members told can't be pickled; on all of them, so that none waits.
         """
         shares = [self.share(population, group) for group in range(self.groups)]
         found: list[list[Any]] = [[] for _ in range(len(population))]
@@ -145,12 +148,23 @@ class Ranks:
         """An object of each process."""
         if self.world_size == 1:
             return [own]
-        data = torch.frombuffer(bytearray(pickle.dumps(own)), dtype=torch.uint8)
+        try:
+            packed = pickle.dumps((own, None))
+        except Exception as error:  # of any kind: objects pickle themselves
+            packed = pickle.dumps((None, f"{type(error).__name__}: {first_line(error)}"))
+        data = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         sizes = [int(size) for size in self.gather_from_all(torch.tensor([len(data)], dtype=torch.float64))]
         padded = data.new_zeros(max(sizes))
         padded[: len(data)] = data
         everyone = zip(self.gather_from_all(padded), sizes, strict=True)
-        return [pickle.loads(theirs[:size].cpu().numpy().tobytes()) for theirs, size in everyone]
+        found = [pickle.loads(theirs[:size].cpu().numpy().tobytes()) for theirs, size in everyone]
+        for rank, (_, problem) in enumerate(found):
+            if problem is not None:
+                raise TypeError(
+                    f"The details of process {rank} can't be sent to the others: {problem}. Give `Fitness` details of "
+                    "plain values, such as dictionaries of texts and numbers."
+                )
+        return [theirs for theirs, _ in found]
 
 
 def _compare_batches(everyone: list[tuple[float, float]]) -> None:

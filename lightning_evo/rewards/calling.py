@@ -17,10 +17,22 @@ from typing import Any
 
 from lightning_evo.utils.messages import first_line, preview, shown
 
-__all__ = ["Answer", "Call", "Problem", "TrainerState", "WrongRewards", "answer", "answer_later", "is_coroutine"]
+__all__ = [
+    "RESERVED",
+    "Answer",
+    "Call",
+    "Problem",
+    "TrainerState",
+    "WrongRewards",
+    "answer",
+    "answer_later",
+    "is_coroutine",
+]
 
 RewardFunction = Callable[..., Any]
-_OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Arguments of reward functions that are no columns of the data."""
 
 
 class WrongRewards(ValueError):
@@ -69,7 +81,7 @@ class Call:
     trainer_state: Any = None
 
     def __post_init__(self) -> None:
-        taken = sorted(self.columns.keys() & set(_OURS))
+        taken = sorted(self.columns.keys() & set(RESERVED))
         if taken:
             raise ValueError(
                 f"The data has a column named {taken[0]!r}, which reward functions get as an argument of its own. "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_evo.rewards.calling import RESERVED
 from lightning_evo.utils.messages import shown
 
 __all__ = ["check_prompt", "columns_of", "is_conversation", "padded", "prefix_of", "rows_of", "text_of", "tokens_of"]
@@ -113,12 +114,10 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         >>> columns_of([{"prompt": "1 + 1 =", "answer": 2}, {"prompt": "?"}])
         {'answer': [2, None]}
     """
-    # A column of these names would stand in the way of what was written; TRL leaves it out, too.
-    names = dict.fromkeys(name for row in rows for name in row if name not in _OURS)
+    # A column of such a name would stand in the way of what was written; TRL leaves it out, too.
+    ours = ("prompt", "completion", *RESERVED)
+    names = dict.fromkeys(name for row in rows for name in row if name not in ours)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-_OURS = ("prompt", "completion", "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 def prefix_of(prompt: Any) -> str:

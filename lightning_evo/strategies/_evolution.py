@@ -182,11 +182,7 @@ class EvoStrategyMixin(Strategy):
         self._journal_wanted = journal
         if self._update_was_given:
             self._check_update()
-        self._moves: IntoGradients | InPlace
-        if self.update == "in_place":
-            self._moves = InPlace(self._current_optimizers, self._record)
-        else:
-            self._moves = IntoGradients(self._gradient_scale)
+        self._moves = self._made_moves()
         self.resumed_journal: dict[str, Any] | None = None
         """What the resumed checkpoint stores about its journal."""
         self._journal: SeedJournal | None = None
@@ -229,9 +225,13 @@ class EvoStrategyMixin(Strategy):
         update = self.evolution.algorithm.checked_update(wanted, "evolution_update")
         if not self._update_was_given and update != self.update:
             self.update = update
-            in_place = InPlace(self._current_optimizers, self._record)
-            self._moves = in_place if update == "in_place" else IntoGradients(self._gradient_scale)
+            self._moves = self._made_moves()
         self._check_update()
+
+    def _made_moves(self) -> InPlace | IntoGradients:
+        if self.update == "in_place":
+            return InPlace(self._current_optimizers, self._record)
+        return IntoGradients(self._gradient_scale)
 
     def _check_update(self) -> None:
         """Refuse options that have no effect where an optimizer moves the weights."""

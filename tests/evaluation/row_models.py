@@ -25,8 +25,8 @@ DECODER = {
 }  # fmt: skip
 
 
-def _made(kind, config):
-    torch.manual_seed(0)
+def made(kind, config, seed=0):
+    torch.manual_seed(seed)
     model = kind(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,26 +38,26 @@ def _made(kind, config):
 def gpt2(**options):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return _made(GPT2LMHeadModel, GPT2Config(**SIZES, n_embd=32, n_layer=2, n_head=4, n_positions=96, **options))
+    return made(GPT2LMHeadModel, GPT2Config(**SIZES, n_embd=32, n_layer=2, n_head=4, n_positions=96, **options))
 
 
 def llama(**options):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return _made(LlamaForCausalLM, LlamaConfig(**{**DECODER, **options}))
+    return made(LlamaForCausalLM, LlamaConfig(**{**DECODER, **options}))
 
 
 def qwen3(**options):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    return _made(Qwen3ForCausalLM, Qwen3Config(**DECODER, head_dim=8, **options))
+    return made(Qwen3ForCausalLM, Qwen3Config(**DECODER, head_dim=8, **options))
 
 
 def opt(**options):
     from transformers import OPTConfig, OPTForCausalLM
 
     sizes = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return _made(
+    return made(
         OPTForCausalLM, OPTConfig(**SIZES, **sizes, max_position_embeddings=96, word_embed_proj_dim=32, **options)
     )
 
@@ -66,7 +66,7 @@ def bert(**options):
     from transformers import BertConfig, BertForMaskedLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return _made(BertForMaskedLM, BertConfig(**SIZES, **sizes, max_position_embeddings=96, **options))
+    return made(BertForMaskedLM, BertConfig(**SIZES, **sizes, max_position_embeddings=96, **options))
 
 
 def t5(**options):
@@ -74,32 +74,32 @@ def t5(**options):
 
     sizes = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4}
     vocabulary = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
-    return _made(T5ForConditionalGeneration, T5Config(**vocabulary, **sizes, **options))
+    return made(T5ForConditionalGeneration, T5Config(**vocabulary, **sizes, **options))
 
 
 def gemma2(**options):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    return _made(Gemma2ForCausalLM, Gemma2Config(**DECODER, head_dim=8, sliding_window=4, **options))
+    return made(Gemma2ForCausalLM, Gemma2Config(**DECODER, head_dim=8, sliding_window=4, **options))
 
 
 def bloom(**options):
     from transformers import BloomConfig, BloomForCausalLM
 
-    return _made(BloomForCausalLM, BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=4, **options))
+    return made(BloomForCausalLM, BloomConfig(**SIZES, hidden_size=32, n_layer=2, n_head=4, **options))
 
 
 def gpt_neox(**options):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     sizes = {name: value for name, value in DECODER.items() if name != "num_key_value_heads"}
-    return _made(GPTNeoXForCausalLM, GPTNeoXConfig(**sizes, **options))
+    return made(GPTNeoXForCausalLM, GPTNeoXConfig(**sizes, **options))
 
 
 def mamba(**options):
     from transformers import MambaConfig, MambaForCausalLM
 
-    return _made(MambaForCausalLM, MambaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, state_size=8, **options))
+    return made(MambaForCausalLM, MambaConfig(**SIZES, hidden_size=32, num_hidden_layers=2, state_size=8, **options))
 
 
 class Encoder(nn.Module):

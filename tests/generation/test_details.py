@@ -62,6 +62,18 @@ def test_details_of_all_processes_come_together(count):
     assert everyone == [alone] * count
 
 
+def test_details_that_cannot_be_sent_stop_all_processes():
+    """Those of one process: the others must not wait for it."""
+
+    def run(rank, gather):
+        ranks, evolution = Ranks(groups=2, rank=rank, gather_from_all=gather), Evolution(population=2, seed=0)
+        population = evolution.algorithm.ask(evolution.state)
+        with pytest.raises(TypeError, match=r"details of process 1 can't be sent to the others: .*pickle"):
+            ranks.gather_details([[lambda: 0] if rank else ["a"]], population)
+
+    together(run, 2)
+
+
 def test_details_of_data_shards_follow_each_other():
     ranks = Ranks(groups=1, data=2, rank=0, gather_from_all=lambda values: [values, values])
     population = Evolution(population=2, seed=0).algorithm.ask(Evolution(population=2, seed=0).state)

@@ -1,6 +1,6 @@
 """Tiny language models with random weights, and a tokenizer of letters, for tests of rewards."""
 
-import torch
+from tests.evaluation.row_models import made
 
 LETTERS = ["<pad>", "<s>", "</s>", "<user>", "<assistant>", *"abcdefghijklmnopqrstuvwxyz0123456789 +=?"]
 TEMPLATE = (
@@ -27,21 +27,11 @@ def tokenizer(**options):
     return transformers.PreTrainedTokenizerFast(tokenizer_object=by_letter, additional_special_tokens=extra, **special)
 
 
-def _made(kind, config, seed):
-    torch.manual_seed(seed)
-    model = kind(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4)  # so that tokens are chosen by more than rounding
-    return model
-
-
 def gpt2(seed=0, **options):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, **options}
-    return _made(GPT2LMHeadModel, GPT2Config(**SIZES, **sizes), seed)
+    return made(GPT2LMHeadModel, GPT2Config(**SIZES, **sizes), seed)
 
 
 def llama(seed=0, **options):
@@ -51,7 +41,7 @@ def llama(seed=0, **options):
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
         "max_position_embeddings": 64, **options,
     }  # fmt: skip
-    return _made(LlamaForCausalLM, LlamaConfig(**SIZES, **sizes), seed)
+    return made(LlamaForCausalLM, LlamaConfig(**SIZES, **sizes), seed)
 
 
 ROWS = [

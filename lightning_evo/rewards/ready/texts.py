@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["column_of", "text_of", "texts_of"]
+__all__ = ["column_of", "completed_text", "texts_of"]
 
 
-def text_of(completion: Any) -> str:
+def completed_text(completion: Any) -> str:
     """The text of one completion.
 
     Args:
@@ -18,7 +18,7 @@ def text_of(completion: Any) -> str:
         TypeError: If it is neither.
 
     Example:
-        >>> text_of([{"role": "assistant", "content": "Paris"}])
+        >>> completed_text([{"role": "assistant", "content": "Paris"}])
         'Paris'
     """
     if isinstance(completion, str):
@@ -33,8 +33,8 @@ def text_of(completion: Any) -> str:
 
 
 def texts_of(completions: Sequence[Any]) -> list[str]:
-    """The text of each completion; see :func:`text_of`."""
-    return [text_of(completion) for completion in completions]
+    """The text of each completion; see :func:`completed_text`."""
+    return [completed_text(completion) for completion in completions]
 
 
 def column_of(columns: Mapping[str, Sequence[Any]], name: str, reward: str) -> Sequence[Any]:

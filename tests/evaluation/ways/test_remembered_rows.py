@@ -1,6 +1,7 @@
 """Forwards in which rows are not followed give what followed ones give, and are used only where that is known."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from lightning_evo import Evolution
 from lightning_evo.evaluation.ways.remembered_rows import RememberedRows
+from lightning_evo.evaluation.ways.routes import Routes
 from tests.evaluation.row_models import DECODERS, MODELS, Encoder, generated, log_probability, tokens
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*generation flags")]
@@ -124,26 +126,26 @@ def test_members_that_draw_are_followed(remembered):
     assert not remembered
 
 
-def test_numbers_that_are_drawn_in_a_later_generation_are_noticed(remembered):
-    """All members must have the same, and a forward that is not followed would draw for all rows."""
-    evolution = None
-
-    def fitness_of(model):
-        def fitness(x):
-            values = model(x)
-            return nn.functional.dropout(values, 0.5) if evolution.state.generation == 3 else values
-
-        return fitness
-
+def assert_equal_by_generation(fitness, count):
+    """As the plain loop, for a ``fitness(model, x, generation)``."""
     model, found = Sequence(), {}
     for way in ("plain", "rows"):
         evolution = Evolution("eggroll", evaluation=way, population=8, sigma=0.05, rank=1, seed=0)
         evolution.setup(model)
         found[way] = []
-        for _ in range(6):
-            evolution.evaluate(fitness_of(model), ids(3, 7))
+        for generation in range(count):
+            evolution.evaluate(partial(fitness, model, generation=generation), ids(3, 7))
             found[way].append(evolution.conclude().fitness)
     torch.testing.assert_close(torch.stack(found["rows"]), torch.stack(found["plain"]), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_that_are_drawn_in_a_later_generation_are_noticed(remembered):
+    """All members must have the same, and a forward that is not followed would draw for all rows."""
+
+    def fitness(model, x, generation):
+        return nn.functional.dropout(model(x), 0.5) if generation == 3 else model(x)
+
+    assert_equal_by_generation(fitness, 6)
     assert 3 not in remembered
 
 
@@ -156,20 +158,10 @@ def test_what_is_made_of_weights(remembered):
 
 
 def test_a_path_that_reads_other_weights_is_followed_first(remembered):
-    evolution = None
+    def fitness(model, x, generation):
+        return model(x) if generation != 3 else model.table(x).mean((1, 2))
 
-    def fitness(model, x):
-        return model(x) if evolution.state.generation != 3 else model.table(x).mean((1, 2))
-
-    model, found = Sequence(), {}
-    for way in ("plain", "rows"):
-        evolution = Evolution("eggroll", evaluation=way, population=8, sigma=0.05, rank=1, seed=0)
-        evolution.setup(model)
-        found[way] = []
-        for _ in range(5):
-            evolution.evaluate(lambda x: fitness(model, x), ids(3, 7))
-            found[way].append(evolution.conclude().fitness)
-    torch.testing.assert_close(torch.stack(found["rows"]), torch.stack(found["plain"]), rtol=1e-4, atol=1e-5)
+    assert_equal_by_generation(fitness, 5)
     assert 3 not in remembered
 
 
@@ -340,3 +332,13 @@ def test_an_exception_in_the_comparison_costs_no_values(monkeypatch):
     expected, _ = run(model, model, ids(3, 7), "plain", count=3)
     assert len(asked) == 3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_input_is_known_for_its_number_of_rows_only():
+    """Of a shape that had its rows in front, ``[12, 4]``, it is not said that 6 rows lie there."""
+    routes, x = Routes(), torch.zeros(12, 4)
+    routes.put_in_front(0, x, 12)
+    assert routes.in_front(0, x, 12)
+    assert not routes.in_front(0, x, 6)
+    assert not routes.in_front(1, x, 12)
+    assert not routes.in_front(0, x[:6], 12)
