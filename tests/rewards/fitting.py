@@ -10,12 +10,14 @@ from tests.rewards.models import ROWS, llama, tokenizer, vowels
 from tests.strategies.models import trainer
 
 USER = {"role": "user", "content": "hi"}
+LENGTH = 4
+"""The most tokens of a completion."""
 KEY = NoiseKey(seed=0, generation=5)
 
 
 def module(rewards=vowels, model=llama, **options):
     kind = options.pop("kind", RewardModule)
-    return kind(model(), tokenizer(), rewards, **{"max_completion_length": 6, **options})
+    return kind(model(), tokenizer(), rewards, **{"max_completion_length": LENGTH, **options})
 
 
 def strategy(evaluation="auto", **options):
@@ -23,7 +25,7 @@ def strategy(evaluation="auto", **options):
     return EvoStrategy("eggroll", **{**defaults, "evaluation": evaluation, **options})
 
 
-def fit(made, evaluation="auto", steps=3, rows=ROWS, batch_size=4, run=None, **options):
+def fit(made, evaluation="auto", steps=2, rows=ROWS, batch_size=4, run=None, **options):
     t = trainer(strategy(evaluation, **options), max_steps=steps, **(run or {}))
     torch.manual_seed(1)  # the order of rows
     t.fit(made, datamodule=PromptData(rows, batch_size=batch_size, validation=rows))

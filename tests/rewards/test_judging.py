@@ -1,6 +1,7 @@
 """What reward functions are given of each member's texts, and what becomes of what they give."""
 
 import math
+import pickle
 import warnings
 
 import pytest
@@ -8,7 +9,10 @@ from torch.utils.data import DataLoader
 
 from lightning_evo.evaluation.sharing import for_members
 from lightning_evo.rewards import PromptData, RewardModule
-from tests.rewards.fitting import USER, Record, fit, flat, judged, module, strategy
+from lightning_evo.rewards import functions as functions_module
+from lightning_evo.rewards.calling import Answer
+from lightning_evo.rewards.workers.pool import Lost
+from tests.rewards.fitting import LENGTH, USER, Record, fit, flat, judged, module, strategy
 from tests.rewards.models import LETTERS, ROWS, llama, tokenizer
 from tests.strategies.models import trainer
 
@@ -48,7 +52,7 @@ def check_call(call, rows):
     for text, ids in zip(call["completions"], call["completion_ids"], strict=True):
         assert text == "".join(LETTERS[token] for token in ids if token > 4)
         assert 2 not in ids[:-1]  # the end of the sequence is the last token
-        assert 1 <= len(ids) <= 6
+        assert 1 <= len(ids) <= LENGTH
 
 
 def test_conversations_get_conversational_completions(calls):
@@ -151,7 +155,7 @@ def test_a_function_that_fails_for_the_center_alone_costs_a_line_of_the_log():
             raise ConnectionError("the judge is away")
         return [float(len(text)) for text in completions]
 
-    made = Watched(llama(), tokenizer(), sometimes, max_completion_length=6)
+    made = Watched(llama(), tokenizer(), sometimes, max_completion_length=LENGTH)
     before = flat(made)
     with pytest.warns(UserWarning, match="failed for some texts, which don't count: .*the judge is away"):
         run = fit(made, "rows", steps=2)
@@ -161,10 +165,10 @@ def test_a_function_that_fails_for_the_center_alone_costs_a_line_of_the_log():
 
 
 def test_a_generation_may_see_some_samples_of_a_batch(calls):
-    fit(module(Record()), "plain", steps=3, samples_per_generation=2)
+    fit(module(Record()), "plain", steps=2, samples_per_generation=2)
     sizes = [len(call["prompts"]) for call in calls]
-    assert sizes == [4] + ([2] * 8 + [4, 4]) * 3  # validated before and after each step, which is an epoch
-    seen = [[call["prompts"] for call in calls[start : start + 8]] for start in (1, 11, 21)]
+    assert sizes == [4] + ([2] * 8 + [4, 4]) * 2  # validated before and after each step, which is an epoch
+    seen = [[call["prompts"] for call in calls[start : start + 8]] for start in (1, 11)]
     assert all(each == members[0] for members in seen for each in members)
     assert len({str(members[0]) for members in seen}) > 1
 
@@ -173,3 +177,41 @@ def test_rows_of_some_samples(calls):
     fit(module(Record()), "rows", steps=1, samples_per_generation=3)
     assert {len(call["prompts"]) for call in calls} == {3, 4}
     assert {str(call["prompts"]) for call in calls if len(call["prompts"]) == 3} == {str(calls[1]["prompts"])}
+
+
+class Losing:
+    """In place of a pool of workers: every call and sample with an "n" in a text takes too long there."""
+
+    restarts = 0
+
+    def run(self, tasks, limit):
+        texts = [pickle.loads(task.call).completions for task in tasks]
+        return [Lost(True, "took too long") if "n" in "".join(each) else Answer([1.0] * len(each)) for each in texts]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("evaluation", ["in_forward", "rows"])
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.filterwarnings("ignore:.*members that should be compared have the same fitness")
+def test_what_took_too_long_is_missing_and_counted(monkeypatch, evaluation):
+    pytest.importorskip("cloudpickle")
+    monkeypatch.setattr(functions_module, "Pool", lambda functions: Losing())
+    made = module(lambda completions: [1.0] * len(completions), reward_timeout=2.0)
+    chosen = strategy(evaluation)
+    chosen.evolution.wants_details = lambda generation: True
+    t = trainer(chosen, max_steps=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        t.fit(made, datamodule=PromptData([{"prompt": letter} for letter in "abcdefgh"], batch_size=8))
+    samples = [sample for member in chosen.evolution.details for sample in member]
+    late = ["n" in sample["completion"] for sample in samples]
+    assert len(samples) == 64
+    assert 0 < sum(late) < 64
+    assert [sample["timed_out"] for sample in samples] == late
+    assert [sample["reward"] for sample in samples] == [None if is_late else 1.0 for is_late in late]
+    counted = made.reward_functions.timed_out_rewards
+    assert t.callback_metrics["evo/timed_out_rewards"] == counted >= sum(late)
+    assert t.callback_metrics["evo/crashed_rewards"] == 0
+    assert sum("took longer than reward_timeout=2.0 s" in str(each.message) for each in caught) == 1

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_evo.rewards import PromptData, RewardFunctions, RewardModule
-from tests.rewards.fitting import Record, fit, flat, module, strategy, written
+from tests.rewards.fitting import LENGTH, Record, fit, flat, module, strategy, written
 from tests.rewards.models import ROWS, llama, tokenizer, vowels
 from tests.strategies.models import trainer
 
@@ -22,7 +22,7 @@ def test_what_is_logged():
         return [None] * (len(completions) - 1) + [2.0]
 
     made = module([vowels, rare, Record()], reward_weights=[1, 2, 3])
-    metrics = {name: float(value) for name, value in fit(made, steps=1).callback_metrics.items()}
+    metrics = {name: float(value) for name, value in fit(made, "plain", steps=1).callback_metrics.items()}
     names = ["reward", "reward/vowels", "reward/rare", "reward/record", "completion_length", "truncated", "samples"]
     assert set(metrics) >= {f"{stage}/{name}" for stage in ("train", "val") for name in names}
     assert "evo/timed_out_rewards" not in metrics
@@ -93,16 +93,18 @@ def test_from_a_folder(tmp_path):
     model = llama()
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    made = RewardModule(str(tmp_path), reward_funcs=vowels, max_completion_length=6)
+    made = RewardModule(str(tmp_path), reward_funcs=vowels, max_completion_length=LENGTH)
     assert made.generate(["hello "]) == module().generate(["hello "])
     loaded = type(model).from_pretrained(tmp_path)
-    assert RewardModule(loaded, reward_funcs=vowels, max_completion_length=6).generate(["b"]) == made.generate(["b"])
+    assert RewardModule(loaded, reward_funcs=vowels, max_completion_length=LENGTH).generate(["b"]) == made.generate(
+        ["b"]
+    )
 
 
 def test_the_update_is_in_place_unless_another_is_asked_for():
     found = []
     for options in ({}, {"update": None, "learning_rate": None}):
-        made, t = module(), trainer(strategy(**options), max_steps=2)
+        made, t = module(), trainer(strategy("plain", **options), max_steps=2)
         torch.manual_seed(1)
         t.fit(made, datamodule=PromptData(ROWS, batch_size=4, validation=ROWS))
         assert t.strategy.update == "in_place"
@@ -130,8 +132,8 @@ def test_an_optimizer_of_a_subclass_counts():
             return torch.optim.SGD(self.parameters(), lr=0.3)
 
     expected, made = module(), module(kind=Scheduled)
-    fit(expected)
-    t = trainer(strategy(learning_rate=None), max_steps=3)
+    fit(expected, "plain")
+    t = trainer(strategy("plain", learning_rate=None), max_steps=2)
     torch.manual_seed(1)
     t.fit(made, datamodule=PromptData(ROWS, batch_size=4, validation=ROWS))
     assert torch.equal(flat(made), flat(expected))
@@ -142,29 +144,30 @@ def test_a_batch_may_be_a_dictionary_of_lists():
     for each, batch in ((expected, ROWS), (made, {k: [row[k] for row in ROWS] for k in ROWS[0]})):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trainer(strategy(), max_steps=1).fit(each, DataLoader([batch], batch_size=None))
+            trainer(strategy("rows"), max_steps=1).fit(each, DataLoader([batch], batch_size=None))
     assert torch.equal(flat(made), flat(expected))
 
 
 class Losing:
-    """In place of functions whose workers lose some rewards in each generation, of the first process."""
+    """In place of functions whose workers lose some rewards in each generation."""
 
     names = ["losing"]
     timed_out_rewards = crashed_rewards = 0
 
     def __call__(self, calls):
-        if len(calls) == 1 and self.counts:  # the center's, in training
-            self.timed_out_rewards += 2
-            self.crashed_rewards += 1
         return RewardFunctions(vowels)(calls)
-
-    counts = True
 
     def to(self, device):
         return self
 
     def close(self):
         pass
+
+
+class Loses(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.reward_functions.timed_out_rewards += 2
+        pl_module.reward_functions.crashed_rewards += 1
 
 
 @pytest.mark.filterwarnings("ignore:.*val_dataloader")
@@ -174,7 +177,7 @@ def test_lost_rewards_are_logged_and_counted_on_after_resuming(tmp_path):
     for steps, checkpoint in ((2, None), (3, tmp_path / "last.ckpt")):
         made = module(reward_timeout=5.0)
         made.reward_functions = Losing()
-        t = trainer(strategy("rows"), max_steps=steps)
+        t = trainer(strategy("plain"), max_steps=steps, callbacks=[Loses()])
         t.fit(made, loader, ckpt_path=checkpoint)
         t.save_checkpoint(tmp_path / "last.ckpt")
         lost[steps] = [int(t.callback_metrics[f"evo/{name}_rewards"]) for name in ("timed_out", "crashed")]
@@ -190,7 +193,7 @@ def test_lost_rewards_are_logged_and_counted_on_after_resuming(tmp_path):
 
 def test_checkpoints_are_ordinary(tmp_path):
     made = module()
-    t = fit(made, steps=1)
+    t = fit(made, "plain", steps=1)
     t.save_checkpoint(tmp_path / "one.ckpt")
     saved = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {f"model.{name}" for name in made.model.state_dict()}
@@ -203,13 +206,13 @@ def test_for_the_other_package_of_lightning():
     from lightning_evo import pytorch_lightning as others
 
     expected, made = module(), module(kind=others.RewardModule)
-    fit(expected)
+    fit(expected, "plain")
     assert isinstance(made, pytorch_lightning.LightningModule)
     assert not isinstance(made, L.LightningModule)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    chosen = others.EvoStrategy("eggroll", population=8, sigma=0.1, learning_rate=0.3, seed=0, update="in_place")
+    chosen = others.EvoStrategy("eggroll", population=8, sigma=0.1, learning_rate=0.3, seed=0, evaluation="plain")
     t = pytorch_lightning.Trainer(
-        strategy=chosen, accelerator="cpu", max_steps=3, enable_checkpointing=False, num_sanity_val_steps=0, **quiet
+        strategy=chosen, accelerator="cpu", max_steps=2, enable_checkpointing=False, num_sanity_val_steps=0, **quiet
     )
     torch.manual_seed(1)
     t.fit(made, datamodule=others.PromptData(ROWS, batch_size=4, validation=ROWS))

@@ -14,8 +14,7 @@ pytest.importorskip("tokenizers")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated")  # of peft
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("model", [llama, gpt2])
+@pytest.mark.parametrize(("model", "temperature"), [(llama, 0.0), (gpt2, 1.0)])
 def test_every_way_gives_the_same_weights(model, temperature):
     start, found = flat(module(model=model)), {}
     for evaluation in ("plain", "in_forward", "rows"):
@@ -28,12 +27,13 @@ def test_every_way_gives_the_same_weights(model, temperature):
         torch.testing.assert_close(each, found["plain"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("grouped", [2, 4, 8])
-def test_sampling_does_not_depend_on_groups(grouped):
-    expected, made = module(temperature=1.5), module(temperature=1.5)
+def test_sampling_does_not_depend_on_groups():
+    expected = module(temperature=1.5)
     fit(expected, "plain")
-    fit(made, "rows", members_per_forward=grouped)
-    torch.testing.assert_close(flat(made), flat(expected), rtol=1e-4, atol=1e-5)
+    for grouped in (2, 4):
+        made = module(temperature=1.5)
+        fit(made, "rows", members_per_forward=grouped)
+        torch.testing.assert_close(flat(made), flat(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", [llama, gpt2])
@@ -65,7 +65,7 @@ def test_bfloat16():
     found = []
     for evaluation in ("in_forward", "rows"):
         made = module()
-        t = fit(made, evaluation, steps=2, run={"precision": "bf16-true"})
+        t = fit(made, evaluation, run={"precision": "bf16-true"})
         assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
         assert t.strategy.evolution.evaluation.summary.startswith(f"evaluation: {evaluation}")
         found.append(flat(made) - flat(module().bfloat16()))
@@ -83,6 +83,7 @@ def test_it_learns_to_write_vowels(temperature):
     t = trainer(strategy(population=32, sigma=0.1, learning_rate=0.5), max_steps=16)
     data = PromptData(rows, batch_size=8, validation=12)
     (before,) = t.validate(made, data, verbose=False)
+    torch.manual_seed(1)  # the order of rows
     t.fit(made, data)
     (after,) = t.validate(made, data, verbose=False)
     assert before["val/reward"] < 0.3

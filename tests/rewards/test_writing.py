@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_evo.rewards import PromptData, RewardModule
-from tests.rewards.fitting import USER, fit, module, strategy, written
+from tests.rewards.fitting import LENGTH, USER, fit, module, strategy, written
 from tests.rewards.models import LETTERS, ROWS, gpt2, llama, tokenizer, vowels
 from tests.strategies.models import trainer
 
@@ -82,7 +82,7 @@ def test_generate_is_that_of_transformers_and_repeats(temperature):
     assert made.generate([]) == []
     if not temperature:
         ids = tokenizer()("hello ", return_tensors="pt", return_token_type_ids=False)
-        expected = made.model.generate(**ids, max_new_tokens=6, do_sample=False)[0, 6:]
+        expected = made.model.generate(**ids, max_new_tokens=LENGTH, do_sample=False)[0, 6:]
         assert texts[0] == tokenizer().decode(expected, skip_special_tokens=True)
     for wrong in ("hello", [USER]):
         with pytest.raises(TypeError, match="generate takes a list of prompts, got one"):
@@ -156,7 +156,7 @@ def test_other_processors_and_criteria_work():
     made = module(
         generation_kwargs={"logits_processor": [lambda ids, scores: scores.index_fill(1, torch.tensor([9]), 99.0)]}
     )
-    assert made.generate(["ab"]) == ["e" * 6]
+    assert made.generate(["ab"]) == ["e" * LENGTH]
 
 
 def test_the_models_own_sampling_does_not_count():
@@ -165,7 +165,7 @@ def test_the_models_own_sampling_does_not_count():
         setattr(sampling.generation_config, name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = RewardModule(sampling, tokenizer(), vowels, max_completion_length=6)
+        made = RewardModule(sampling, tokenizer(), vowels, max_completion_length=LENGTH)
         assert made.generate(["hello ", "ab"]) == plain.generate(["hello ", "ab"])
     assert sampling.generation_config.do_sample  # it stays as it is
     assert sampling.generation_config.max_length == 9
@@ -229,8 +229,8 @@ def test_a_text_that_may_become_too_long_is_refused_before_it_is_written(model):
 
 @pytest.mark.parametrize("evaluation", ["plain", "rows"])
 def test_a_training_ends_where_texts_are_too_long(evaluation):
-    with pytest.raises(Exception, match="Give max_completion_length=5 or less"):
-        fit(module(model=gpt2), evaluation, steps=1, rows=[{"prompt": "b" * 60}], batch_size=1)
+    with pytest.raises(Exception, match="Give max_completion_length=3 or less"):
+        fit(module(model=gpt2), evaluation, steps=1, rows=[{"prompt": "b" * 62}], batch_size=1)
 
 
 def test_scaled_positions_go_as_far_as_they_go():
