@@ -231,10 +231,17 @@ def trained(path=None, stop=None, seed=3, rows=ROWS, max_steps=-1, batch_size=2,
     return trainer, module.trained
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5, 7, 10, 13])
-def test_a_resumed_fit_goes_on_with_the_rows_that_would_have_come(tmp_path, stop):
-    """Of 3 epochs of 5 batches, stopped within an epoch and at its end."""
-    _, whole = trained()
+@pytest.fixture(scope="module")
+def whole():
+    """The batches of 3 epochs of 5, undisturbed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return trained()[1]
+
+
+@pytest.mark.parametrize("stop", [3, 5, 13])
+def test_a_resumed_fit_goes_on_with_the_rows_that_would_have_come(tmp_path, whole, stop):
+    """Stopped within the first epoch, at its end, and within the last one."""
     assert len({str(whole[start : start + 5]) for start in (0, 5, 10)}) == 3
     assert all(sorted(sum(whole[start : start + 5], [])) == list(range(10)) for start in (0, 5, 10))
     _, before = trained(tmp_path / "stopped.ckpt", stop)
@@ -244,16 +251,15 @@ def test_a_resumed_fit_goes_on_with_the_rows_that_would_have_come(tmp_path, stop
 
 
 @pytest.mark.parametrize("steps", [2, 8])
-def test_so_does_one_that_max_steps_ended(tmp_path, steps):
+def test_so_does_one_that_max_steps_ended(tmp_path, whole, steps):
     # Without `max_epochs`, as Lightning counts an epoch as finished in which `max_steps` ends the fit.
-    _, whole = trained(max_steps=12, max_epochs=-1)
     trainer, before = trained(max_steps=steps, max_epochs=-1)
     trainer.save_checkpoint(tmp_path / "ended.ckpt")
     _, after = trained(tmp_path / "ended.ckpt", seed=99, max_steps=12, max_epochs=-1)
-    assert before + after == whole
+    assert before + after == whole[:12]
 
 
-@pytest.mark.parametrize("stop", [2, 3, 5])
+@pytest.mark.parametrize("stop", [2, 3])
 def test_batches_that_the_trainer_leaves_out_are_of_no_epoch(tmp_path, stop):
     _, whole = trained(limit_train_batches=3)
     assert len(whole) == 9
