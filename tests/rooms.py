@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up: a room imports only rooms before it
     "spaces",
     "isolation",
     "perturbations",
-    "algorithms",
+    "algorithms",  # with algorithms/search
     "evaluation",  # with evaluation/places and evaluation/ways
     "processes",
     "generation",

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from lightning_evo.algorithms._base import Algorithm, State, UpdateName
 from lightning_evo.algorithms._options import Scaling
 from lightning_evo.algorithms.ars import ARS
-from lightning_evo.algorithms.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
 from lightning_evo.algorithms.ea4llm import EA4LLM
 from lightning_evo.algorithms.eggroll import EGGROLL
 from lightning_evo.algorithms.es_at_scale import ES_AT_SCALE
@@ -26,6 +25,7 @@ from lightning_evo.algorithms.openai_es import OPENAI_ES
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
+from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 

@@ -83,8 +83,8 @@ class Algorithm(ABC, Generic[AnyState]):
     name: str
     """The name under which it is registered; checkpoints store it."""
 
-    population: int
-    """Members of a generation."""
+    population: int | None
+    """Members of a generation, where the user or a recipe says it; ``None`` where the dimension does."""
 
     samples_per_generation: int | None = None
     """The most samples that a generation wants to see; ``None`` for all."""
@@ -146,6 +146,15 @@ class Algorithm(ABC, Generic[AnyState]):
             center=None if center is None else center.detach().clone(),
         )
         return state  # type: ignore[no-any-return]
+
+    def current_population(self, state: AnyState) -> int:
+        """Members of the coming generation.
+
+        Raises:
+            ValueError: If the dimension says it, and the state has no center yet.
+        """
+        assert self.population is not None, "an algorithm without a fixed population says here what it is"
+        return self.population
 
     @abstractmethod
     def current_sigma(self, state: AnyState) -> float:

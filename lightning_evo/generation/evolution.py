@@ -166,7 +166,7 @@ class Evolution:
         self._population: Population | None = None
         self._sigma_recorded: float | None = None  # of the current generation
         self._sigma_set_since: float | None = None  # by hand, after the current generation was asked for
-        self._scores = Scores(algorithm.population)
+        self._scores = Scores(0)  # until a population is evaluated
         self._reports = Reports()
 
     def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
@@ -277,6 +277,8 @@ class Evolution:
             all of its samples.
         """
         population = self.population
+        if not self.has_fitness:
+            self._scores = Scores(len(population))
         batch, weight = self._subset(batch)
         if not weight:
             return False
@@ -381,7 +383,7 @@ class Evolution:
 
     def _forget_batches(self) -> None:
         self._population = self._sigma_recorded = self._sigma_set_since = None
-        self._scores = Scores(self.algorithm.population)
+        self._scores = Scores(0)
 
     def _subset(self, batch: Any) -> tuple[Any, float]:
         """The part of a batch that this generation still wants, and what it weighs in the mean."""
@@ -464,9 +466,10 @@ class Evolution:
                 "This checkpoint was written by an older version of lightning-evo, which this one can't continue. Load "
                 "only the weights (for example `MyModule.load_from_checkpoint(path)`) to start a new run from them."
             )
-        scores = Scores(self.algorithm.population)
+        state = self.algorithm.State.from_state_dict(saved["state"])
+        scores = Scores(self.algorithm.current_population(state) if saved["fitness_weight"] else 0)
         scores.load_state_dict(saved)
-        self.state = self.algorithm.State.from_state_dict(saved["state"])
+        self.state = state
         if self.seed is not None and self.seed & (1 << 64) - 1 != self.state.seed:
             warnings.warn(
                 f"Resuming with seed={self.seed}; the checkpoint's run used {self.state.seed}. The noise will be "

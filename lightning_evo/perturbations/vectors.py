@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lightning_evo.perturbations._base import Perturbation, noise_dtype
+from lightning_evo.perturbations.padding import WithoutRows
 
-__all__ = ["Vectors"]
+__all__ = ["Vectors", "table_of"]
 
 
 class Vectors(Perturbation):
@@ -43,3 +44,16 @@ class Vectors(Perturbation):
     ) -> Tensor:
         first = self._offsets[parameter]
         return self.table[list(directions), first + start : first + stop].to(center.device, noise_dtype(center))
+
+
+def table_of(perturbation: Perturbation) -> Tensor | None:
+    """The table of a perturbation of vectors, also where padding rows are left out; ``None`` of others.
+
+    Example:
+        >>> import torch
+        >>> table_of(Vectors(torch.eye(2)).over({0: 0})).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    while isinstance(perturbation, WithoutRows):
+        perturbation = perturbation.inner
+    return perturbation.table if isinstance(perturbation, Vectors) else None

@@ -45,8 +45,10 @@ def hyperparameters(
     algorithm = evolution.algorithm
     described = describe_algorithm(algorithm)
     options = {name: getattr(algorithm, name) for name in described if name not in ("class", "name")}
-    values: dict[str, Any] = {"algorithm": algorithm.name, "population": algorithm.population, "sigma": evolution.sigma}
+    values: dict[str, Any] = {"algorithm": algorithm.name, "population": None, "sigma": evolution.sigma}
     values |= {**options, "update": update}
+    if values["population"] is None and evolution.is_set_up:  # the dimension says it
+        values["population"] = algorithm.current_population(evolution.state)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if groups and not algorithm.owns_center:
         rates = list(dict.fromkeys(float(group.get("initial_lr", group["lr"])) for group in groups))

@@ -42,7 +42,7 @@ def start_line(
     parts = [
         f"evolution of {type(module).__name__}: fitness is {goal}",
         f"{_counted(space.numel, 'element')} in {_counted(len(space), 'tensor')}",
-        f"{algorithm.name}, population {algorithm.population:,}, sigma {in_words(sigma)}",
+        f"{algorithm.name}, population {algorithm.current_population(evolution.state):,}, sigma {in_words(sigma)}",
         _who_moves(evolution, optimizers, update),
         *([] if evolution.start is None else [f"anchored to the starting weights, strength {evolution.start.anchor}"]),
         *_division(evolution.ranks),

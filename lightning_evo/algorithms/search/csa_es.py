@@ -18,15 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_evo.algorithms._base import Algorithm, State, check_fitness
+from lightning_evo.algorithms._base import State, check_fitness
 from lightning_evo.algorithms.lesson import NewCenter
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
+from lightning_evo.algorithms.search.ranks import recombination_weights
+from lightning_evo.algorithms.search.search import Search, center_of, expected_length
 from lightning_evo.algorithms.shaping import shape
-from lightning_evo.noise.philox import NoiseKey
-from lightning_evo.noise.values import draw
-from lightning_evo.perturbations import Vectors
-from lightning_evo.utils.options import number, whole
 
 __all__ = ["CSA_ES", "CSAEvolutionStrategy", "CSAState"]
 
@@ -43,11 +41,11 @@ class CSAState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSAEvolutionStrategy(Algorithm[CSAState]):
+class CSAEvolutionStrategy(Search[CSAState]):
     """The (mu/mu_w, lambda)-ES with cumulative step-size adaptation.
 
     Args:
-        population: Number of members, lambda.
+        population: Number of members, lambda; ``None`` for ``4 + floor(3 ln d)``.
         sigma: Step size of the first generation, > 0, about a third of how far away the optimum may be.
         name: Name for checkpoints.
 
@@ -64,43 +62,13 @@ class CSAEvolutionStrategy(Algorithm[CSAState]):
         (True, True)
     """
 
-    population: int
-    sigma: float
     name: str = "csa_es"
 
     State: ClassVar[type[State]] = CSAState
 
-    def __post_init__(self) -> None:
-        population = whole("population", self.population, minimum=4, why="half of them are the parents of the next")
-        object.__setattr__(self, "population", population)  # the dataclass is frozen
-        object.__setattr__(self, "sigma", number("sigma", self.sigma, above=0))
-
-    def current_sigma(self, state: CSAState) -> float:
-        """Sigma of the coming generation."""
-        return self.sigma if state.sigma is None else state.sigma
-
-    def ask(self, state: CSAState) -> Population:
-        """``x_k = m + sigma z_k``.
-
-        Raises:
-            ValueError: If the state has no center.
-        """
-        return Population(
-            perturbation=Vectors(self._z(state)),
-            sigma=self.current_sigma(state),
-            directions=self.population,
-            antithetic=False,
-            center=state.center,
-            seed=state.seed,
-            generation=state.generation,
-        )
-
-    def _z(self, state: CSAState) -> Tensor:
-        """The generation's steps, standard normal, float64 ``[members, d]``."""
-        if state.center is None:
-            raise ValueError("This search has no center yet. Give `init` a vector.")
-        key, dimension = NoiseKey(state.seed, state.generation), state.center.numel()
-        return draw(key, range(self.population), 0, 0, dimension, dtype=torch.float64)
+    def steps(self, state: CSAState) -> Tensor:
+        """``z_k``, standard normal, float64 ``[members, d]``."""
+        return self.normal(state)
 
     def learn(self, state: CSAState, population: Population, fitness: Tensor, numel: int) -> tuple[CSAState, NewCenter]:
         """``m <- m + sigma sum_i w_i z_i``, and sigma by the length of the path of such steps.
@@ -108,42 +76,21 @@ class CSAEvolutionStrategy(Algorithm[CSAState]):
         Raises:
             ValueError: If there is not one fitness for each member, or the state has no center.
         """
-        w = shape(check_fitness(population, fitness), _recombination_weights)
+        w = shape(check_fitness(population, fitness), recombination_weights)
         following = replace(state, generation=state.generation + 1)
         if not w.any():
             return following, NewCenter(None)
-        z, sigma, n = self._z(state), population.sigma, numel
+        z, sigma, n = self.steps_of(population, state), population.sigma, numel
         mu_eff = 1 / float(w.square().sum())
         c = (mu_eff + 2) / (n + mu_eff + 5)
         d = 1 + 2 * max(0.0, math.sqrt((mu_eff - 1) / (n + 1)) - 1) + c
         step = w @ z
         path = torch.zeros(n, dtype=torch.float64) if state.path is None else state.path
         path = (1 - c) * path + math.sqrt(c * (2 - c) * mu_eff) * step
-        expected = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))  # length of a standard normal vector
-        grown = math.exp(min(1.0, c / d * (float(path.norm()) / expected - 1)))
-        assert state.center is not None
-        center = (state.center.double() + sigma * step).to(state.center.dtype)
+        grown = math.exp(min(1.0, c / d * (float(path.norm()) / expected_length(n) - 1)))
+        center = center_of(state)
+        center = (center.double() + sigma * step).to(center.dtype)
         return replace(following, path=path, sigma=sigma * grown), NewCenter(center)
-
-
-def _recombination_weights(fitness: Tensor, per_direction: int = 1) -> Tensor:
-    """``w_i ~ ln((lambda + 1) / 2) - ln(i)`` of the i-th best, if positive, with sum 1 (Eq. 49 and 53).
-
-    Equal members share the mean of theirs.
-
-    Example:
-        >>> _recombination_weights(torch.tensor([3.0, 1.0, 2.0, 0.0]).double()).round(decimals=3).tolist()
-        [0.804, 0.0, 0.196, 0.0]
-    """
-    members = len(fitness)
-    by_rank = (math.log((members + 1) / 2) - torch.arange(1, members + 1, dtype=torch.float64).log()).clamp(min=0)
-    group: Tensor
-    count: Tensor
-    _, group, count = torch.unique(-fitness, sorted=True, return_inverse=True, return_counts=True)
-    ends = count.cumsum(0)
-    sums = torch.cat([by_rank.new_zeros(1), by_rank.cumsum(0)])
-    means: Tensor = (sums[ends] - sums[ends - count]) / count
-    return (means / by_rank.sum())[group]
 
 
 CSA_ES = Recipe(
