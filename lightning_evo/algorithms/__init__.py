@@ -25,11 +25,14 @@ from lightning_evo.algorithms.openai_es import OPENAI_ES
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
+from lightning_evo.algorithms.search.cma_es import CMA_ES, CMAEvolutionStrategy, CMAState
 from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 
 __all__ = [
+    "CMAEvolutionStrategy",
+    "CMAState",
     "CSAEvolutionStrategy",
     "Algorithm",
     "AlgorithmFactory",
@@ -120,5 +123,5 @@ def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
     _REGISTRY[factory.name] = factory
 
 
-for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES):
+for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES, CMA_ES):
     register(_recipe)

@@ -65,5 +65,6 @@ class Population:
                 "This population has no center: it lives in a module. Give `init` a vector to get vectors."
             )
         noise = self.perturbation.noise(range(self.directions), 0, self.center)
-        noise = noise.repeat_interleave(self.per_direction, dim=0) * self.signs[:, None].to(noise)
+        if self.antithetic:
+            noise = noise.repeat_interleave(2, dim=0) * self.signs[:, None].to(noise)
         return (self.center + self.sigma * noise).to(self.center.dtype)

@@ -120,5 +120,10 @@ def center_of(state: AnyState) -> Tensor:
 
 
 def expected_length(dimension: int) -> float:
-    """The expected length of a standard normal vector, nearly (arXiv:1604.00772, after Eq. 44)."""
-    return math.sqrt(dimension) * (1 - 1 / (4 * dimension) + 1 / (21 * dimension**2))
+    """The expected length of a standard normal vector.
+
+    Example:
+        >>> round(expected_length(1) ** 2 * math.pi, 12)  # sqrt(2 / pi)
+        2.0
+    """
+    return math.sqrt(2) * math.exp(math.lgamma((dimension + 1) / 2) - math.lgamma(dimension / 2))

@@ -26,7 +26,7 @@ def by_the_tutorial(members, sigma, seed, generations):
     mu_eff = w.sum() ** 2 / (w**2).sum()
     c = (mu_eff + 2) / (n + mu_eff + 5)
     d = 1 + 2 * max(0, math.sqrt((mu_eff - 1) / (n + 1)) - 1) + c
-    chi = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
+    chi = math.sqrt(2) * math.gamma((n + 1) / 2) / math.gamma(n / 2)
     m, path = numpy.ones(n), numpy.zeros(n)
     found = []
     for g in range(generations):
