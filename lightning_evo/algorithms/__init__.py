@@ -27,6 +27,8 @@ from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.search.cma_es import CMA_ES, CMAEvolutionStrategy, CMAState
 from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
+from lightning_evo.algorithms.search.lm_ma_es import LM_MA_ES, LMMAEvolutionStrategy, LMMAState
+from lightning_evo.algorithms.search.sep_cma_es import SEP_CMA_ES, SepCMAEvolutionStrategy, SepCMAState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 
@@ -34,6 +36,10 @@ __all__ = [
     "CMAEvolutionStrategy",
     "CMAState",
     "CSAEvolutionStrategy",
+    "LMMAEvolutionStrategy",
+    "LMMAState",
+    "SepCMAEvolutionStrategy",
+    "SepCMAState",
     "Algorithm",
     "AlgorithmFactory",
     "CSAState",
@@ -123,5 +129,19 @@ def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
     _REGISTRY[factory.name] = factory
 
 
-for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES, CMA_ES):
+for _recipe in (
+    OPENAI_ES,
+    EA4LLM,
+    ES_AT_SCALE,
+    EGGROLL,
+    MEZO,
+    LOZO,
+    FZOO,
+    SPARSE_MEZO,
+    ARS,
+    CSA_ES,
+    CMA_ES,
+    SEP_CMA_ES,
+    LM_MA_ES,
+):
     register(_recipe)
