@@ -1,8 +1,8 @@
 """LM-MA-ES: the shape of the fitness along a few directions, for millions of elements.
 
 I. Loshchilov, T. Glasmachers and H.-G. Beyer, "Limited-Memory Matrix Adaptation for Large Scale Black-box
-Optimization", 2017, https://arxiv.org/abs/1705.06693, Algorithm 1 with its constants: m and lambda are 4 + floor(3 ln n),
-c_sigma = 2 lambda / n, c_d,i = 1 / (1.5^(i-1) n) and c_c,i = lambda / (4^(i-1) n).
+Optimization", 2017, https://arxiv.org/abs/1705.06693, Algorithm 1 with its constants: m and lambda are
+4 + floor(3 ln n), c_sigma = 2 lambda / n, c_d,i = 1 / (1.5^(i-1) n) and c_c,i = lambda / (4^(i-1) n).
 
 Departures. The paper is for large n: here c_sigma and c_c,i are at most 1/2, which matters below n = 4 lambda. Members
 of equal fitness share the mean of the weights that their ranks would have; failed members have none. A generation whose
@@ -110,7 +110,7 @@ class LMMAEvolutionStrategy(Search[LMMAState]):
 
     @staticmethod
     def _transform(state: LMMAState, d: Tensor) -> None:
-        """``d <- (1 - c_d,i) d + c_d,i m_i (m_i^T d)`` for i = 1 … min(t, m), in place (lines 7 to 9)."""
+        """``d <- (1 - c_d,i) d + c_d,i m_i (m_i^T d)`` for i = 1 … min(t, m), in place."""
         if state.directions is None:
             return
         for i, direction in enumerate(state.directions[: state.learnt]):
@@ -136,12 +136,12 @@ class LMMAEvolutionStrategy(Search[LMMAState]):
         for member, weight in enumerate(w.tolist()):
             if weight:
                 z.add_(self._z(state, [member])[0], alpha=weight)
-        # p_sigma <- (1 - c) p_sigma + sqrt(mu_eff c (2 - c)) <z>_w (line 12)
+        # p_sigma <- (1 - c) p_sigma + sqrt(mu_eff c (2 - c)) <z>_w
         c = min(0.5, 2 * members / n)
         path = z * math.sqrt(mu_eff * c * (2 - c))
         if state.path is not None:
             path.add_(state.path, alpha=1 - c)
-        # m_i <- (1 - c_c,i) m_i + sqrt(mu_eff c_c,i (2 - c_c,i)) <z>_w (lines 13 to 15)
+        # m_i <- (1 - c_c,i) m_i + sqrt(mu_eff c_c,i (2 - c_c,i)) <z>_w
         m = self.population_for(n) if self.m is None else self.m
         rates = [min(0.5, members / (4.0**i * n)) for i in range(m)]
         directions = torch.empty(m, n, dtype=torch.float32)
@@ -149,10 +149,10 @@ class LMMAEvolutionStrategy(Search[LMMAState]):
             torch.mul(z, math.sqrt(mu_eff * rate * (2 - rate)), out=directions[i])
             if state.directions is not None:
                 directions[i].add_(state.directions[i], alpha=1 - rate)
-        grown = math.exp(min(1.0, c / 2 * (float(path.norm()) ** 2 / n - 1)))  # line 16
+        grown = math.exp(min(1.0, c / 2 * (float(path.norm()) ** 2 / n - 1)))
         self._transform(state, z)
         center = center_of(state)
-        moved = (center.double() + sigma * z).to(center.dtype)  # line 11
+        moved = (center.double() + sigma * z).to(center.dtype)
         following = replace(
             following, path=path, directions=directions, learnt=min(m, state.learnt + 1), sigma=sigma * grown
         )

@@ -8,8 +8,8 @@ Acceleration for CMA-ES", 2020, https://doi.org/10.1162/evco_a_00260), about 3/2
 path are pycma's, too.
 
 Departures. Members of equal fitness share the mean of the weights that their ranks would have; failed members have
-none. A generation whose members all tie changes nothing. Steps are in float32 and made once: that is a relative rounding
-of each step, and what members were is what is learnt from. Center, paths and variances are in float64.
+none. A generation whose members all tie changes nothing. Steps are in float32 and made once: that is a relative
+rounding of each step, and what members were is what is learnt from. Center, paths and variances are in float64.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _weighted(w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 SEP_CMA_ES = Recipe(
     name="sep_cma_es",
     summary="CMA-ES with one deviation for each element, at linear cost; for up to millions of elements.",
-    paper="Ros & Hansen 2008, doi.org/10.1007/978-3-540-87700-4_30",
+    paper="Ros & Hansen 2008, doi:10.1007/978-3-540-87700-4_30",
     defaults={"sigma": 0.3},
     algorithm=SepCMAEvolutionStrategy,
 )
