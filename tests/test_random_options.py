@@ -75,6 +75,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "sparsity": [0.5, 0.99],
     "sigma_scale": ["none", "rms", "rsm"],
     "momentum": [0.0, 0.9],
+    "restarts": ["ipop", "bipop", "ipopp"],
     "evolve": ["weight", "bias$", "^0", "(", ["weight", "bias"], "zzz", "a{99999999999}", ["weight", None]],
     "update": ["optimizer", "in_place", "inplace"],
     "evaluation": ["auto", "plain", "in_forward", "batched", "rows", "vmap"],

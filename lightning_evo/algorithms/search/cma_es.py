@@ -88,7 +88,7 @@ class Constants(NamedTuple):
 
         Example:
             >>> [round(c, 4) for c in Constants.of(n=10, members=10, mu_eff=3.1673, mu_eff_negative=3.4)]
-            [0.3196, 1.3196, 0.295, 0.0153, 0.0235, 1.6494]
+            [0.3196, 1.3196, 0.295, 0.0153, 0.0236, 1.6489]
         """
         c_sigma, d_sigma = step_size(n, mu_eff)
         c_1 = min(1.0, members / 6) * 2 / ((n + 1.3) ** 2 + mu_eff)  # Eq. 57
