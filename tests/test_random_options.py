@@ -135,7 +135,7 @@ def problem(strategy, options):
         evolution = strategy(**options).evolution
     except (ValueError, TypeError) as error:
         return None if names_an_option(error, options) else "the error names no option"
-    if evolution.algorithm.population <= RUN_UP_TO:
+    if (evolution.algorithm.population or 0) <= RUN_UP_TO:  # none where the dimension says it: 11
         try:
             run_a_generation(evolution)
         except (ValueError, TypeError, TimeoutError) as error:  # member_timeout=1e-300 is kept, and says so
