@@ -90,6 +90,16 @@ def test_maxiter():
     )
 
 
+def test_generations_count_from_the_searchs_first_one():
+    """A run that continues other training begins with a later generation."""
+    algorithm = CMAEvolutionStrategy(sigma=0.5, restarts="ipop", maxiter=5)
+    state = replace(algorithm.init(start(), seed=1), generation=1000)
+    for _ in range(6):
+        population = algorithm.ask(state)
+        state = algorithm.tell(state, population, sphere(population.vectors()))
+    assert (state.run, state.run_began, state.generation) == (1, 1005, 1006)
+
+
 def test_tolfun_and_tolfunhist():
     plateau = lambda x: sphere(x) / 1e9  # noqa: E731
     assert stopped_by("tolfun", function=plateau, generations=60, tolfun=1e-9).generation > 5
