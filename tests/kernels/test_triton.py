@@ -37,6 +37,7 @@ def pytest_in(folder, *arguments, interpreted=True):
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("what", ["not trainings", "trainings"])
 def test_interpreted_kernels_give_the_bits_of_the_reference(what):
