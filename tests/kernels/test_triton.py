@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from lightning_evo import kernels
-from lightning_evo.kernels import COMPILED, REFERENCE, Native, backend_for
+from lightning_evo.kernels import COMPILED, REFERENCE, Moved, Native, Pull, Span, Values, backend_for
 from lightning_evo.kernels.triton import language, low_rank, members, proven, tables, update
 from tests.conftest import has_kernels
+from tests.kernels.bits import same_bits
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(language.missing is not None, reason="needs Triton")
@@ -92,7 +93,7 @@ def test_broken_kernels_are_noticed(mutation, tmp_path):
 
 TYPES = dict.fromkeys(["parts", "tensors", "tensor", "numbers", "chosen", "bounds"], "*i64")
 TYPES |= dict.fromkeys(["coefficients", "squares", "hidden", "a"], "*fp32")
-TYPES |= {"bias": "*i16", "out": "*i16"}  # of squares_kernel "*fp64"
+TYPES |= {"bias": "*i16", "out": "*i16", "rows": "i32", "outputs": "i32", "stride": "i32"}  # of squares_kernel "*fp64"
 
 
 def code(kernel, capability, fused=None, **constants):
@@ -214,6 +215,47 @@ def test_the_cpu_has_its_own_kernels_under_every_setting(monkeypatch):
     assert isinstance(backend_for(torch.zeros(2)), Native)
     assert backend_for(torch.zeros(2, device="meta")) is COMPILED
     assert backend_for(torch.zeros(2), torch.zeros(2, device="meta")) is REFERENCE
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "uniform"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_gives_the_bits_of_the_cpu_and_waits_for_nothing(dtype, distribution, monkeypatch):
+    sizes, anchors = [1_000_000, 4096, 77], [None, "l2", "l1"]
+    centers = [torch.randn(size).to(dtype) for size in sizes]
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "auto")
+
+    def results(device, before, after):
+        here = [center.to(device) for center in centers]
+        chosen, outs = torch.tensor([3, 0, 31], device=device), [center.new_empty(2, len(center)) for center in here]
+        rows = here[1].new_empty(2, 3, 128)
+        moved = [
+            Moved(
+                Values(distribution, (i, 2, 3, 4)),
+                (i, 6, 7, 8),
+                center.clone(),
+                0.1,
+                None if by is None else Pull(center.flip(0), by, 0.01, 0.1),
+            )
+            for i, (center, by) in enumerate(zip(here, anchors, strict=True))
+        ]
+        backend, values = backend_for(*here), Values(distribution, (1, 2, 3, 4))
+        backend.draw(values, [0], 0, 1, torch.float32, here[0].device)  # the normal values' table
+        before()
+        backend.members([Span(values, 5, *pair) for pair in zip(here, outs, strict=True)], [3], [0.5, -0.5])
+        backend.chosen_rows(values, [3], [0.5, -0.5], here[1].view(32, 128), chosen, rows)
+        norms = backend.update(moved, [0, 5, 9], [0.5, -2.0, 1.0])
+        sums = backend.weighted_sum(values, [0, 5], [0.5, -2.0], 77, 5000, here[0])
+        after()
+        return norms.cpu(), [tensor.cpu() for tensor in (*outs, rows, *(one.center for one in moved), sums)]
+
+    norms_expected, expected = results("cpu", lambda: None, lambda: None)
+    mode = torch.cuda.set_sync_debug_mode
+    for _ in range(2):  # the first time kernels are compiled
+        norms, found = results("cuda", lambda: mode("error"), lambda: mode("default"))
+    torch.testing.assert_close(norms, norms_expected, rtol=1e-6, atol=0.0)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
