@@ -4,6 +4,8 @@
 tenth of a second, so sizes are small.
 """
 
+from __future__ import annotations
+
 import os
 
 import pytest
