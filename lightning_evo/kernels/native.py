@@ -238,9 +238,9 @@ class Native(Backend):
             *(len(directions), _int64(directions)),
             *(_float(weights), squares.data_ptr(), away.data_ptr(), threads(sum(elements) * len(weights))),
         )
-        for moved, distance in zip(tensors, away.sqrt(), strict=True):
+        for i, moved in enumerate(tensors):
             if moved.pull is not None:
-                moved.pull.distance = distance
+                moved.pull.distance = away[i].sqrt()
         return squares.sqrt()
 
     def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:  # noqa: D102
