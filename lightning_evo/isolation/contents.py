@@ -58,7 +58,8 @@ class Contents:
             return
         if self._find == "bits":
             for tensor, copy in zip(self._tensors, self._copies, strict=True):
-                if not _same_bits(tensor.detach(), copy):
+                # No memory of an accelerator is read-only, and to compare it would be to wait for it.
+                if not tensor.is_cpu or not _same_bits(tensor.detach(), copy):
                     tensor.copy_(copy)
             return
         for i, (tensor, version) in enumerate(zip(self._tensors, self._versions, strict=True)):
