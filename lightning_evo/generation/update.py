@@ -218,7 +218,7 @@ class AlongDirections(Update):
             if parameter.index in moved:
                 norms.add(parameter, moved[parameter.index])
                 if pull is not None:
-                    distances.add(parameter, pull.distance)
+                    distances.add(parameter, pull.distance.item())
                 continue
             center = parameter.local.contiguous()  # the tensor itself, if it is contiguous
             offset, flat = 0 if parameter.shard is None else parameter.shard.start, center.view(-1)
@@ -267,7 +267,7 @@ class AlongDirections(Update):
             return {}
         plain = [p for p in self.space if p.shard is None and p.tensor.is_contiguous()]
         tensors = [Moving(p.index, p.tensor.detach(), rates[p.index], pulls.get(p.index)) for p in plain]
-        norms = perturbation.move(weights, tensors, key)
+        norms = perturbation.move(weights, tensors, key).tolist()
         return {parameter.index: norm for parameter, norm in zip(plain, norms, strict=True)}
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ class LowRank(Perturbation):
             return super().chosen_rows(directions, steps, parameter, center, chosen)
         return self._dense.chosen_rows(directions, steps, parameter, center, chosen)
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:  # noqa: D102
         return divided(
             tensors,
             lambda one: self._is_low_rank(one.center),

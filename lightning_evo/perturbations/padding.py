@@ -73,7 +73,7 @@ class WithoutRows(Perturbation):
             total[self._row(parameter, center, start, start + len(total))] = 0
         return total
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:  # noqa: D102
         return divided(
             tensors,
             lambda one: one.parameter in self.rows,

@@ -172,7 +172,7 @@ def test_the_distance_of_what_is_drawn_back(dtype, by):
     Dense(KEY).move([0.5, -2.0], [Moving(0, stepped, 0.1, pull)], KEY)
     assert pull.distance == pytest.approx(float((stepped.double() - anchor.double()).norm()), rel=1e-6)
     step = Dense(KEY).weighted_sum([0.5, -2.0], 0, pieces) * 0.1
-    assert float(move(pieces, step, KEY, 0, pull=pull)) == pytest.approx(pull.distance, rel=1e-6)
+    assert float(move(pieces, step, KEY, 0, pull=pull)) == pytest.approx(float(pull.distance), rel=1e-6)
     assert same_bits(stepped, pieces)
 
 
