@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -190,7 +190,7 @@ class Evolution:
         self._searched = evolving
         if center is not None:
             parts = [(p.local, p.keep_padding(space.part_of(center, p).to(p.local), p.local)) for p in space]
-            if all(torch.equal(weights, rounded) for weights, rounded in parts):
+            if _are_equal(parts):
                 return
             self._reports.moved(self.state.generation)
         self.state = replace(self.state, center=space.vector())
@@ -335,7 +335,7 @@ class Evolution:
         """Whether a batch of the current generation was evaluated."""
         return self._current.scores.weight > 0
 
-    def drift(self) -> dict[str, float]:
+    def drift(self) -> dict[str, Tensor]:
         """With an anchor ``{"drift": ||theta - theta_0|| / ||theta_0||}``, over what evolves; empty without one."""
         return {} if self.start is None else {"drift": self.start.drift(self.space)}
 
@@ -412,3 +412,11 @@ class Evolution:
         resume_anchor(self.start, saved.get("anchor"))
         self._current, self._resumed = current, True
         RandomState(device).load_state_dict(saved["random_state"])
+
+
+def _are_equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the tensors of each pair are equal; of all of them together a GPU is asked once."""
+    if all(first.is_cpu for first, _ in pairs):
+        return all(torch.equal(first, second) for first, second in pairs)
+    different = [(first != second).any() for first, second in pairs]
+    return not torch.stack([each.to(different[0].device) for each in different]).any()

@@ -66,14 +66,15 @@ class Moved(NamedTuple):
         values: Its noise.
         rounding: The address of its rounding's random numbers.
         center: ``[elements]``.
-        coefficient: What the sum of noise is multiplied by.
+        coefficient: What the sum of noise is multiplied by; a tensor, float64 ``[]``, if only the center's device knows
+            it. On a CPU it is a number.
         pull: Where it is drawn back to, if anywhere; is told how far from there the tensor has come.
     """
 
     values: Values
     rounding: tuple[int, ...]
     center: Tensor
-    coefficient: float
+    coefficient: float | Tensor
     pull: Pull | None = None
 
 
@@ -281,7 +282,7 @@ class Backend:
 
 
 def move_in_pieces(
-    tensors: Sequence[tuple[Tensor, float, Pull | None]],
+    tensors: Sequence[tuple[Tensor, float | Tensor, Pull | None]],
     weighted_sum: Callable[[int, int, int], Tensor],
     move: Callable[[int, Tensor, int, Tensor, Pull | None], Tensor | None],
 ) -> Tensor:

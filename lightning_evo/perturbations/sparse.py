@@ -31,7 +31,7 @@ class Sparse(Perturbation):
     constant tensor is perturbed whole. That holds for tensors of any number of dimensions. The quantile of a tensor
     of more than 2^24 elements is that of every k-th element.
 
-    The threshold is taken from ``center`` at first use and kept, where ``center`` is. From then on only those elements of
+    The threshold is taken from ``center`` at first use and kept, on its device. From then on only those elements of
     ``center`` count that are asked for, so the rest may already have moved.
 
     Args:

@@ -152,7 +152,7 @@ def _embedding_in_blocks(mode: Members, ids: Tensor, parameter: EvolvingParamete
     _check_ids(ids, weight)
     with mode.layout.outside():
         output = weight.new_empty(mode.layout.members, *ids.shape, *weight.shape[1:])
-        for rows, first, last in _blocks_of_rows(mode, parameter):
+        for rows, first, _ in _blocks_of_rows(mode, parameter):
             _put_rows(output, rows, ids, first, waits=not ids.is_cuda)
     return mode.layout.join(output)
 
