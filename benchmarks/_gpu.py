@@ -17,6 +17,7 @@ from benchmarks import _roofline as roofline
 from benchmarks._measure import Unavailable, seconds
 from benchmarks._models import qwen3
 from lightning_evo import kernels
+from lightning_evo.kernels.triton import proven
 from lightning_evo.utils.messages import first_line
 
 TINY = roofline.Shape(2, 32, 2, 1, 64, head_size=16, tied=True, vocabulary=128)
@@ -54,6 +55,12 @@ class Machine:
     def kernels(self) -> str:
         """What makes noise."""
         return type(kernels.backend_for(torch.empty(1, device=self.device))).__name__
+
+    @property
+    def without_triton(self) -> str | None:
+        """Why the Triton kernels can't be used on a GPU; ``None`` if they can, or there is no GPU."""
+        found = proven(self.device) if self.device.type == "cuda" else None
+        return found if isinstance(found, str) else None
 
     @contextmanager
     def within(self, needed: float) -> Iterator[None]:

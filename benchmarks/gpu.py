@@ -177,10 +177,12 @@ def main(arguments: list[str] | None = None) -> int:
     machine = Machine(time.monotonic() + options.minutes * 60, options.tiny)
     made_by = machine.kernels
     about = {"gpu": machine.gpu.name, "kernels": made_by, "device": str(machine.device)}
+    about |= {"without_triton": machine.without_triton}
     if machine.device.type == "cuda":
         properties = torch.cuda.get_device_properties(machine.device)
         about |= {"memory": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
-    print(f"noise is made by {made_by}; limits are those of an {machine.gpu.name}", flush=True)
+    reason = f" (no Triton: {machine.without_triton})" if machine.without_triton else ""
+    print(f"noise is made by {made_by}{reason}; limits are those of an {machine.gpu.name}", flush=True)
     results: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     failures: dict[str, str] = {}

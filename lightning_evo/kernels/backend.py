@@ -18,6 +18,7 @@ from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.pull import Pull, drawn_back
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised, write_members
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["AT_ONCE", "CHUNK", "Backend", "Moved", "Span", "Values", "move_in_pieces"]
 
@@ -272,11 +273,11 @@ class Backend:
         """Whole rows, in any order: float32 ``[directions, len(numbers) * row_size]``."""
         device, count = numbers.device, len(numbers)
         row = numbers.repeat(len(directions))
-        member = torch.tensor(directions, device=device).repeat_interleave(count)
+        member = uploaded(directions, torch.int64, device).repeat_interleave(count)
         if len(row) == 1:  # one row alone would be compiled for itself
             row, member = row.repeat(2), member.repeat(2)
         elements = len(row) * row_size(values.distribution)
-        words, table = torch.tensor(values.address, device=device), normal_table(device)
+        words, table = uploaded(values.address, torch.int64, device), normal_table(device)
         drawn = self.run(rows, elements, values.distribution, row, member, words, table)
         return drawn[: len(directions) * count].view(len(directions), -1)  # type: ignore[no-any-return]
 

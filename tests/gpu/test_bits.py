@@ -6,7 +6,7 @@ import torch
 from lightning_evo.kernels import Backend, Moved, Pull, Span, Values, backend_for
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
-from tests.kernels.test_kernels import difficult, same_bits
+from tests.kernels.bits import difficult, same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:The noise kernels could not be built")
 

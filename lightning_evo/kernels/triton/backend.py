@@ -24,6 +24,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 _MAXIMAL_RANK = 8  # of the product of low rank; above it matrix products are as fast
 _TILE = 16, 256  # rows and outputs of a program of that product
 _SQUARES = 1024  # that are added at a time
+_COEFFICIENT = 13  # the field of a tensor that moves: after those of its noise, its address, and those of its rounding
 
 
 class Triton(Backend):
@@ -134,12 +135,15 @@ class Triton(Backend):
             row = fields(address, 0, len(center))
             anchor = 0 if pull is None else pull.anchor.data_ptr()
             fits = aligned(row, center.data_ptr(), anchor)
-            row += [center.data_ptr(), *rounding, *float_bits([coefficient]), anchor, *_pull_bits(pull)]
+            known = 0.0 if isinstance(coefficient, Tensor) else coefficient  # one that only the device knows follows
+            row += [center.data_ptr(), *rounding, *float_bits([known]), anchor, *_pull_bits(pull)]
             rows[i] = row
             groups.setdefault((distribution, center.dtype, fits, center.device, pull is not None), []).append(i)
         numbers = [len(directions), *directions, *float_bits(weights)]
         for (distribution, dtype, fits, device, drawn_back), mine in groups.items():
             table = Table([rows[i] for i in mine], blocks_for(dtype), device, numbers)
+            given = {place: tensors[i].coefficient for place, i in enumerate(mine)}
+            table.put(_COEFFICIENT, {place: each for place, each in given.items() if isinstance(each, Tensor)})
             squares = torch.empty(1 + drawn_back, len(table), dtype=torch.float32, device=device)
             kinds: dict[str, Any] = {
                 "DISTRIBUTION": distribution,
