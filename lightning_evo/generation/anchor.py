@@ -346,6 +346,6 @@ def _norm(values: Tensor, start: Tensor | None = None) -> Tensor:
     for begin in range(0, values.numel(), _PIECE):
         piece = values[begin : begin + _PIECE].double()
         if start is not None:
-            piece = piece - start[begin : begin + _PIECE].to(piece.device, torch.float64, non_blocking=True)
+            piece = piece - start[begin : begin + _PIECE].to(piece.device, torch.float64, non_blocking=piece.is_cuda)
         squares += piece.square().sum()
     return squares.sqrt()

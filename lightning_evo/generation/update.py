@@ -335,7 +335,7 @@ class ToCenter(Update):
         for parameter in self.space if center is not None else ():
             assert center is not None
             before = parameter.local.clone()
-            after = self.space.part_of(center, parameter).to(before.device, before.dtype, non_blocking=True)
+            after = self.space.part_of(center, parameter).to(before.device, before.dtype, non_blocking=before.is_cuda)
             parameter.local.copy_(parameter.keep_padding(after, before))
             norms.add(parameter, torch.linalg.vector_norm(parameter.local - before, dtype=torch.float64))
         return norms.total()

@@ -43,4 +43,4 @@ class Vectors(Perturbation):
     ) -> Tensor:
         first = self._offsets[parameter]
         rows = self.table[list(directions), first + start : first + stop]
-        return rows.to(center.device, noise_dtype(center), non_blocking=True)
+        return rows.to(center.device, noise_dtype(center), non_blocking=center.is_cuda)

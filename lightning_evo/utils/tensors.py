@@ -25,5 +25,5 @@ def uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) 
         >>> uploaded([0.5, -0.5], torch.float32, torch.device("cpu"))
         tensor([ 0.5000, -0.5000])
     """
-    here = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return here.to(device, non_blocking=True)
+    pinned = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)

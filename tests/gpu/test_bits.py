@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from lightning_evo.kernels import Backend, Moved, Pull, Span, Values, backend_for
+from lightning_evo.kernels.triton import proven
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
 from tests.kernels.bits import difficult, same_bits
 
-pytestmark = pytest.mark.filterwarnings("ignore:The noise kernels could not be built")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The (noise|Triton) kernels (could|can)"),
+    pytest.mark.filterwarnings("ignore:Noise will not be compiled"),
+]
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -38,6 +42,14 @@ def compare(backend, device):
             assert same_bits(one, other), number
 
     return compare
+
+
+@pytest.mark.gpu
+def test_triton_kernels_can_be_used():
+    """The other tests pass without them, too, by slower backends."""
+    pytest.importorskip("triton")
+    found = proven(torch.device("cuda", 0))
+    assert isinstance(found, Backend), found
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
