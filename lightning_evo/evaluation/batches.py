@@ -25,19 +25,30 @@ __all__ = ["Repeat", "SharedBatch", "choose", "count", "random_samples", "sample
 def count(batch: Any) -> int:
     """Number of samples: the size of dimension 0 that all tensors of a batch share.
 
+    Without tensors it is the length of the first list that has an entry for each sample. Dictionaries in a list are
+    samples also where they hold tensors, if each has a text or messages: a batch of texts has them in a list.
+
     Raises:
-        ValueError: If there is no tensor, or they disagree.
+        ValueError: If there is nothing to count, or tensors disagree.
 
     Example:
         >>> count({"x": torch.zeros(8, 3), "y": torch.zeros(8)})
         8
+        >>> count([{"prompt": "1 + 1 =", "answer": 2}, {"prompt": "1 + 2 =", "answer": 3}])
+        2
     """
-    sizes = set(_sizes(batch))
+    if _is_of_rows(batch):
+        return len(batch)
+    sizes = set(_sizes(batch)) or ({samples_of(batch)} - {0})
     if len(sizes) != 1:
-        found = "no tensor with a dimension" if not sizes else f"tensors of sizes {sorted(sizes)} in dimension 0"
+        found = (
+            f"tensors of sizes {sorted(sizes)} in dimension 0"
+            if sizes
+            else "no tensor with a dimension, and no list of samples"
+        )
         raise ValueError(
             f"The samples of this batch can't be counted: it holds {found}. samples_per_generation needs batches whose "
-            "tensors all have one row per sample; leave it out for others."
+            "tensors all have one row per sample, or lists with one entry per sample; leave it out for others."
         )
     return sizes.pop()
 
@@ -48,13 +59,30 @@ def choose(batch: Any, samples: Tensor) -> Any:
     Args:
         batch: Tensors in any nesting of mappings, lists, tuples and named tuples. Other objects are passed on as they
             are, except lists and tuples with one entry per sample (for example strings), whose entries are chosen, too.
-        samples: int64 ``[chosen]``, which rows of dimension 0 to keep, on the CPU.
+        samples: int64 ``[chosen]``, which samples to keep, on the CPU.
 
     Example:
         >>> choose((torch.arange(5) * 10, ["a", "b", "c", "d", "e"]), torch.tensor([4, 0]))
         (tensor([40,  0]), ['e', 'a'])
     """
+    if _is_of_rows(batch):
+        return type(batch)(batch[i] for i in samples.tolist())
     return _choose(batch, samples, count(batch))
+
+
+_NOTHING = "no tensor with a dimension, and no list of samples"
+
+
+def _is_of_rows(batch: Any) -> bool:
+    """Whether a batch is a list with a dictionary for each sample, with a text or messages in each."""
+    if not isinstance(batch, list | tuple) or hasattr(batch, "_fields") or not batch:
+        return False
+    return all(isinstance(row, Mapping) and any(map(_is_text, row.values())) for row in batch)
+
+
+def _is_text(value: Any) -> bool:
+    messages = isinstance(value, list | tuple) and bool(value) and all(isinstance(each, Mapping) for each in value)
+    return isinstance(value, str) or messages
 
 
 def _sizes(batch: Any) -> list[int]:

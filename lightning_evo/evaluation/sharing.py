@@ -17,11 +17,19 @@ def members_in_batch() -> int:
     It is 1 unless ``evaluation="rows"``, where a batch of B samples arrives as K B samples for K members. A fitness
     that is not about each sample by itself, as a ranking among a member's samples, needs it.
 
+    It is a context variable: coroutines and ``asyncio.to_thread`` have it, and threads that code starts itself do not;
+    there it is 1. Ask before they start, or run what they do in a copy of the context.
+
     Example:
         >>> import torch
         >>> with for_members(3):
         ...     torch.arange(6).view(members_in_batch(), -1).tolist()
         [[0, 1], [2, 3], [4, 5]]
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from contextvars import copy_context
+        >>> with for_members(3), ThreadPoolExecutor() as threads:
+        ...     threads.submit(copy_context().run, members_in_batch).result()
+        3
     """
     return _members.get()
 

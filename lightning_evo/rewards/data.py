@@ -1,15 +1,17 @@
-"""Prompts as a LightningDataModule: from a list, a JSONL file or a dataset."""
+"""Prompts as a LightningDataModule: from a list, a JSONL file or a dataset.
+
+:func:`~lightning_evo.rewards.lightning_class` makes it for either of Lightning's packages.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from typing_extensions import override
@@ -18,19 +20,24 @@ from lightning_evo.rewards.prompts import check_prompt
 from lightning_evo.utils.messages import first_line, shown
 from lightning_evo.utils.options import as_whole, number, whole
 
-__all__ = ["PromptData"]
+__all__ = ["PromptDataMixin"]
+
+if TYPE_CHECKING:  # what the mixin is mixed into; at run time that of either of Lightning's packages
+    from lightning.pytorch import LightningDataModule
+else:
+    LightningDataModule = object
 
 Rows = str | os.PathLike[str] | Sequence[Any]
 _SPLIT_SEED = 0
 
 
-class PromptData(pl.LightningDataModule):
+class PromptDataMixin(LightningDataModule):
     """Batches of rows, each with a ``"prompt"``, for :class:`~lightning_evo.rewards.RewardModule`.
 
     A batch is a list with one dictionary for each row. Training goes through the rows in a new random order in each
     epoch, drawn from torch's generator (so ``seed_everything`` fixes it). Every batch has ``batch_size`` rows, as steps
     are then of one kind: what is left over in an epoch is left out. If there are fewer rows than that, all are one
-    batch.
+    batch. A fit that is resumed from a checkpoint in the middle of an epoch goes on with the rows that would have come.
 
     Args:
         rows: A list of dictionaries; a JSONL file, which has one dictionary in each line; or a ``datasets.Dataset`` (or
@@ -47,6 +54,7 @@ class PromptData(pl.LightningDataModule):
         ValueError: If there are no rows, a row has no ``"prompt"``, a line is not JSON, or an option is impossible.
 
     Example:
+        >>> from lightning_evo.rewards import PromptData
         >>> rows = [{"prompt": f"{i} + 1 =", "answer": i + 1} for i in range(10)]
         >>> data = PromptData(rows, batch_size=4, validation=0.2)
         >>> [len(batch) for batch in data.train_dataloader()], [len(batch) for batch in data.val_dataloader()]
@@ -75,22 +83,72 @@ class PromptData(pl.LightningDataModule):
             self.train_rows, self.validation_rows = _split(self.train_rows, validation)
         elif validation is not None:
             self.validation_rows = _Rows(validation, "validation")
-        if self.validation_rows is None and type(self).val_dataloader is PromptData.val_dataloader:
+        if self.validation_rows is None and type(self).val_dataloader is PromptDataMixin.val_dataloader:
             # So that Lightning sees that there is none, and not one without rows; a partial, as it can be pickled.
-            vars(self)["val_dataloader"] = partial(pl.LightningDataModule.val_dataloader, self)
+            vars(self)["val_dataloader"] = partial(super(PromptDataMixin, type(self)).val_dataloader, self)
 
     @override
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Shuffled batches of equal size."""
         total = len(self.train_rows)  # type: ignore[arg-type]
-        size = min(self.batch_size, total)
-        return DataLoader(self.train_rows, size, shuffle=True, drop_last=True, collate_fn=list)
+        size, generator = min(self.batch_size, total), torch.Generator()
+        loader = _Resumable(self.train_rows, size, shuffle=True, drop_last=True, collate_fn=list, generator=generator)
+        loader.limit = self._limit
+        return loader
+
+    def _limit(self) -> float:
+        """Batches of an epoch, as far as the Trainer limits them."""
+        return float("inf") if self.trainer is None else self.trainer.num_training_batches
 
     @override
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All held-out rows in their order; there is none without ``validation``."""
         assert self.validation_rows is not None
         return DataLoader(self.validation_rows, self.validation_batch_size, collate_fn=list)
+
+
+class _Resumable(DataLoader[dict[str, Any]]):
+    """Shuffled batches that a resumed fit goes on with in the middle of an epoch: Lightning keeps the loader's state.
+
+    Lightning may make another loader of it, with a sampler of its own, so everything is an attribute with a default.
+    """
+
+    limit: Callable[[], float] | None = None
+    _seed = 0  # of the epoch's order
+    _given = 0  # batches of the epoch so far
+    _resumed: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches of one epoch. Nothing is drawn before the first is asked for: Lightning throws iterators away."""
+        resumed, self._resumed = self._resumed or {}, None
+        # Only a new epoch takes a number of torch's global generator, so that a resumed fit draws no other ones later.
+        self._seed = resumed["seed"] if resumed else int(torch.empty((), dtype=torch.int64).random_())
+        self._given, done = 0, resumed.get("batches", 0)
+        self.generator.manual_seed(self._seed)
+        for batch in super().__iter__():
+            self._given += 1
+            if self._given > done:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in an epoch it is; empty between two."""
+        batches = min(len(self), self.limit()) if self.limit else len(self)
+        is_within = 0 < self._given < batches
+        return {"seed": self._seed, "batches": self._given, "of": len(self)} if is_within else {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Have the next epoch be the rest of one.
+
+        Raises:
+            ValueError: If there are other batches now.
+        """
+        if state and state["of"] != len(self):
+            raise ValueError(
+                f"The checkpoint was written in the middle of an epoch of {state['of']} batches, and there are "
+                f"{len(self)} now. Resume with the rows and the batch size of that run, or from a checkpoint of an "
+                "epoch's end."
+            )
+        self._resumed = state or None
 
 
 class _Rows(Dataset[dict[str, Any]]):

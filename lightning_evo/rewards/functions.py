@@ -29,8 +29,9 @@ from lightning_evo.rewards.calling import (
     answer_later,
     is_coroutine,
 )
+from lightning_evo.rewards.classifier import ClassifierReward, is_model
 from lightning_evo.rewards.gathering import Gathering
-from lightning_evo.rewards.models import RewardModel, is_model
+from lightning_evo.rewards.loading import judge_named
 from lightning_evo.rewards.scored import RewardError, Scored, gave_nan, joined, weighted
 from lightning_evo.rewards.unfollowed import unfollowed
 from lightning_evo.rewards.workers.pool import Budget, Lost, Pool, Task
@@ -74,7 +75,8 @@ class RewardFunctions:
 
     Raises:
         TypeError: If a function is none.
-        ValueError: If there is none, weights don't fit, ``timeout`` is not positive or needs another system.
+        ValueError: If there is none, a name is no model's, weights don't fit, ``timeout`` is not positive or needs
+            another system.
 
     Example:
         >>> def right(completions, answer, **kwargs):
@@ -97,7 +99,7 @@ class RewardFunctions:
         self.timeout = None if timeout is None else number("reward_timeout", timeout, above=0)
         self.timed_out_rewards = self.crashed_rewards = 0
         self.outside = [
-            i for i, each in enumerate(self.functions) if self.timeout and not isinstance(each, RewardModel)
+            i for i, each in enumerate(self.functions) if self.timeout and not isinstance(each, ClassifierReward)
         ]
         self._said: set[tuple[str, str]] = set()
         self._start()
@@ -113,7 +115,9 @@ class RewardFunctions:
         """
         state = {name: value for name, value in vars(self).items() if name not in ("_gathering", "_pool")}
         with contextlib.suppress(ImportError):
-            state["functions"] = [each if isinstance(each, RewardModel) else dumps(each) for each in self.functions]
+            state["functions"] = [
+                each if isinstance(each, ClassifierReward) else dumps(each) for each in self.functions
+            ]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -173,7 +177,7 @@ class RewardFunctions:
     def to(self, device: torch.device | str) -> RewardFunctions:
         """Have reward models compute on a device; functions are left alone."""
         for function in self.functions:
-            if isinstance(function, RewardModel):
+            if isinstance(function, ClassifierReward):
                 function.to(device)
         return self
 
@@ -267,10 +271,12 @@ class RewardFunctions:
 
 
 def _as_function(given: Any) -> Callable[..., Any]:
-    if isinstance(given, RewardModel):
+    if isinstance(given, ClassifierReward):
         return given
+    if isinstance(given, str):
+        return judge_named(given)
     if is_model(given):
-        return RewardModel(given)
+        return ClassifierReward(given)
     if not callable(given) or isinstance(given, type):
         raise TypeError(
             f"A reward function must be a function, a sequence-classification model or a model's name, got "
@@ -319,7 +325,7 @@ def _checked_weights(weights: Any, names: Sequence[str]) -> list[float]:
 def _parts(functions: RewardFunctions) -> Iterator[Part]:
     """What members may change: functions that run in this process, which may have state of their own."""
     for i, function in enumerate(functions.functions):
-        if i not in functions.outside and not isinstance(function, RewardModel):
+        if i not in functions.outside and not isinstance(function, ClassifierReward):
             yield function, (_function_at, i), f".functions[{i}]"
 
 

@@ -1,13 +1,14 @@
-"""A LightningModule that learns from rewards: it writes, reward functions judge, evolution learns."""
+"""A LightningModule that learns from rewards: it writes, reward functions judge, evolution learns.
+
+:func:`~lightning_evo.rewards.lightning_class` makes it for either of Lightning's packages.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -16,19 +17,28 @@ from typing_extensions import override
 from lightning_evo.evaluation.fitness import Fitness
 from lightning_evo.evaluation.sharing import members_in_batch
 from lightning_evo.noise.philox import NoiseKey, Stream
-from lightning_evo.rewards.functions import Call, RewardFunctions, Scored, TrainerState
+from lightning_evo.rewards.functions import Call, RewardFunctions, TrainerState
+from lightning_evo.rewards.loading import language_model, tokenizer_of
 from lightning_evo.rewards.prompts import check_prompt, columns_of, is_conversation, prefix_of, rows_of
+from lightning_evo.rewards.scored import Judged
 from lightning_evo.rewards.writing import Writer, Written
 from lightning_evo.utils.messages import first_line, shown
 
-__all__ = ["RewardModule"]
+__all__ = ["RewardModuleMixin"]
+
+if TYPE_CHECKING:  # what the mixin is mixed into; at run time that of either of Lightning's packages
+    from lightning.pytorch import LightningModule
+else:
+    LightningModule = object
 
 RewardFunction = Callable[..., Any] | str | nn.Module
+_LOST_REWARDS = "lightning_evo_lost_rewards"
+"""Key of checkpoints."""
 _FIXED = NoiseKey(seed=0, generation=(1 << 32) - 1, stream=Stream.SAMPLING)
 """Of texts outside training: the same each time, so that validations can be compared."""
 
 
-class RewardModule(pl.LightningModule):
+class RewardModuleMixin(LightningModule):
     """A language model whose completions are judged by reward functions: the objective of evolution.
 
     Each member writes a completion for each prompt of the batch. A reward function is called once for each member with
@@ -41,8 +51,9 @@ class RewardModule(pl.LightningModule):
 
     Logged: ``train/reward``, ``train/completion_length`` (in tokens) and ``train/truncated`` (a share) of the center in
     each step, and ``val/…`` and ``test/…`` likewise; ``train/reward/NAME`` for each of several functions; what they log
-    by ``log_metric(name, value)`` as ``train/NAME``; with a timeout ``evo/timed_out_rewards``, over all processes since
-    the start.
+    by ``log_metric(name, value)`` as ``train/NAME``; with a timeout ``evo/timed_out_rewards`` and
+    ``evo/crashed_rewards``: samples without a reward of a function that took too long, or ended its process, over all
+    processes since the start. Checkpoints keep both.
 
     Args:
         model: A folder or a name on the hub, which ``AutoModelForCausalLM`` loads, or a model of transformers or peft.
@@ -93,8 +104,8 @@ class RewardModule(pl.LightningModule):
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.model = _loaded(model)
-        self.processing_class = _tokenizer_of(self.model, processing_class)
+        self.model = language_model(model)
+        self.processing_class = tokenizer_of(self.model, processing_class)
         self.reward_functions = RewardFunctions(reward_funcs, reward_weights, timeout=reward_timeout)
         self.writer = Writer(
             self.model,
@@ -105,6 +116,7 @@ class RewardModule(pl.LightningModule):
             chat_template_kwargs=chat_template_kwargs,
         )
         self._has_timeout = reward_timeout is not None
+        self._lost_rewards = (0, 0)  # of all processes: timed out, crashed
         self._has_warned = False
         self._judges_on = torch.device("cpu")
         # Tokenizers set themselves up anew in each call.
@@ -133,8 +145,15 @@ class RewardModule(pl.LightningModule):
 
     def _write(self, prompts: Sequence[Any], key: NoiseKey, members: int) -> Written:
         return self.writer.write(
-            self.model, self.processing_class, prompts, key=key, members=members, device=self.device
+            self.model, self.processing_class, prompts, key=key, members=members, device=self._computes_on
         )
+
+    @property
+    def _computes_on(self) -> torch.device:
+        """The device of the Trainer that runs; else where the user has put the model, which Lightning does not see."""
+        is_running = self._trainer is not None and self._trainer.state.status == "running"
+        parameter = None if is_running else next(self.model.parameters(), None)
+        return self.device if parameter is None else parameter.device
 
     @property
     def _key(self) -> NoiseKey:
@@ -178,11 +197,11 @@ class RewardModule(pl.LightningModule):
                 f"{first_line(error)} (said once)"
             )
 
-    def _judge(self, rows: list[dict[str, Any]], key: NoiseKey, members: int = 1) -> _Judged:
+    def _judge(self, rows: list[dict[str, Any]], key: NoiseKey, members: int = 1) -> Judged:
         samples = len(rows) // members
-        if self._judges_on != self.device:
-            self._judges_on = self.device
-            self.reward_functions.to(self.device)
+        if self._judges_on != self._computes_on:
+            self._judges_on = self._computes_on
+            self.reward_functions.to(self._judges_on)
         written = self._write([row["prompt"] for row in rows[:samples]], key, members)
         state, calls = self._trainer_state(), []
         for start in range(0, len(rows), samples):
@@ -199,7 +218,7 @@ class RewardModule(pl.LightningModule):
                     trainer_state=state,
                 )
             )
-        return _Judged(written, self.reward_functions(calls))
+        return Judged(written, self.reward_functions(calls))
 
     def _trainer_state(self) -> TrainerState:
         trainer = self.trainer
@@ -243,8 +262,7 @@ class RewardModule(pl.LightningModule):
         """
         reward = self._log_rewards("train", rows_of(batch), self._key)
         if self._has_timeout:
-            count = float(self.reward_functions.timed_out_rewards)
-            self.log("evo/timed_out_rewards", count, sync_dist=True, reduce_fx="sum", batch_size=1)
+            self._count_lost()
         fitness = torch.tensor(reward, dtype=torch.float32, device=self.device)
         return {"loss": -fitness, "fitness": fitness}
 
@@ -259,6 +277,31 @@ class RewardModule(pl.LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[str]:
         """A completion for each prompt of the batch."""
         return self._write([row["prompt"] for row in rows_of(batch)], _FIXED, 1).texts
+
+    def _count_lost(self) -> None:
+        """Sum what was lost over processes, and log it."""
+        functions = self.reward_functions
+        own = torch.tensor([functions.timed_out_rewards, functions.crashed_rewards], device=self.device)
+        timed_out, crashed = self.trainer.strategy.reduce(own, reduce_op="sum").tolist()
+        self._lost_rewards = timed_out, crashed
+        if not self.trainer.barebones:
+            self.log("evo/timed_out_rewards", float(timed_out), batch_size=1)
+            self.log("evo/crashed_rewards", float(crashed), batch_size=1)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many rewards were lost."""
+        if self._has_timeout:
+            timed_out, crashed = self._lost_rewards
+            checkpoint[_LOST_REWARDS] = {"timed_out": timed_out, "crashed": crashed}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting the rewards that are lost."""
+        lost = checkpoint.get(_LOST_REWARDS, {})
+        self._lost_rewards = lost.get("timed_out", 0), lost.get("crashed", 0)
+        of_first = self._lost_rewards if self._trainer is None or self.trainer.is_global_zero else (0, 0)
+        self.reward_functions.timed_out_rewards, self.reward_functions.crashed_rewards = of_first
 
     @override
     def teardown(self, stage: str) -> None:
@@ -296,54 +339,6 @@ class RewardModule(pl.LightningModule):
         return judged.mean
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What was written, for all samples of all members, and how good each member's part is.
-
-    Attributes:
-        written: The completions.
-        scored: For each member.
-    """
-
-    written: Written
-    scored: list[Scored]
-
-    @property
-    def values(self) -> Tensor:
-        """float64 ``[members * samples]``."""
-        return torch.cat([scored.values for scored in self.scored])
-
-    @property
-    def missing(self) -> Tensor:
-        """Bool ``[members * samples]``."""
-        return torch.cat([scored.missing for scored in self.scored])
-
-    @property
-    def mean(self) -> float:
-        """Over the samples that have a reward; NaN if none has."""
-        return float(self.values[~self.missing].mean())
-
-    def details(self) -> list[dict[str, Any]]:
-        """One dictionary for each sample."""
-        samples = len(self.written.texts) // len(self.scored)
-        places = [(scored, sample) for scored in self.scored for sample in range(samples)]
-        written, timed_out = self.written, torch.cat([scored.timed_out for scored in self.scored])
-        rewards = self.values.tolist(), self.missing.tolist(), timed_out.tolist()
-        rows = zip(places, written.prompts, written.texts, written.truncated, *rewards, strict=True)
-        return [
-            {
-                "prompt": prompt,
-                "completion": text,
-                "rewards": {name: values[sample] for name, values in scored.rewards.items()},
-                "reward": None if missing else value,
-                "truncated": truncated,
-                "timed_out": late,
-                "extras": {name: values[sample] for name, values in scored.extras.items()},
-            }
-            for (scored, sample), prompt, text, truncated, value, missing, late in rows
-        ]
-
-
 def _as_trl(prompt: Any) -> Any:
     """What functions are given as prompt: without the beginning of the answer, which is in the completion."""
     return list(prompt)[:-1] if prefix_of(prompt) else prompt
@@ -352,47 +347,3 @@ def _as_trl(prompt: Any) -> Any:
 def _completion(prompt: Any, text: str) -> Any:
     """A text, or for a conversation the message that follows."""
     return [{"role": "assistant", "content": prefix_of(prompt) + text}] if is_conversation(prompt) else text
-
-
-def _loaded(model: Any) -> nn.Module:
-    transformers = _transformers()
-    if isinstance(model, str | os.PathLike):
-        model = transformers.AutoModelForCausalLM.from_pretrained(model)
-    if not isinstance(model, nn.Module) or not hasattr(model, "generate"):
-        raise TypeError(
-            f"model must be a folder, a name on the hub, or a model of transformers or peft that can `generate`; got "
-            f"{shown(model)}."
-        )
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise TypeError(
-            f"model must go on from its prompt; {type(model).__name__} has an encoder for the prompt, and writes a "
-            "text of its own. Give a decoder, as AutoModelForCausalLM loads it."
-        )
-    return model
-
-
-def _tokenizer_of(model: nn.Module, given: Any) -> Any:
-    if given is not None:
-        if not hasattr(given, "batch_decode") or not hasattr(given, "eos_token_id"):
-            raise TypeError(
-                f"processing_class must be the model's tokenizer, got {shown(given)}. (Reward functions come after it, "
-                "or by name: reward_funcs=….)"
-            )
-        return given
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
-    if not name:
-        raise ValueError(
-            "The model does not say where it was loaded from, so its tokenizer is not known. Give it as "
-            "processing_class=AutoTokenizer.from_pretrained(…)."
-        )
-    return _transformers().AutoTokenizer.from_pretrained(name)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'RewardModule needs transformers: pip install "lightning-evo[rewards]".', name="transformers"
-        ) from error
-    return transformers

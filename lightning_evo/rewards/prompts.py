@@ -11,7 +11,17 @@ from torch import Tensor
 from lightning_evo.rewards.calling import RESERVED
 from lightning_evo.utils.messages import shown
 
-__all__ = ["check_prompt", "columns_of", "is_conversation", "padded", "prefix_of", "rows_of", "text_of", "tokens_of"]
+__all__ = [
+    "check_prompt",
+    "columns_of",
+    "is_conversation",
+    "padded",
+    "positions_of",
+    "prefix_of",
+    "rows_of",
+    "text_of",
+    "tokens_of",
+]
 
 
 def is_conversation(prompt: Any) -> bool:
@@ -200,3 +210,30 @@ def padded(tokens: Sequence[Sequence[int]], pad: int, device: torch.device | str
     ids = [[pad] * gap + list(prompt) for gap, prompt in zip(missing, tokens, strict=True)]
     mask = [[0] * gap + [1] * (longest - gap) for gap in missing]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def positions_of(model: Any) -> int | None:
+    """How many tokens a model of transformers reads at most; ``None`` if its configuration names no limit.
+
+    It names none that counts where attention has no positions of its own (ALiBi, relative attention alone), or where
+    rotary positions are scaled to go further than the model was trained.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> positions_of(SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1024)))
+        1024
+    """
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):  # of what reads pictures, too
+        config = config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    goes_further = getattr(config, "alibi", False) or not getattr(config, "position_biased_input", True)
+    return most if isinstance(most, int) and most > 0 and not goes_further and not _scales_positions(config) else None
+
+
+def _scales_positions(config: Any) -> bool:
+    # By transformers 5 it has the first name, before it had the second one, with a type only where it scales.
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_layer = [each for each in rotary.values() if isinstance(each, Mapping)]
+    kinds = {each.get("rope_type", each.get("type", "default")) for each in (by_layer or [rotary])}
+    return bool(kinds - {"default"})

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_evo.rewards.calling import Answer, Call, Problem, WrongRewards
+from lightning_evo.rewards.writing import Written
 
-__all__ = ["Partial", "RewardError", "Scored", "gave_nan", "joined", "weighted"]
+__all__ = ["Judged", "Partial", "RewardError", "Scored", "gave_nan", "joined", "weighted"]
 
 
 class RewardError(RuntimeError):
@@ -131,3 +132,51 @@ def weighted(call: Call, names: Sequence[str], weights: Sequence[float], found: 
         values, missing = torch.full_like(values, math.nan), torch.zeros_like(missing)
     means = {metric: math.fsum(logged) / len(logged) for metric, logged in metrics.items()}
     return Scored(values.masked_fill(missing, 0.0), missing, rewards, timed_out, crashed, extras, means, error)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was written, for all samples of all members, and how good each member's part is.
+
+    Attributes:
+        written: The completions.
+        scored: For each member.
+    """
+
+    written: Written
+    scored: list[Scored]
+
+    @property
+    def values(self) -> Tensor:
+        """float64 ``[members * samples]``."""
+        return torch.cat([scored.values for scored in self.scored])
+
+    @property
+    def missing(self) -> Tensor:
+        """Bool ``[members * samples]``."""
+        return torch.cat([scored.missing for scored in self.scored])
+
+    @property
+    def mean(self) -> float:
+        """Over the samples that have a reward; NaN if none has."""
+        return float(self.values[~self.missing].mean())
+
+    def details(self) -> list[dict[str, Any]]:
+        """One dictionary for each sample."""
+        samples = len(self.written.texts) // len(self.scored)
+        places = [(scored, sample) for scored in self.scored for sample in range(samples)]
+        written, timed_out = self.written, torch.cat([scored.timed_out for scored in self.scored])
+        rewards = self.values.tolist(), self.missing.tolist(), timed_out.tolist()
+        rows = zip(places, written.prompts, written.texts, written.truncated, *rewards, strict=True)
+        return [
+            {
+                "prompt": prompt,
+                "completion": text,
+                "rewards": {name: values[sample] for name, values in scored.rewards.items()},
+                "reward": None if missing else value,
+                "truncated": truncated,
+                "timed_out": late,
+                "extras": {name: values[sample] for name, values in scored.extras.items()},
+            }
+            for (scored, sample), prompt, text, truncated, value, missing, late in rows
+        ]

@@ -10,13 +10,13 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from lightning_evo.noise.philox import NoiseKey
-from lightning_evo.rewards.prompts import padded, text_of, tokens_of
+from lightning_evo.rewards.prompts import padded, positions_of, text_of, tokens_of
 from lightning_evo.rewards.sampling import GumbelNoise, prompt_ids
 from lightning_evo.utils.messages import did_you_mean
 from lightning_evo.utils.options import number, whole
@@ -37,6 +37,14 @@ _OURS = {
 } | dict.fromkeys(
     ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"), "use top_k, top_p or min_p, which work with shared noise"
 )
+_OF_THE_PROMPT = "a prompt that ends with the assistant's message is gone on with, any other is answered"
+_OURS_IN_TEMPLATES = dict.fromkeys(("add_generation_prompt", "continue_final_message"), _OF_THE_PROMPT) | dict.fromkeys(
+    (
+        "conversation", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+        "return_assistant_tokens_mask", "tokenizer_kwargs",
+    ),
+    "RewardModule has the template give a text, and makes tokens of it itself",
+)  # fmt: skip
 _NEUTRAL = {  # the model's own sampling: without effect, and without transformers' advice about it
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0, "top_h": None,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "num_return_sequences": 1, "return_dict_in_generate": False,
@@ -74,7 +82,7 @@ class Writer:
 
     Raises:
         TypeError: If ``generation_kwargs`` has a name that ``generate`` doesn't know.
-        ValueError: If a setting contradicts the others, or a number is out of range.
+        ValueError: If a setting contradicts the others or is set by us, or a number is out of range.
     """
 
     def __init__(
@@ -90,6 +98,8 @@ class Writer:
         self.max_completion_length = whole("max_completion_length", max_completion_length)
         self.temperature = number("temperature", temperature, minimum=0)
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
+        for name in self._chat_template_kwargs.keys() & _OURS_IN_TEMPLATES.keys():
+            _refuse("chat_template_kwargs", name, self._chat_template_kwargs[name], _OURS_IN_TEMPLATES)
         settings = dict(generation_kwargs or {})
         _check_settings(settings, self.temperature)
         self._arguments = {name: settings.pop(name) for name in _ARGUMENTS if settings.get(name) is not None}
@@ -123,9 +133,13 @@ class Writer:
 
         Returns:
             ``members * len(prompts)`` completions.
+
+        Raises:
+            ValueError: If a prompt and its completion may be longer than what the model reads.
         """
         read = [text_of(prompt, tokenizer, **self._chat_template_kwargs) for prompt in prompts]
         tokens = tokens_of(prompts, read, tokenizer)
+        self._check_lengths(model, [len(prompt) for prompt in tokens])
         ids, mask = padded(tokens, self.config.pad_token_id, device)
         inputs = {"input_ids": ids.repeat(members, 1), "attention_mask": mask.repeat(members, 1)}
         processors = [*self._own_processors]
@@ -139,6 +153,19 @@ class Writer:
         cut = [self._without_padding(row) for row in new]
         texts = tokenizer.batch_decode(cut, skip_special_tokens=True)
         return Written(read * members, list(texts), cut, [self._is_truncated(row) for row in cut])
+
+    def _check_lengths(self, model: nn.Module, lengths: Sequence[int]) -> None:
+        """Before anything is written: it would end deep within the model, on a GPU with the whole process."""
+        most, longest = positions_of(model), max(lengths)
+        room = 0 if most is None else most - longest + 1  # the last token is written, and never read
+        if most is None or self.max_completion_length <= room:
+            return
+        advice = f"Give max_completion_length={room} or less, or shorten" if room > 0 else "Shorten"
+        raise ValueError(
+            f"The model reads at most {most} tokens; prompt number {lengths.index(longest)} has {longest}, and "
+            f"max_completion_length={self.max_completion_length} would go on beyond that. {advice} the prompts (or "
+            "leave the longest ones out of the data)."
+        )
 
     def _without_padding(self, row: list[int]) -> list[int]:
         """Tokens up to the first one that ends a text, that one included; or without padding at the end."""
@@ -164,13 +191,17 @@ def _sampling(temperature: float, limits: Mapping[str, Any]) -> list[Any]:
     return made + [getattr(logits_process, _WARPERS[name])(value) for name, value in on.items()]
 
 
+def _refuse(option: str, name: str, value: Any, ours: Mapping[str, str]) -> NoReturn:
+    raise ValueError(f"{option} has {name}={value!r}, which is not taken: {ours[name]}.")
+
+
 def _check_settings(settings: Mapping[str, Any], temperature: float) -> None:
     from transformers import GenerationConfig
 
     known = [*_ARGUMENTS, *_WARPERS, *vars(GenerationConfig())]  # type: ignore[no-untyped-call]
     for name, value in settings.items():
         if name in _OURS:
-            raise ValueError(f"generation_kwargs has {name}={value!r}, which is not taken: {_OURS[name]}.")
+            _refuse("generation_kwargs", name, value, _OURS)
         if name not in known:
             raise TypeError(
                 f"generation_kwargs has {name!r}, which is no setting of transformers' generate."

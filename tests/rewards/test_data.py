@@ -1,5 +1,6 @@
 """Rows of prompts from lists, files and datasets; what is held out; which batches a training sees."""
 
+import contextlib
 import json
 import pickle
 import warnings
@@ -8,7 +9,13 @@ import lightning as L
 import pytest
 import torch
 
+from lightning_evo import EvoStrategy
 from lightning_evo.rewards import PromptData
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+]
 
 ROWS = [{"prompt": f"{i}", "answer": i} for i in range(10)]
 
@@ -129,8 +136,8 @@ class Seen(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(**options):
-    module = Seen()
+def fit(kind=Seen, **options):
+    module = kind()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = L.Trainer(**quiet, enable_model_summary=False, num_sanity_val_steps=0, **options)
     return trainer, module
@@ -189,3 +196,88 @@ def test_errors_name_the_line(tmp_path, line, error, message):
     file.write_text(f'{{"prompt": "a"}}\n\n{line}\n')
     with pytest.raises(error, match=message):
         PromptData(file)
+
+
+# --- resuming in the middle of an epoch -----------------------------------------------------------------------------
+
+
+class Stop(L.Callback):
+    """Saves a checkpoint after a step, and ends there as a kill would."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+class Plain(Seen):
+    """Which rows it is trained on, by evolution, whose checkpoints hold the state of all random generators."""
+
+    def fitness_step(self, batch, batch_idx):
+        return self.layer(torch.ones(1)).sum()
+
+
+def trained(path=None, stop=None, seed=3, rows=ROWS, max_steps=-1, batch_size=2, **options):
+    L.seed_everything(seed, verbose=False)
+    callbacks = [] if stop is None else [Stop(stop, path)]
+    strategy = EvoStrategy("openai_es", population=2, sigma=0.1, seed=0)
+    options = {"max_epochs": 3, "max_steps": max_steps, "strategy": strategy, "callbacks": callbacks, **options}
+    trainer, module = fit(kind=Plain, **options)
+    with contextlib.suppress(InterruptedError):
+        trainer.fit(module, datamodule=PromptData(rows, batch_size), ckpt_path=path if path and stop is None else None)
+    return trainer, module.trained
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The batches of 3 epochs of 5, undisturbed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return trained()[1]
+
+
+@pytest.mark.parametrize("stop", [3, 5, 13])
+def test_a_resumed_fit_goes_on_with_the_rows_that_would_have_come(tmp_path, whole, stop):
+    """Stopped within the first epoch, at its end, and within the last one."""
+    assert len({str(whole[start : start + 5]) for start in (0, 5, 10)}) == 3
+    assert all(sorted(sum(whole[start : start + 5], [])) == list(range(10)) for start in (0, 5, 10))
+    _, before = trained(tmp_path / "stopped.ckpt", stop)
+    assert before == whole[:stop]
+    _, after = trained(tmp_path / "stopped.ckpt", seed=99)
+    assert after == whole[stop:]
+
+
+@pytest.mark.parametrize("steps", [2, 8])
+def test_so_does_one_that_max_steps_ended(tmp_path, whole, steps):
+    # Without `max_epochs`, as Lightning counts an epoch as finished in which `max_steps` ends the fit.
+    trainer, before = trained(max_steps=steps, max_epochs=-1)
+    trainer.save_checkpoint(tmp_path / "ended.ckpt")
+    _, after = trained(tmp_path / "ended.ckpt", seed=99, max_steps=12, max_epochs=-1)
+    assert before + after == whole[:12]
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_batches_that_the_trainer_leaves_out_are_of_no_epoch(tmp_path, stop):
+    _, whole = trained(limit_train_batches=3)
+    assert len(whole) == 9
+    trained(tmp_path / "stopped.ckpt", stop, limit_train_batches=3)
+    _, after = trained(tmp_path / "stopped.ckpt", seed=99, limit_train_batches=3)
+    assert after == whole[stop:]
+
+
+def test_other_rows_in_the_middle_of_an_epoch_are_refused(tmp_path):
+    trained(tmp_path / "stopped.ckpt", 3)
+    with pytest.raises(ValueError, match="in the middle of an epoch of 5 batches, and there are 4 now"):
+        trained(tmp_path / "stopped.ckpt", rows=ROWS[:8])
+    trained(tmp_path / "whole.ckpt", 5)
+    _, after = trained(tmp_path / "whole.ckpt", rows=ROWS[:8])  # at an epoch's end they may change
+    assert len(after) == 8
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfit_batches_are_the_same_in_each_epoch():
+    _, found = trained(overfit_batches=2)
+    assert found == [[0, 1], [2, 3]] * 3

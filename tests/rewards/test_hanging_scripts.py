@@ -38,7 +38,7 @@ def call(*completions):
 RUNS_ON = (
     MISBEHAVE
     + """
-score = RewardFunctions([hang, lambda completions, **kwargs: [10 for _ in completions]], timeout=3.0)
+score = RewardFunctions([hang, lambda completions, **kwargs: [10 for _ in completions]], timeout=2.0)
 for scored in score([call("a", "bad", "cc"), call("ddd")]):
     print(scored.values.tolist(), scored.missing.tolist())
 print("timed out:", score.timed_out_rewards)
@@ -96,9 +96,9 @@ class Writer(LightningModule):
 
 seed_everything(1)
 module = Writer()
-trainer = Trainer(strategy=EvoStrategy("openai_es", population=4, sigma=0.5, evaluation="plain"), accelerator="cpu",
+trainer = Trainer(strategy=EvoStrategy("openai_es", population=2, sigma=0.5, evaluation="plain"), accelerator="cpu",
     max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(6, 1)))
+trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(4, 1)))
 print("steps:", trainer.global_step, "timed out:", module.score.timed_out_rewards)
 print("finite:", bool(module.logits.isfinite().all()), "moved:", bool(module.logits.any()))
 """
@@ -197,8 +197,8 @@ def test_a_training_goes_on(mark, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("the script runs") == 1
     steps, timed_out = (line for line in ran.stdout.splitlines() if "steps:" in line).__next__().split("timed out: ")
-    assert "6" in steps
-    assert int(timed_out) >= 4  # one sample of each member
+    assert "4" in steps
+    assert int(timed_out) >= 2  # one sample of each member
     assert "finite: True moved: True" in ran.stdout
     wait_until(lambda: not left(mark))
 

@@ -18,7 +18,7 @@ from lightning_evo.rewards.workers import pool as workers_module
 from lightning_evo.rewards.workers import process as process_module
 from tests.rewards import misbehaving
 
-TIMEOUT = 3.0  # a sample alone has half of it, which is much for what takes no time
+TIMEOUT = 2.0  # a sample alone has half of it, which is much for what takes no time
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Reward function .* is said once:UserWarning")]
 
@@ -81,7 +81,7 @@ END = [
 @pytest.mark.parametrize("act", HANG, ids=lambda act: act.__name__)
 def test_what_hangs_is_missing_and_the_others_are_not(made, act):
     score = made(misbehaving.doing(act))
-    with pytest.warns(UserWarning, match=f"'{act.__name__}' took longer than reward_timeout=3.0 s. .* 1 of 3 samples"):
+    with pytest.warns(UserWarning, match=f"'{act.__name__}' took longer than reward_timeout=2.0 s. .* 1 of 3 samples"):
         bad, good = score([call("a", "bad", "cc"), call("ddd", "", "f")])
     assert bad.values.tolist() == [1.0, 0.0, 2.0]
     assert bad.missing.tolist() == bad.timed_out.tolist() == [False, True, False]
@@ -154,7 +154,7 @@ def test_output_is_shown_up_to_a_bound(made, capfd):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux finds children that left the session")
 @pytest.mark.parametrize("then", [misbehaving.sleeps, misbehaving.kills_itself], ids=lambda act: act.__name__)
 def test_children_end_with_the_function_that_started_them(made, tmp_path, then):
-    score = made(misbehaving.leaves_children(tmp_path / "numbers", then), timeout=5.0)
+    score = made(misbehaving.leaves_children(tmp_path / "numbers", then), timeout=3.0)
     [scored] = score([call("bad")])
     assert scored.missing.tolist() == [True]
     numbers = [int(line) for line in (tmp_path / "numbers").read_text().split()]

@@ -4,11 +4,25 @@ import os
 
 import torch
 
+from tests.rewards.fitting import LENGTH
 from tests.rewards.models import ROWS
 from tests.strategies.test_ddp import digest, quietly
 
+SETTINGS = (
+    ("in_forward", 0.0, None, None),
+    ("in_forward", 1.0, 60, None),
+    ("rows", 0.0, None, 4),
+    ("rows", 1.0, None, 4),
+)
+"""Evaluation, temperature, seconds for a reward, members that run together."""
 
-def train(evaluation, temperature, timeout=None, members_per_forward=None):
+
+def train_all():
+    """A training with each of the settings, one after the other, so that processes start once."""
+    return [train(*setting) for setting in SETTINGS]
+
+
+def train(evaluation, temperature, timeout, members_per_forward):
     """A training on this process; its weights, and what was said of members' texts."""
     import lightning as L
 
@@ -18,7 +32,7 @@ def train(evaluation, temperature, timeout=None, members_per_forward=None):
 
     quietly()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it was used before this process was forked
-    options = {"max_completion_length": 6, "temperature": temperature, "reward_timeout": timeout}
+    options = {"max_completion_length": LENGTH, "temperature": temperature, "reward_timeout": timeout}
     module = RewardModule(llama(), tokenizer(), vowels, **options)
     start = digest(module)
     together = {} if members_per_forward is None else {"members_per_forward": members_per_forward}
@@ -28,7 +42,7 @@ def train(evaluation, temperature, timeout=None, members_per_forward=None):
         ),
         accelerator="cpu",
         devices=int(os.environ["WORLD_SIZE"]),
-        max_steps=3,
+        max_steps=2,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -81,6 +81,17 @@ def test_batches_of_text(tokenizer, model, batch, length):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", [llama, gpt2])
+@pytest.mark.parametrize("evolve", [r"norm|\bln_", r"norm\.weight|ln_f\.weight"])
+def test_only_norms_evolve(tokenizer, model, evolve):
+    """The first parameter that members differ in is given tokens' embeddings, of which no one knows whose they are."""
+    expected, _, _ = fit(Rewarded(tokenizer, model), "plain", evolve=evolve)
+    found, summary, said = fit(Rewarded(tokenizer, model), "rows", evolve=evolve)
+    assert summary == "evaluation: rows, 8 members per forward"
+    assert not said
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_auto_writes_with_all_members_at_once(tokenizer):
     _, summary, said = fit(Rewarded(tokenizer), "auto")
     assert summary.startswith("evaluation: rows, 8 members per forward; batched is not possible: ")

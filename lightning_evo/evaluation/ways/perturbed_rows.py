@@ -249,7 +249,7 @@ class PerturbedRows(Perturbed):
             if any(each in text for each in found):
                 raise
             text = f" {text.removeprefix(name + ' ')}" if text.startswith(name) else f": {text}"
-            raise Refusal(f"{name} with {preview(found)}{text}") from None
+            raise Refusal(f"{name} with {preview(found, 5)}{text}") from None
 
     def _of_rows(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What has a rule for all members at once; ``NotImplemented`` for what has none."""
@@ -274,9 +274,10 @@ class PerturbedRows(Perturbed):
             result = expanded(self, function, args, kwargs, self._rows)
             if result is not NotImplemented:
                 return result
-        tensors = tensors_in([*args, *kwargs.values()])
-        if all(place_of(tensor) is None for tensor in tensors) and not self._made_for_rows(function, tensors):
-            return made_for_members(self, function, args, kwargs, self._among(args, kwargs))
+        if all(place_of(tensor) is None for tensor in tensors_in([*args, *kwargs.values()])):
+            args, made_for_rows = self._with_rows_made(function, args, kwargs)
+            if not made_for_rows:
+                return made_for_members(self, function, args, kwargs, self._among(args, kwargs))
         if function is Tensor.__getitem__ and self._is_lookup(*args):
             function, args = functional.embedding, args[::-1]
         result = self._of_rows(function, args, kwargs)
@@ -287,16 +288,36 @@ class PerturbedRows(Perturbed):
         whole = isinstance(index, Tensor) and index.dtype in (torch.int32, torch.int64)
         return whole and table.dim() == 2 and self.find(table) is not None and self.find(index) is None
 
-    def _made_for_rows(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> bool:
-        """Whether a layer's input was made for all rows, as ``torch.zeros(len(batch), ...)``, or by a tokenizer."""
-        members, rows = self.layout.members, self._rows
+    def _with_rows_made(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], bool]:
+        """A call's arguments, and whether one was made for all rows, as by a tokenizer or ``torch.zeros``.
 
-        def is_made(tensor: Tensor) -> bool:
-            times, rest = divmod(len(tensor), rows) if tensor.dim() > 1 else (0, 0)
-            several = times > 1 and not rest and is_repeated(tensor, members)  # as for several texts of a sample
-            return (several or (times == 1 and not rest)) and self.find(tensor) is None
+        Layers give it its place themselves. In norms and elementwise functions it has more dimensions than the
+        parameters, else it could be a constant beside a parameter of its shape.
+        """
+        rows, found = self._rows, [p for each in tensors_in(args) if (p := self.find(each)) is not None]
+        most = max((parameter.tensor.dim() for parameter in found), default=0)
 
-        return function in RULES and any(map(is_made, tensors))
+        def is_made(tensor: object) -> bool:
+            if not isinstance(tensor, Tensor) or tensor.dim() < 2 or self.find(tensor) is not None:
+                return False
+            times, rest = divmod(len(tensor), rows)
+            if rest or not times or (function not in RULES and tensor.dim() <= most):
+                return False
+            return (times == 1 and function in RULES) or is_repeated(tensor, self.layout.members)  # or several texts
+
+        def placed(tensor: Tensor) -> Tensor:
+            tensor = tensor.view(tensor.shape)  # the user's tensor gets no place
+            set_place(tensor, -tensor.dim())
+            return tensor
+
+        if function in RULES:
+            return args, any(map(is_made, tensors_in([*args, *kwargs.values()])))
+        if function not in ROW_RULES:
+            return args, False
+        made = [is_made(each) for each in args]
+        return [placed(each) if yes else each for each, yes in zip(args, made, strict=True)], any(made)
 
     def _layer(self, function: Callable[..., Any], args: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """A layer's input times a weight, with rows in front."""

@@ -70,8 +70,8 @@ class Process:
     _status: str = ""
 
     def __post_init__(self) -> None:
-        self.work, works = socket.socketpair()
-        self.guard, guards = socket.socketpair()
+        self.work, works = _socketpair()
+        self.guard, guards = _socketpair()
         self._kill = weakref.finalize(self, _end, self.work, self.guard, None, os.getpid())
         with works, guards:
             environment, changed = _environment()
@@ -156,6 +156,21 @@ class Process:
     def kill(self) -> None:
         """End it with all that it has started."""
         self._kill()
+
+
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    """Two sockets with numbers above those of standard files, which new ones would get where a process closed these."""
+    one, other = (_above_standard(end) for end in socket.socketpair())
+    return one, other
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    if end.fileno() > 2:
+        return end
+    import fcntl  # which only systems with such numbers have
+
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
 
 
 def _received(source: socket.socket, most: int) -> bytes:
