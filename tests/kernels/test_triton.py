@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from lightning_evo import kernels
-from lightning_evo.kernels import COMPILED, REFERENCE, Native, backend_for
+from lightning_evo.kernels import COMPILED, REFERENCE, Moved, Native, Pull, Span, Values, backend_for
 from lightning_evo.kernels.triton import language, low_rank, members, proven, tables, update
 from tests.conftest import has_kernels
+from tests.kernels.bits import same_bits
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(language.missing is not None, reason="needs Triton")
@@ -24,19 +25,23 @@ def pytest_in(folder, *arguments, interpreted=True):
     """Runs tests in a process of their own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment["TRITON_INTERPRET"] = "1" if interpreted else "0"
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
     )
+    if not re.search(r"\d+ (?:passed|failed)", done.stdout) and (lacking := re.search(r"Triton's .*", done.stdout)):
+        pytest.skip(lacking.group())
+    return done
 
 
 # --- bits ------------------------------------------------------------------------------------------------------------
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("what", ["not trainings", "trainings"])
 def test_interpreted_kernels_give_the_bits_of_the_reference(what):
@@ -91,7 +96,7 @@ def test_broken_kernels_are_noticed(mutation, tmp_path):
 
 TYPES = dict.fromkeys(["parts", "tensors", "tensor", "numbers", "chosen", "bounds"], "*i64")
 TYPES |= dict.fromkeys(["coefficients", "squares", "hidden", "a"], "*fp32")
-TYPES |= {"bias": "*i16", "out": "*i16"}  # of squares_kernel "*fp64"
+TYPES |= {"bias": "*i16", "out": "*i16", "rows": "i32", "outputs": "i32", "stride": "i32"}  # of squares_kernel "*fp64"
 
 
 def code(kernel, capability, fused=None, **constants):
@@ -215,6 +220,47 @@ def test_the_cpu_has_its_own_kernels_under_every_setting(monkeypatch):
     assert backend_for(torch.zeros(2), torch.zeros(2, device="meta")) is REFERENCE
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "uniform"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_gives_the_bits_of_the_cpu_and_waits_for_nothing(dtype, distribution, monkeypatch):
+    sizes, anchors = [1_000_000, 4096, 77], [None, "l2", "l1"]
+    centers = [torch.randn(size).to(dtype) for size in sizes]
+    monkeypatch.setenv("LIGHTNING_EVO_KERNELS", "auto")
+
+    def results(device, before, after):
+        here = [center.to(device) for center in centers]
+        chosen, outs = torch.tensor([3, 0, 31], device=device), [center.new_empty(2, len(center)) for center in here]
+        rows = here[1].new_empty(2, 3, 128)
+        moved = [
+            Moved(
+                Values(distribution, (i, 2, 3, 4)),
+                (i, 6, 7, 8),
+                center.clone(),
+                0.1,
+                None if by is None else Pull(center.flip(0), by, 0.01, 0.1),
+            )
+            for i, (center, by) in enumerate(zip(here, anchors, strict=True))
+        ]
+        backend, values = backend_for(*here), Values(distribution, (1, 2, 3, 4))
+        backend.draw(values, [0], 0, 1, torch.float32, here[0].device)  # the normal values' table
+        before()
+        backend.members([Span(values, 5, *pair) for pair in zip(here, outs, strict=True)], [3], [0.5, -0.5])
+        backend.chosen_rows(values, [3], [0.5, -0.5], here[1].view(32, 128), chosen, rows)
+        norms = backend.update(moved, [0, 5, 9], [0.5, -2.0, 1.0])
+        sums = backend.weighted_sum(values, [0, 5], [0.5, -2.0], 77, 5000, here[0])
+        after()
+        return norms.cpu(), [tensor.cpu() for tensor in (*outs, rows, *(one.center for one in moved), sums)]
+
+    norms_expected, expected = results("cpu", lambda: None, lambda: None)
+    mode = torch.cuda.set_sync_debug_mode
+    for _ in range(2):  # the first time kernels are compiled
+        norms, found = results("cuda", lambda: mode("error"), lambda: mode("default"))
+    torch.testing.assert_close(norms, norms_expected, rtol=1e-6, atol=0.0)
+    assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +271,9 @@ def test_the_same_numbers_are_uploaded_once():
     assert rows.data_ptr() == again[0].data_ptr()
     assert numbers.tolist() == [7, 8]
     assert rows.tolist()[:8] == [1, 2, 3, 4, 2, 44, 94, 0]
-    assert tables.upload([tables.fields((1, 2, 3, 4), 300, 50)], [7, 9], device)[1].tolist() == [7, 9]
+    other = tables.upload([tables.fields((1, 2, 3, 4), 300, 50)], [7, 9], device)
+    assert other[0].data_ptr() == rows.data_ptr()
+    assert other[1].tolist() == [7, 9]
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 512), (torch.bfloat16, 1024), (torch.float16, 1024)])

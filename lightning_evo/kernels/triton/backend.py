@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,6 +120,8 @@ class Triton(Backend):
     def pull(  # noqa: D102
         self, address: tuple[int, ...], start: int, center: Tensor, step: Tensor, pull: Pull
     ) -> Tensor:
+        if pull.anchor.device != center.device:
+            pull = replace(pull, anchor=pull.anchor.to(center.device, non_blocking=True))
         if center.dtype in _DTYPES and step.is_contiguous() and _reachable(center, pull):
             return _move(address, start, center, step, pull)
         return super().pull(address, start, center, step, pull)
@@ -127,16 +130,19 @@ class Triton(Backend):
         groups: dict[Any, list[int]] = {}
         rows: dict[int, list[int]] = {}
         norms: dict[int, Tensor] = {}
+        # Coefficients that only the device knows follow.
+        known = [0.0 if isinstance(one.coefficient, Tensor) else one.coefficient for one in tensors]
+        numbers_of = zip(known, (one.pull for one in tensors), strict=True)
+        floats = float_bits([number for coefficient, pull in numbers_of for number in (coefficient, *_numbers(pull))])
         for i, moved in enumerate(tensors):
-            (distribution, address), rounding, center, coefficient, pull = moved
+            (distribution, address), rounding, center, _, pull = moved
             if center.dtype not in _DTYPES or not _reachable(center, pull):
                 [norms[i]] = super().update([moved], directions, weights)
                 continue
             row = fields(address, 0, len(center))
             anchor = 0 if pull is None else pull.anchor.data_ptr()
             fits = aligned(row, center.data_ptr(), anchor)
-            known = 0.0 if isinstance(coefficient, Tensor) else coefficient  # one that only the device knows follows
-            row += [center.data_ptr(), *rounding, *float_bits([known]), anchor, *_pull_bits(pull)]
+            row += [center.data_ptr(), *rounding, floats[4 * i], anchor, *floats[4 * i + 1 : 4 * i + 4]]
             rows[i] = row
             groups.setdefault((distribution, center.dtype, fits, center.device, pull is not None), []).append(i)
         numbers = [len(directions), *directions, *float_bits(weights)]
@@ -175,7 +181,7 @@ class Triton(Backend):
                 return reference(bias, x)
             right = thin.get(dtype)
             if right is None:
-                right = thin[dtype] = b.to(dtype)
+                right = thin[dtype] = thin[torch.float32].to(dtype)
             if several == 1:  # one product for all members
                 hidden = (x[0] @ right.view(members * rank, width).T).view(rows, members, rank).transpose(0, 1)
             else:
@@ -183,13 +189,12 @@ class Triton(Backend):
             hidden = hidden.float().contiguous()
             out = x.new_empty(members, rows, outputs)
             add = out if bias is None else bias.contiguous()
-            stride = 0 if len(add) == 1 else outputs
-            _, numbers = upload([], [rows, outputs, stride], x.device)
             stored = (t if dtype == torch.float32 else t.view(torch.int16) for t in (add, out))
             programs = members * -(-rows // _TILE[0]) * -(-outputs // _TILE[1])
+            sizes = rows, outputs, 0 if len(add) == 1 else outputs
             kinds: dict[str, Any] = {"DTYPE": _DTYPES[dtype], "RANK": rank, "BIAS": bias is not None}
             tile = {"ROWS": _TILE[0], "OUTPUTS": _TILE[1]}
-            launch(low_rank_kernel, programs, x.device, hidden, a, *stored, numbers, **kinds, **tile)
+            launch(low_rank_kernel, programs, x.device, hidden, a, *stored, *sizes, **kinds, **tile)
             return out
 
         return product
@@ -200,7 +205,7 @@ def _move(address: tuple[int, ...], start: int, center: Tensor, step: Tensor, pu
     row = fields((0, 0, 0, 0), start // 128 * 128, len(center))
     anchor = 0 if pull is None else pull.anchor.data_ptr()
     fits = aligned(row, center.data_ptr(), step.data_ptr(), anchor)
-    row += [center.data_ptr(), *address, 0, anchor, *_pull_bits(pull), step.data_ptr()]
+    row += [center.data_ptr(), *address, 0, anchor, *float_bits(_numbers(pull)), step.data_ptr()]
     table = Table([row], blocks_for(center.dtype, len(center)), center.device)
     squares = torch.empty(1, len(table), dtype=torch.float32, device=center.device)
     kinds: dict[str, Any] = {"DTYPE": _DTYPES[center.dtype], "PULL": pull is not None, "ALIGNED": fits}
@@ -223,9 +228,9 @@ def _reachable(center: Tensor, pull: Pull | None) -> bool:
     return pull is None or (pull.anchor.device == center.device and pull.anchor.is_contiguous())
 
 
-def _pull_bits(pull: Pull | None) -> list[int]:
+def _numbers(pull: Pull | None) -> tuple[float, float, float]:
     """Decay, keep and threshold."""
-    return [0, 0, 0] if pull is None else float_bits([pull.decay, pull.keep, pull.threshold])
+    return (0.0, 0.0, 0.0) if pull is None else (pull.decay, pull.keep, pull.threshold)
 
 
 def _first(tensor: Tensor, row: Sequence[int]) -> int:

@@ -14,7 +14,9 @@ def low_rank_kernel(
     a,
     bias,
     out,
-    numbers,
+    rows,
+    outputs,
+    stride,
     DTYPE: tl.constexpr,
     RANK: tl.constexpr,
     BIAS: tl.constexpr,
@@ -28,14 +30,15 @@ def low_rank_kernel(
         a: A transposed, float32 ``[members, RANK, outputs]``.
         bias: ``[members or 1, outputs]``.
         out: ``[members, rows, outputs]``.
-        numbers: Rows, outputs, and elements of the bias from a member to the next, int64.
+        rows: How many there are.
+        outputs: How many there are.
+        stride: Elements of the bias from a member to the next.
         DTYPE: Of bias and output, stored as uint16 if it has 16 bits.
         RANK: Of the noise.
         BIAS: Whether there is a bias.
         ROWS: Rows in a program.
         OUTPUTS: Outputs in a program.
     """
-    rows, outputs, stride = tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 2)
     across, down = (outputs + OUTPUTS - 1) // OUTPUTS, (rows + ROWS - 1) // ROWS
     program = tl.program_id(0).to(tl.int64)
     m = program // (across * down)

@@ -28,6 +28,8 @@ _WARPS = 4
 def upload(rows: Sequence[Sequence[int]], numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Tables of tensors, each filled up to :data:`FIELDS`, and other numbers: int64, on the device.
 
+    Members of one generation differ in the numbers alone.
+
     Example:
         >>> tables, numbers = upload([[1, 2, 3], [4]], [5, 6], torch.device("cpu"))
         >>> tables.view(2, FIELDS)[:, :3].tolist(), numbers.tolist()
@@ -37,8 +39,8 @@ def upload(rows: Sequence[Sequence[int]], numbers: Sequence[int], device: torch.
     for row in rows:
         flat += row
         flat += [0] * (FIELDS - len(row))
-    both = _uploaded((*flat, *numbers), device, _stream(device))
-    return both[: len(flat)], both[len(flat) :]
+    stream = _stream(device)
+    return _uploaded(tuple(flat), device, stream), _uploaded(tuple(numbers), device, stream)
 
 
 @lru_cache(maxsize=64)
