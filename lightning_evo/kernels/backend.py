@@ -18,6 +18,7 @@ from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.pull import Pull, drawn_back
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised, write_members
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["AT_ONCE", "CHUNK", "Backend", "Moved", "Span", "Values", "move_in_pieces"]
 
@@ -66,14 +67,15 @@ class Moved(NamedTuple):
         values: Its noise.
         rounding: The address of its rounding's random numbers.
         center: ``[elements]``.
-        coefficient: What the sum of noise is multiplied by.
+        coefficient: What the sum of noise is multiplied by; a tensor, float64 ``[]``, if only the center's device knows
+            it. On a CPU it is a number.
         pull: Where it is drawn back to, if anywhere; is told how far from there the tensor has come.
     """
 
     values: Values
     rounding: tuple[int, ...]
     center: Tensor
-    coefficient: float
+    coefficient: float | Tensor
     pull: Pull | None = None
 
 
@@ -271,17 +273,17 @@ class Backend:
         """Whole rows, in any order: float32 ``[directions, len(numbers) * row_size]``."""
         device, count = numbers.device, len(numbers)
         row = numbers.repeat(len(directions))
-        member = torch.tensor(directions, device=device).repeat_interleave(count)
+        member = uploaded(directions, torch.int64, device).repeat_interleave(count)
         if len(row) == 1:  # one row alone would be compiled for itself
             row, member = row.repeat(2), member.repeat(2)
         elements = len(row) * row_size(values.distribution)
-        words, table = torch.tensor(values.address, device=device), normal_table(device)
+        words, table = uploaded(values.address, torch.int64, device), normal_table(device)
         drawn = self.run(rows, elements, values.distribution, row, member, words, table)
         return drawn[: len(directions) * count].view(len(directions), -1)  # type: ignore[no-any-return]
 
 
 def move_in_pieces(
-    tensors: Sequence[tuple[Tensor, float, Pull | None]],
+    tensors: Sequence[tuple[Tensor, float | Tensor, Pull | None]],
     weighted_sum: Callable[[int, int, int], Tensor],
     move: Callable[[int, Tensor, int, Tensor, Pull | None], Tensor | None],
 ) -> Tensor:

@@ -72,13 +72,13 @@ class Moving(NamedTuple):
     Attributes:
         parameter: Its index in the search space.
         center: The tensor, contiguous.
-        coefficient: Its learning rate.
+        coefficient: Its learning rate; a tensor, float64 ``[]``, if only the center's device knows it.
         pull: Draws it back to where it began, if anything does; is told how far from there it has come.
     """
 
     parameter: int
     center: Tensor
-    coefficient: float
+    coefficient: float | Tensor
     pull: Pull | None = None
 
 
@@ -113,6 +113,13 @@ class Perturbation(ABC):
             offsets: Where each parameter begins in a vector of all evolving elements, by its index.
         """
         return self
+
+    def look_at(self, centers: Mapping[int, Tensor]) -> None:  # noqa: B027, for most there is nothing to take
+        """Take what the noise depends on from the whole centers, where that would be waited for, all at once.
+
+        Args:
+            centers: By the tensor's index.
+        """
 
     @abstractmethod
     def noise_of_range(

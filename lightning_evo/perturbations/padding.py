@@ -36,6 +36,9 @@ class WithoutRows(Perturbation):
         self.inner = inner
         self.rows = dict(rows)
 
+    def look_at(self, centers: Mapping[int, Tensor]) -> None:  # noqa: D102
+        self.inner.look_at(centers)
+
     def noise_of_range(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:

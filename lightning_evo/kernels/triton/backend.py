@@ -25,6 +25,7 @@ _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: 
 _MAXIMAL_RANK = 8  # of the product of low rank; above it matrix products are as fast
 _TILE = 16, 256  # rows and outputs of a program of that product
 _SQUARES = 1024  # that are added at a time
+_COEFFICIENT = 13  # the field of a tensor that moves: after those of its noise, its address, and those of its rounding
 
 
 class Triton(Backend):
@@ -129,7 +130,10 @@ class Triton(Backend):
         groups: dict[Any, list[int]] = {}
         rows: dict[int, list[int]] = {}
         norms: dict[int, Tensor] = {}
-        floats = float_bits([number for one in tensors for number in (one.coefficient, *_numbers(one.pull))])
+        # Coefficients that only the device knows follow.
+        known = [0.0 if isinstance(one.coefficient, Tensor) else one.coefficient for one in tensors]
+        numbers_of = zip(known, (one.pull for one in tensors), strict=True)
+        floats = float_bits([number for coefficient, pull in numbers_of for number in (coefficient, *_numbers(pull))])
         for i, moved in enumerate(tensors):
             (distribution, address), rounding, center, _, pull = moved
             if center.dtype not in _DTYPES or not _reachable(center, pull):
@@ -144,6 +148,8 @@ class Triton(Backend):
         numbers = [len(directions), *directions, *float_bits(weights)]
         for (distribution, dtype, fits, device, drawn_back), mine in groups.items():
             table = Table([rows[i] for i in mine], blocks_for(dtype), device, numbers)
+            given = {place: tensors[i].coefficient for place, i in enumerate(mine)}
+            table.put(_COEFFICIENT, {place: each for place, each in given.items() if isinstance(each, Tensor)})
             squares = torch.empty(1 + drawn_back, len(table), dtype=torch.float32, device=device)
             kinds: dict[str, Any] = {
                 "DISTRIBUTION": distribution,

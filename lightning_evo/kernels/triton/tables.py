@@ -6,13 +6,15 @@ is uploaded from pinned memory without waiting, and kept: the same numbers are n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["FIELDS", "Table", "aligned", "blocks_for", "fields", "float_bits", "launch", "parts_of", "upload"]
 
@@ -43,8 +45,7 @@ def upload(rows: Sequence[Sequence[int]], numbers: Sequence[int], device: torch.
 
 @lru_cache(maxsize=64)
 def _uploaded(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    pinned = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)
+    return uploaded(numbers, torch.int64, device)
 
 
 def parts_of(elements: Sequence[int], size: int, device: torch.device) -> tuple[list[int], Tensor]:
@@ -125,6 +126,14 @@ class Table:
     def __len__(self) -> int:
         """How many parts there are."""
         return len(self._parts)
+
+    def put(self, field: int, values: Mapping[int, Tensor]) -> None:
+        """Write numbers that only the device knows, by their tensors' places in the rows, as float32 into a field."""
+        if values:
+            tensors = self._tensors.clone().view(-1, FIELDS)  # the uploaded ones are kept for other launches
+            bits = torch.stack([each.to(self._device, torch.float32) for each in values.values()]).view(torch.int32)
+            tensors[uploaded(list(values), torch.int64, self._device), field] = bits.long()
+            self._tensors = tensors.view(-1)
 
     def launch(self, kernel: Any, *arguments: Any, times: int = 1, **constants: Any) -> None:
         """Run a kernel for every part, ``times`` for each."""

@@ -40,6 +40,19 @@ def test_updates_of_several_tensors(distribution, dtype, triton_backend):
     torch.testing.assert_close(*ways, rtol=1e-6, atol=0.0)
 
 
+def test_coefficients_that_only_the_device_knows(triton_backend):
+    """As of clipping by norm: beside others that are known, and again with another one in the same place."""
+    values, center = Values("gaussian", NOISE), torch.randn(700).bfloat16()
+    for coefficient in (-0.3, 1e-3):
+        results = []
+        for kind in (float, lambda number: torch.tensor(number, dtype=torch.float64)):
+            moving = [Moved(values, ROUNDING, center.clone(), each) for each in (0.5, kind(coefficient), 0.25)]
+            triton_backend.update(moving, [0, 5], [0.5, -1.25])
+            results.append([moved.center for moved in moving])
+        assert all(map(same_bits, *results))
+        assert not same_bits(results[0][0], results[0][1])
+
+
 def test_nothing_to_learn_changes_no_bit(triton_backend):
     center = difficult(300, torch.bfloat16)
     moving = center.clone()
