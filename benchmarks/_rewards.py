@@ -13,8 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from examples.rewards.questions import Row
-from examples.rewards.run import LEARNING_RATE, NORMS, SIGMA, Marks, build, chats, marks
-from lightning_evo import EvoStrategy
+from examples.rewards.run import (
+    GENERATIONS,
+    LEARNING_RATE,
+    NORMS,
+    POPULATION,
+    PROMPTS,
+    SIGMA,
+    Marks,
+    build,
+    chats,
+    marks,
+)
+from lightning_evo import EvoStrategy, Schedule
 from lightning_evo.rewards import PromptData, RewardModule
 
 SYSTEM = "Answer in one word."
@@ -33,7 +44,7 @@ class Setting:
         population: Of each generation.
         prompts: Of each generation.
         sigma: Of evolution.
-        learning_rate: Of evolution.
+        learning_rate: Of evolution's first steps; it falls to 0 like a cosine.
         evolve: Which parameters evolve, as a regular expression; ``None`` for all.
         fine_tuning_rate: AdamW's learning rate in supervised fine-tuning.
     """
@@ -42,9 +53,9 @@ class Setting:
     tokenizer: Any
     training: list[Row]
     held_out: list[Row]
-    generations: int = 24
-    population: int = 32
-    prompts: int = 4
+    generations: int = GENERATIONS
+    population: int = POPULATION
+    prompts: int = PROMPTS
     sigma: float = SIGMA
     learning_rate: float = LEARNING_RATE
     evolve: str | None = NORMS
@@ -78,7 +89,7 @@ def trainer(seed: int, steps: int, setting: Setting, *callbacks: pl.Callback) ->
             population=setting.population,
             rank=1,
             sigma=setting.sigma,
-            learning_rate=setting.learning_rate,
+            learning_rate=Schedule("cosine", setting.learning_rate, 0.0, setting.generations),
             evolve=setting.evolve,
             evaluation="rows",
             seed=seed,

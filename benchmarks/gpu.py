@@ -1,249 +1,214 @@
-"""Everything worth knowing about one large GPU, in one command with a time budget.
+"""Everything worth knowing about one large GPU, each figure beside its limit, in six minutes.
 
-``python -m benchmarks.gpu --minutes 8 [--tiny] [--output results.json]``
+``python -m benchmarks.gpu [--minutes 6] [--tiny] [--only SECTION ...] [--output results.json]``
 
-Needs torch, lightning, transformers and this repository; models have random weights, nothing is downloaded. Sections
-run in order of importance, each is skipped with a reason when the remaining time or the memory is too short for it, and
-the results are written after each, so that a run that ends early loses only its last section.
+Needs torch, transformers and this repository; models have random weights, nothing is downloaded. Limits are those of
+:mod:`benchmarks._roofline`: for an H100 or H200, and as if for an H100 on other devices, which the record says.
 
-- **noise**: GB/s of noise written, compared with a copy of a tensor on the device.
-- **throughput** at Qwen3-like shapes of 0.5B, 1.7B and 8B (bfloat16, 4 sequences of 128 tokens per member): members per
-  second of dense and low-rank noise, including noise and in-place update, compared with a plain forward pass of one
-  batch, of a whole population's batches at once, MeZO's own loop and ES at Scale's.
-- **32B**: one generation of full-parameter evolution of Qwen3-32B's shape: peak memory compared with that of a plain
-  forward.
-- **AdamW**: peak memory of a training step, measured where it fits; if not, calculated from 4 times the weights
-  (weights, gradient, two moments, all bfloat16), without activations, and marked so.
+Sections run in order of importance, each within a time of its own. One that fails, or for which time or memory is
+short, is reported with the reason, and the others run; results are written after each.
 
-``--tiny`` runs every section on miniature shapes, on a CPU, too.
+- **bits**: a network is trained for 50 generations with a given fitness, here and on the CPU; how many weights differ.
+- **noise**: values drawn, a pair's members, and updates, against their limits and a copy on the device.
+- **members 0.5B, 1.7B, 8B** at Qwen3's shapes (bfloat16): 512 and 2,048 tokens for each member, dense and of rank 1, a
+  pair and 16 members. Evaluations a second as a share of as many plain forward passes; the limit is the share that is
+  left if noise takes no longer than it must. The update of the weights has rows of its own.
+- **rows 0.5B, 1.7B**: 16 members of rank 1 write 32 tokens to 4 prompts each, as rows of one batch, against a plain
+  ``generate`` of as many texts.
+- **memory 32B**: a generation of rank 1 of Qwen3-32B's shape, all weights evolving: its peak against that of a plain
+  forward pass, which is the weights and activations.
+
+``--tiny`` runs every section on miniature shapes, without a GPU, too.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import Unavailable, interleaved, peak, rates, reset_peak, seconds, show, write
-from benchmarks._models import parameters, qwen3, tokens
-from benchmarks._published import Backpropagation, ESAtScale, MeZO
-from benchmarks.engine import LIMIT, Row, evolve, forward, how, published
+from benchmarks import _gpu_models as models
+from benchmarks import _roofline as roofline
+from benchmarks._gpu import Machine, OutOfTime
+from benchmarks._measure import Unavailable, show, synchronize, write
+from lightning_evo.generation.evolution import Evolution
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
+from lightning_evo.perturbations import Dense, Moving, Part
+from lightning_evo.utils.messages import first_line
 
-# Layers, width, heads, key-value heads, width of the feed-forward part. 32B is the published Qwen3-32B.
-SHAPES = {
-    "0.5B": (24, 1024, 8, 4, 4096),
-    "1.7B": (28, 2048, 16, 8, 6144),
-    "8B": (36, 4096, 32, 8, 12_288),
-    "32B": (64, 5120, 64, 8, 25_600),
-}
-TIED = ("0.5B", "1.7B")  # as published, the small ones use the embedding as output layer
-TINY = (2, 32, 2, 1, 64)
+# --- bits -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Machine:
-    """Where the sections run, and what is left of the budget.
-
-    Attributes:
-        deadline: Of the clock ``time.monotonic``.
-        tiny: Whether all shapes are miniatures.
-    """
-
-    deadline: float
-    tiny: bool
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
-
-    def require(self, needed_seconds: float, needed_bytes: float = 0.0) -> None:
-        """Skip the section if time or memory is short."""
-        left = self.deadline - time.monotonic()
-        if not self.tiny and left < needed_seconds:
-            raise Unavailable(f"needs about {needed_seconds:.0f} s, {max(left, 0):.0f} s are left")
-        if self.device == "cuda" and not self.tiny:
-            free = torch.cuda.mem_get_info()[0]
-            if free < needed_bytes:
-                raise Unavailable(f"needs about {needed_bytes / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free")
-
-    @contextmanager
-    def model(self, size: str) -> Iterator[tuple[nn.Module, Tensor]]:
-        """A model with random weights and a batch; both are freed at the end."""
-        shape, vocabulary, head = (TINY, 64, 16) if self.tiny else (SHAPES[size], 151_936, 128)
-        torch.manual_seed(0)
-        model = qwen3(*shape, vocabulary=vocabulary, head_size=head, tied=size in TIED, device=self.device)
-        try:
-            yield model, tokens(4, 8 if self.tiny else 128, vocabulary, self.device)
-        finally:
-            model.to("meta")  # frees the weights even where a traceback still holds the model
-            gc.collect()
-            if self.device == "cuda":
-                torch.cuda.empty_cache()
+def trained(device: torch.device, dtype: torch.dtype, options: dict[str, Any], generations: int) -> list[Tensor]:
+    """A network's weights after so many generations, whose fitness does not depend on the device: on the CPU."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(200, 256), nn.ReLU(), nn.Linear(256, 10)).to(dtype).to(device)
+    members = 8
+    given = torch.randn(generations, members, generator=torch.Generator().manual_seed(1)).tolist()
+    evolution = Evolution("openai_es", population=members, sigma=0.02, seed=0, evaluation="plain", **options)
+    evolution.setup(network)
+    for fitness in given:
+        waiting = iter(fitness)
+        evolution.evaluate(lambda batch, waiting=waiting: next(waiting), None)
+        evolution.conclude().apply()
+    return [parameter.detach().cpu() for parameter in network.parameters()]
 
 
-def weight_bytes(size: str) -> int:
-    """Bytes of a shape's weights in bfloat16, counted on a model without memory."""
-    return parameters(qwen3(*SHAPES[size], tied=size in TIED, device="meta")) * 2
+def bits(machine: Machine) -> dict[str, Any]:
+    """How many weights differ from those of a training on the CPU."""
+    generations = 5 if machine.tiny else 50
+    rows = []
+    for name, dtype, options in (
+        ("float32, dense", torch.float32, {}),
+        ("float32, Rademacher", torch.float32, {"noise": "rademacher"}),
+        ("bfloat16, dense", torch.bfloat16, {}),
+        ("float16, sparse", torch.float16, {"sparsity": 0.5}),
+    ):
+        start = time.monotonic()
+        pairs = zip(
+            trained(machine.device, dtype, options, generations),
+            trained(torch.device("cpu"), dtype, options, generations),
+            strict=True,
+        )
+        different = sum(int((here != there).sum()) for here, there in pairs)
+        rows.append({"row": name, "seconds": [time.monotonic() - start], "value": different, "limit": 0})
+    title = f"Weights that differ from the CPU's after {generations} generations"
+    show(title, ("training", "weights"), [(row["row"], f"{row['value']:,}") for row in rows])
+    return {"generations": generations, "rows": rows}
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
 
 
 def noise(machine: Machine) -> dict[str, Any]:
-    """GB/s of noise written, and of a copy (bytes written, so a copy moves twice as many)."""
-    machine.require(40)
-    elements = 1 << (16 if machine.tiny else 28)
-    rows: dict[str, Callable[[], object]] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        source = torch.ones(elements, dtype=dtype, device=machine.device)
-        target = torch.empty_like(source)
-        name = str(dtype).removeprefix("torch.")
-        rows[f"copy, {name}"] = lambda source=source, target=target: target.copy_(source)
-        for distribution in ("gaussian", "rademacher"):
-            rows[f"{distribution}, {name}"] = lambda distribution=distribution, dtype=dtype: draw(
-                NoiseKey(0, 0), [0], 0, 0, elements, distribution=distribution, dtype=dtype, device=machine.device
-            )
-    times = interleaved(rows, repeats=10, warmup=3)
-    work = {name: elements * (2 if "bfloat16" in name else 4) / 1e9 for name in rows}
-    rate = rates(times, work)
-    show("Noise", ("what", "GB/s"), [(name, f"{value:,.0f}") for name, value in rate.items()])
-    return {"elements": elements, "seconds": times, "gigabytes_per_second": rate}
+    """10^9 values or weights a second, the most that there can be, and bytes against those of a copy."""
+    elements, dtype = 1 << (13 if machine.tiny else 28), torch.bfloat16
+    machine.require(2**33)
+    center = torch.randn(elements, device=machine.device).to(dtype)
+    outs = torch.empty(2, elements, dtype=dtype, device=machine.device)
+    key, space = NoiseKey(0, 0), center.view(-1, 1 << 12)
+    perturbation = Dense(key)
 
+    def values(distribution: Any) -> Callable[[], object]:
+        return lambda: draw(key, [0], 0, 0, elements, distribution=distribution, device=machine.device)
 
-def throughput(machine: Machine, size: str, needed_seconds: float, repeats: int) -> dict[str, Any]:
-    """Members per second, all rows on one model (its weights move a little; no figure depends on them)."""
-    machine.require(needed_seconds, 2 * weight_bytes(size) + 2**34)
-    members = 4 if machine.tiny else 16
-    rows: dict[str, Row] = {
-        LIMIT: forward(),
-        f"{LIMIT}, {members} batches at once": forward(members),
-        "ours, in forward, mezo, 2 members": evolve("mezo", 2, evaluation="in_forward"),
-        f"ours, in forward, openai_es, {members} members": evolve("openai_es", members, evaluation="in_forward"),
-        f"ours, batched, eggroll rank 1, {members} members": evolve("eggroll", members, rank=1, evaluation="batched"),
-        "MeZO's own loop": published(MeZO, 2),
-        "ES at Scale's own loop, 8 members": published(ESAtScale, 8),
+    def members(steps: list[float]) -> Callable[[], object]:
+        out = outs[: len(steps)]
+        return lambda: perturbation.members([0], steps, [Part(0, space, out=out)])
+
+    def update(directions: int) -> Callable[[], object]:
+        return lambda: perturbation.move([1.0] * directions, [Moving(0, space, 1e-9)], key)
+
+    work = roofline.Work
+    rows: dict[str, tuple[float, roofline.Work, Callable[[], object]]] = {
+        "copy, bfloat16": (1, work(moved=4), lambda: outs[0].copy_(center)),
+        "normal values, float32": (1, roofline.draw(), values("gaussian")),
+        "Rademacher values, float32": (1, roofline.draw("rademacher"), values("rademacher")),
+        "one member": (1, roofline.member(1), members([1e-3])),
+        "a pair": (2, 2 * roofline.member(2), members([1e-3, -1e-3])),
+        "update, 1 direction": (1, roofline.update(1), update(1)),
+        "update, 8 directions": (1, roofline.update(8), update(8)),
     }
-    skipped: dict[str, str] = {}
-    with machine.model(size) as (model, batch):
-        calls = {name: row.prepare(model, batch) for name, row in rows.items()}
-        for name in list(calls):  # a row that does not fit must not take the others with it
-            try:
-                calls[name]()
-            except torch.OutOfMemoryError as error:
-                skipped[name] = str(error).splitlines()[0]
-                del calls[name]
-        times = interleaved(calls, repeats, warmup=1)
-        count = parameters(model)
-    rate = rates(times, {name: rows[name].members for name in times})
-    title = f"{size}: {count / 1e9:.2f}B parameters, {batch.numel()} tokens per member"
-    table = [(name, f"{value:,.2f}", f"{value / rate[LIMIT]:.1%}") for name, value in rate.items()]
-    show(title, ("row", "evaluations/s", "of a plain forward"), table)
-    share = {name: value / rate[LIMIT] for name, value in rate.items()}
-    return {
-        "parameters": count,
-        "tokens_per_member": batch.numel(),
-        "seconds": times,
-        "evaluations_per_second": rate,
-        "share_of_forward": share,
-        "how": {name: how(call) for name, call in calls.items()},
-        "skipped": skipped,
-    }
-
-
-def memory(machine: Machine, size: str, needed_seconds: float) -> dict[str, Any]:
-    """Peak memory and seconds of a plain forward pass, then of a generation, dense and of low rank."""
-    machine.require(needed_seconds, 1.15 * weight_bytes(size) + 2**33)
-    result: dict[str, Any] = {}
-    with machine.model(size) as (model, batch):
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        for name, row in (
-            (LIMIT, forward()),
-            ("ours, in forward, mezo, 2 members", evolve("mezo", 2, evaluation="in_forward")),
-            (
-                "ours, batched, eggroll rank 1, 2 members",
-                evolve("eggroll", 2, rank=1, shaping="raw", evaluation="batched"),
-            ),
-        ):
-            call = row.prepare(model, batch)
-            call()  # compiles, and makes what stays
-            reset_peak()
-            elapsed = seconds(call)
-            result[name] = {"peak": peak(), "seconds": elapsed, "how": how(call)}
-            result[name]["of_forward"] = result[name]["peak"] / result[LIMIT]["peak"]
+    times = machine.timed({name: call for name, (_, _, call) in rows.items()}, repeats=10)
+    found, copied = [], statistics.median(times["copy, bfloat16"]) / 4
+    for name, measured in times.items():
+        count, each, _ = rows[name]
+        elapsed = statistics.median(measured) / elements
+        found.append(
+            {
+                "row": name,
+                "seconds": measured,
+                "value": count / elapsed,
+                "limit": count / machine.gpu.seconds(each),
+                "of_copy": each.moved * copied / elapsed,
+            }
+        )
     show(
-        f"{size}: weights {weights / 2**30:.1f} GiB",
-        ("row", "peak GiB", "of a plain forward", "seconds"),
+        f"{elements:,} weights, kernels: {machine.kernels}",
+        ("row", "10^9/s", "limit", "of the limit", "bytes, of a copy's"),
         [
-            (name, f"{row['peak'] / 2**30:.1f}", f"{row['of_forward']:.3f}", f"{row['seconds']:.2f}")
-            for name, row in result.items()
+            (
+                row["row"],
+                f"{row['value'] / 1e9:,.1f}",
+                f"{row['limit'] / 1e9:,.0f}",
+                f"{row['value'] / row['limit']:.2f}",
+                f"{row['of_copy']:.2f}",
+            )
+            for row in found
         ],
     )
-    return {"weights": weights, "rows": result}
+    return {"elements": elements, "dtype": str(dtype), "rows": found}
 
 
-def adamw(machine: Machine, size: str, needed_seconds: float) -> dict[str, Any]:
-    """Peak memory and seconds of a step of AdamW."""
-    machine.require(needed_seconds, 4.5 * weight_bytes(size) + 2**34)
-    with machine.model(size) as (model, batch):
-        call = published(Backpropagation, 1).prepare(model, batch)
-        call()  # makes the moments
-        reset_peak()
-        elapsed = seconds(call)
-        result = {"peak": peak(), "seconds": elapsed, "measured": True}
-        del call
-    show(f"AdamW, {size}", ("peak GiB", "seconds"), [(f"{result['peak'] / 2**30:.1f}", f"{elapsed:.2f}")])
-    return result
+# --- all ------------------------------------------------------------------------------------------------------------
 
-
-def adamw_calculated(sizes: list[str]) -> dict[str, Any]:
-    """What AdamW would hold at sizes that were not measured: weights, gradient and two moments; no activations."""
-    return {size: {"bytes_without_activations": 4 * weight_bytes(size), "measured": False} for size in sizes}
+SECTIONS: dict[str, tuple[float, Callable[[Machine], dict[str, Any]]]] = {
+    "bits": (20, lambda machine: bits(machine)),
+    "noise": (15, lambda machine: noise(machine)),
+    "members 0.5B": (30, lambda machine: models.members(machine, "0.5B")),
+    "rows 0.5B": (40, lambda machine: models.written(machine, "0.5B")),
+    "members 8B": (75, lambda machine: models.members(machine, "8B")),
+    "memory 32B": (45, lambda machine: models.memory(machine, "32B")),
+    "members 1.7B": (45, lambda machine: models.members(machine, "1.7B")),
+    "rows 1.7B": (45, lambda machine: models.written(machine, "1.7B")),
+}
+"""Seconds that each is expected to take, and the section; 315 in all."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the sections that fit the budget; 1 if one failed for another reason than time or memory."""
+    """Run the sections that there is time for; 1 if one failed for another reason than time or memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--tiny", action="store_true", help="miniature shapes, to see that everything runs")
-    parser.add_argument("--only", nargs="*", help="names of sections")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, help="these sections")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("LIGHTNING_EVO_KERNELS", "torch" if options.tiny else "auto")
     machine = Machine(time.monotonic() + options.minutes * 60, options.tiny)
-    sections: dict[str, Callable[[], dict[str, Any]]] = {
-        "noise": lambda: noise(machine),
-        "throughput 0.5B": lambda: throughput(machine, "0.5B", 60, repeats=5),
-        "memory 32B": lambda: memory(machine, "32B", 90),
-        "throughput 8B": lambda: throughput(machine, "8B", 75, repeats=3),
-        "throughput 1.7B": lambda: throughput(machine, "1.7B", 60, repeats=5),
-        "AdamW 0.5B": lambda: adamw(machine, "0.5B", 15),
-        "AdamW 1.7B": lambda: adamw(machine, "1.7B", 20),
-        "AdamW calculated": lambda: adamw_calculated(["8B", "32B"]),
-    }
+    made_by = machine.kernels
+    about = {"gpu": machine.gpu.name, "kernels": made_by, "device": str(machine.device)}
+    about |= {"without_triton": machine.without_triton}
+    if machine.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(machine.device)
+        about |= {"memory": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
+    reason = f" (no Triton: {machine.without_triton})" if machine.without_triton else ""
+    print(f"noise is made by {made_by}{reason}; limits are those of an {machine.gpu.name}", flush=True)
     results: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    failed = False
-    for name, section in sections.items():
+    failures: dict[str, str] = {}
+    for name, (needed, section) in SECTIONS.items():
         if options.only and name not in options.only:
             continue
         start = time.monotonic()
         try:
-            results[name] = section()
-        except (Unavailable, torch.OutOfMemoryError) as reason:
-            skipped[name] = str(reason).splitlines()[0]
+            with machine.within(needed):
+                results[name] = section(machine)
+                synchronize()
+        except Unavailable as reason:
+            skipped[name] = str(reason)
+        except OutOfTime:
+            skipped[name] = f"stopped after {time.monotonic() - start:.0f} s"
         except Exception as error:  # one broken section must not cost the others their turn
-            failed = True
-            skipped[name] = f"failed: {type(error).__name__}: {error}"
-        outcome = f"skipped: {skipped[name]}" if name in skipped else "done"
-        print(f"{name}: {outcome} ({time.monotonic() - start:.0f} s)", flush=True)
-        write(options.output, "gpu", tiny=options.tiny, results=results, skipped=skipped)
-    return int(failed)
+            failures[name] = traceback.format_exc()
+            skipped[name] = f"failed: {type(error).__name__}: {first_line(error)}"
+        elapsed = time.monotonic() - start
+        outcome = skipped.get(name, f"done, kernels: {machine.kernels}")
+        print(f"{name}: {outcome} ({elapsed:.0f} s)", flush=True)
+        if name in results:
+            results[name] |= {"section_seconds": elapsed, "kernels": machine.kernels}
+        content = {"results": results, "skipped": skipped, "failures": failures}
+        write(options.output, "gpu", tiny=options.tiny, about=about, **content)
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

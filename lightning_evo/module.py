@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_evo.algorithms import UpdateName
 from lightning_evo.evaluation.fitness import fitness_of_step
@@ -71,7 +71,7 @@ class EvolutionMixin:
     optimizers: Any
     automatic_optimization: bool
 
-    def evolve(self, batch: Any, batch_idx: int = 0, *, optimizer: Any = None) -> dict[str, float]:
+    def evolve(self, batch: Any, batch_idx: int = 0, *, optimizer: Any = None) -> dict[str, float | Tensor]:
         """One generation: evaluate the population on ``batch`` with ``fitness_step``, learn, step the optimizer once.
 
         Gradients that the optimizer's parameters hold are dropped before and after.
@@ -85,7 +85,8 @@ class EvolutionMixin:
         Returns:
             ``evo/fitness_mean``, ``evo/fitness_std``, ``evo/fitness_best``, ``evo/failed_members``, ``evo/sigma`` and
             ``evo/update_norm``, with a tie breaker ``evo/tie_breaker_mean``, and with an anchor ``evo/drift``, for
-            ``self.log_dict``.
+            ``self.log_dict``. ``evo/update_norm`` and ``evo/drift`` are tensors, float64 ``[]``, on the weights'
+            device: whoever reads them waits for the update.
 
         Raises:
             RuntimeError: If optimization is automatic, ``evolution`` or ``fitness_step`` is missing, or it is not clear
@@ -108,13 +109,13 @@ class EvolutionMixin:
                 evolution.evaluate(fitness, batch)
         finally:
             evolution.traces.also = dict  # or the module would hold the Trainer, and could not be pickled
-        values = {**evolution.statistics(), "sigma": evolution.sigma, "update_norm": 0.0}
+        values: dict[str, float | Tensor] = {**evolution.statistics(), "sigma": evolution.sigma}
         moves = self._moves(evolution, optimizer)
         update = evolution.conclude()
         self._clear_gradients(optimizer)
         if isinstance(moves, IntoGradients):
             moves.attach([_compat.unwrapped(optimizer)])
-            values["update_norm"] = moves.learn(update)
+            values["update_norm"] = moves.learn(update)  # before the optimizer steps
         has_gradients = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
         try:
             with nullcontext() if has_gradients else _compat.without_scaler(plugin):  # which refuses one without them

@@ -9,10 +9,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["found", "held_out", "questions", "right", "surplus", "training"]
+__all__ = ["COST", "brief", "found", "held_out", "questions", "right", "surplus", "training"]
 
 FILE = Path(__file__).with_name("questions.txt")
 TRAINING = 150
+COST = 0.02
+"""What a surplus character takes off a right answer's brevity."""
 
 Row = dict[str, Any]
 """``prompt`` and ``answers``, the words that are right; the first one is the one to learn."""
@@ -69,12 +71,25 @@ def right(completions: list[Any], answers: list[list[str]], **_: Any) -> list[fl
     ]
 
 
-def surplus(completions: list[Any], answers: list[list[str]], **_: Any) -> list[float]:
-    """Minus the number of characters that a text has beyond those of the right word."""
+def brief(completions: list[Any], answers: list[list[str]], **_: Any) -> list[float]:
+    """1 for the right word alone, 0.02 less for each character beyond it, 0 for a text without it.
+
+    So silence is worth nothing: were a wrong text's characters to cost something, a model would learn to be silent.
+    """
+    texts = list(map(_text, completions))
     return [
-        -float(max(0, len(text) - max(map(len, words))))
-        for text, words in zip(map(_text, completions), answers, strict=True)
+        one * max(0.0, 1 - COST * surplus(text, words))
+        for one, text, words in zip(right(texts, answers), texts, answers, strict=True)
     ]
+
+
+def surplus(text: str, answers: list[str]) -> int:
+    """The number of characters that a text has beyond those of the right word.
+
+    >>> surplus("It is Paris.", ["Paris"]), surplus("", ["Paris"])
+    (7, 0)
+    """
+    return max(0, len(text) - max(map(len, answers)))
 
 
 def _text(completion: Any) -> str:

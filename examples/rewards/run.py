@@ -17,16 +17,16 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from examples.rewards.questions import Row, held_out, right, surplus, training
-from lightning_evo import EvoStrategy
+from examples.rewards.questions import COST, Row, brief, held_out, right, surplus, training
+from lightning_evo import EvoStrategy, Schedule
 from lightning_evo.callbacks import Completions, EvolutionMonitor
 from lightning_evo.rewards import PromptData, RewardModule
 
 __all__ = ["Marks", "Result", "build", "chats", "loaded", "main", "marks", "run"]
 
-COST = 0.02
-"""What a surplus character costs; the right word is worth 1."""
-GENERATIONS, POPULATION, PROMPTS, TOKENS = 24, 32, 4, 16
+WEIGHTS = 0.5, 0.5
+"""Of a right answer, and of its brevity."""
+GENERATIONS, POPULATION, PROMPTS, TOKENS = 16, 32, 4, 16
 NORMS = r"input_layernorm|model\.norm\."
 """The scales of the norms before attention and of the last one: with a budget of minutes these learn most."""
 SIGMA, LEARNING_RATE = 0.02, 0.05
@@ -54,7 +54,11 @@ class Marks:
     @property
     def rewards(self) -> list[float]:
         """What is learnt from."""
-        return [one - COST * beyond for one, beyond in zip(self.right, self.surplus, strict=True)]
+        of_right, of_brief = WEIGHTS
+        return [
+            one * (of_right + of_brief * max(0.0, 1 - COST * beyond))
+            for one, beyond in zip(self.right, self.surplus, strict=True)
+        ]
 
     def summary(self) -> dict[str, float]:
         """Means over the prompts."""
@@ -118,7 +122,7 @@ def chats(rows: list[Row], system: str = "") -> list[Row]:
 
 def build(model: nn.Module, tokenizer: Any) -> RewardModule:
     """The model with its two rewards."""
-    return RewardModule(model, tokenizer, [right, surplus], reward_weights=[1.0, COST], max_completion_length=TOKENS)
+    return RewardModule(model, tokenizer, [right, brief], reward_weights=WEIGHTS, max_completion_length=TOKENS)
 
 
 def marks(module: RewardModule, rows: list[Row], batch_size: int = 64) -> Marks:
@@ -127,8 +131,7 @@ def marks(module: RewardModule, rows: list[Row], batch_size: int = 64) -> Marks:
     for start in range(0, len(rows), batch_size):
         texts += module.generate([row["prompt"] for row in rows[start : start + batch_size]])
     answers = [row["answers"] for row in rows]
-    lengths = [-beyond for beyond in surplus(texts, answers)]
-    return Marks(texts, right(texts, answers), lengths)
+    return Marks(texts, right(texts, answers), [float(surplus(*pair)) for pair in zip(texts, answers, strict=True)])
 
 
 def run(
@@ -155,7 +158,7 @@ def run(
         prompts: Questions in each.
         evolve: Which parameters evolve, as a regular expression; ``None`` for all with ``requires_grad``.
         sigma: How far members are from the center.
-        learning_rate: The length of steps.
+        learning_rate: The length of the first steps; it falls to 0 like a cosine.
         questions: How many held-out ones are asked before and after; ``None`` for all.
         output: Folder of the curve and of ``completions.jsonl``.
         seed: Of the noise and of the questions' order.
@@ -171,7 +174,7 @@ def run(
             population=population,
             rank=1,
             sigma=sigma,
-            learning_rate=learning_rate,
+            learning_rate=Schedule("cosine", learning_rate, 0.0, generations),
             evolve=evolve,
             evaluation="rows",
         ),

@@ -118,7 +118,7 @@ class StartingWeights:
         >>> nn.init.constant_(layer.weight, 1.5).data
         tensor([[1.5000, 1.5000]])
         >>> start.drift(space)
-        0.5
+        tensor(0.5000, dtype=torch.float64)
     """
 
     def __init__(self, anchor: Anchor) -> None:
@@ -131,8 +131,8 @@ class StartingWeights:
         self._weights: dict[str, Tensor] = {}  # flat, by the parameter's name
         self._held: dict[str, EvolvingParameter] = {}  # of those that are where they belong, and in their last dtype
         self._checksums: dict[str, int] = {}
-        self._norms: dict[tuple[str, ...], float] = {}
-        self._drift: float | None = None
+        self._norms: dict[tuple[str, ...], Tensor] = {}
+        self._drift: Tensor | None = None
 
     # --- taking them ---
 
@@ -239,8 +239,8 @@ class StartingWeights:
         """Note how far an update has come from the start."""
         self._drift = self._relative(space, distances.total())
 
-    def drift(self, space: SearchSpace) -> float:
-        """``||theta - theta_0|| / ||theta_0||`` over what evolves, in float64; the distance itself if theta_0 is 0.
+    def drift(self, space: SearchSpace) -> Tensor:
+        """``||theta - theta_0|| / ||theta_0||`` over what evolves, float64 ``[]``; the distance itself if theta_0 is 0.
 
         It is that of the last update, which measures it while it moves the weights. Where processes hold shards, all
         must call this.
@@ -258,14 +258,15 @@ class StartingWeights:
         """``||theta - theta_0||`` of what this process holds of a parameter, float64 ``[]``."""
         return _norm(parameter.local.reshape(-1), self._weights[parameter.name])
 
-    def _relative(self, space: SearchSpace, distance: float) -> float:
+    def _relative(self, space: SearchSpace, distance: Tensor) -> Tensor:
         names = tuple(parameter.name for parameter in space)
         if names not in self._norms:
             norms = Norms(space)
             for parameter in space:
                 norms.add(parameter, _norm(self._weights[parameter.name]).to(parameter.local.device))
             self._norms[names] = norms.total()
-        return distance / (self._norms[names] or 1.0)
+        length = self._norms[names]
+        return distance / torch.where(length == 0, 1.0, length)
 
     # --- checkpoints and journals ---
 
@@ -345,6 +346,6 @@ def _norm(values: Tensor, start: Tensor | None = None) -> Tensor:
     for begin in range(0, values.numel(), _PIECE):
         piece = values[begin : begin + _PIECE].double()
         if start is not None:
-            piece = piece - start[begin : begin + _PIECE].to(piece.device, torch.float64)
+            piece = piece - start[begin : begin + _PIECE].to(piece.device, torch.float64, non_blocking=piece.is_cuda)
         squares += piece.square().sum()
     return squares.sqrt()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_evo import algorithms
-from lightning_evo.algorithms import Algorithm, NewCenter, Population, Recipe, State
+from lightning_evo.algorithms import Algorithm, NewCenter, Population, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
@@ -26,24 +25,22 @@ from lightning_evo.evaluation.fitness import as_record, as_records, details_of
 from lightning_evo.evaluation.job import BatchOfRows
 from lightning_evo.evaluation.sharing import for_members
 from lightning_evo.generation.anchor import Anchor, StartingWeights, as_anchor, resume_anchor
-from lightning_evo.generation.laying import laid_over
-from lightning_evo.generation.scores import Reports, Scores, results_of
+from lightning_evo.generation.checkpoints import CHECKPOINT_KEY, resumed_state
+from lightning_evo.generation.chosen import chosen_algorithm
+from lightning_evo.generation.current import Current
+from lightning_evo.generation.samples import wanted_samples
+from lightning_evo.generation.scores import Reports, results_of
 from lightning_evo.generation.update import Update, learn_from
 from lightning_evo.isolation import Isolation, Traces
-from lightning_evo.noise.philox import NoiseKey, Stream
-from lightning_evo.noise.values import draw
 from lightning_evo.processes.groups import Groups
 from lightning_evo.processes.ranks import Ranks
 from lightning_evo.spaces.search_space import Evolve, SearchSpace, checked_choice
 from lightning_evo.utils.autograd import gradients_kept
 from lightning_evo.utils.messages import preview, shown
-from lightning_evo.utils.options import as_whole, check_names, number
+from lightning_evo.utils.options import as_whole, number
 from lightning_evo.utils.random_state import RandomState
 
 __all__ = ["CHECKPOINT_KEY", "Evolution"]
-
-CHECKPOINT_KEY = "lightning_evo"
-"""Where a checkpoint keeps :meth:`Evolution.state_dict`."""
 
 FitnessFunction = Callable[[Any], Any]
 """Runs the user's code on a batch with the weights as they are.
@@ -99,27 +96,7 @@ class Evolution:
         anchor: Anchor | float | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(algorithm, str):
-            recipe = algorithms.get(algorithm)
-            if isinstance(recipe, Recipe):  # of another factory the options are not known
-                own = list(inspect.signature(Evolution).parameters)[1:-1]
-                given = [name for name, value in options.items() if value is not None]
-                check_names(repr(recipe.name), given, [*recipe.options, *own])
-            algorithm = recipe(**options)
-        elif any(value is not None for value in options.values()):
-            names = ", ".join(name for name, value in options.items() if value is not None)
-            raise ValueError(
-                f"Options go with an algorithm's name; give them to the algorithm object instead: {names}."
-            )
-        if isinstance(algorithm, Recipe):
-            raise TypeError(
-                f"algorithm is the recipe {algorithm.name!r}; call it to make an algorithm, or give its name."
-            )
-        if not isinstance(algorithm, Algorithm):
-            raise TypeError(
-                f"algorithm must be a name ({', '.join(algorithms.available())}) or an Algorithm, got "
-                f"{type(algorithm).__name__}."
-            )
+        algorithm = chosen_algorithm(algorithm, options, list(inspect.signature(Evolution).parameters)[1:-1])
         if seed is not None and as_whole(seed) is None:
             raise TypeError(f"seed must be a whole number or None, got {shown(seed)}.")
         self.algorithm: Algorithm[Any] = algorithm
@@ -163,10 +140,7 @@ class Evolution:
         self._resumed = False
         self._searched: list[int] | None = None  # indices of the parameters of an algorithm's own center
         self._space: SearchSpace | None = None
-        self._population: Population | None = None
-        self._sigma_recorded: float | None = None  # of the current generation
-        self._sigma_set_since: float | None = None  # by hand, after the current generation was asked for
-        self._scores = Scores(0)  # until a population is evaluated
+        self._current = Current()
         self._reports = Reports()
 
     def setup(self, module: nn.Module, parameters: list[nn.Parameter] | None = None) -> None:
@@ -183,7 +157,7 @@ class Evolution:
         """
         self._space = SearchSpace(module, self._evolve, among=parameters)
         if not self._resumed:
-            self._forget_batches()  # of a fit that was interrupted
+            self._begin_generation()  # not with batches of a fit that was interrupted
             if module is not self._module:
                 self._searched = None
                 self.evaluation.forget()
@@ -216,7 +190,7 @@ class Evolution:
         self._searched = evolving
         if center is not None:
             parts = [(p.local, p.keep_padding(space.part_of(center, p).to(p.local), p.local)) for p in space]
-            if all(torch.equal(weights, rounded) for weights, rounded in parts):
+            if _are_equal(parts):
                 return
             self._reports.moved(self.state.generation)
         self.state = replace(self.state, center=space.vector())
@@ -250,17 +224,12 @@ class Evolution:
     def sigma(self, value: float) -> None:
         sigma = self.algorithm.init(sigma=value).sigma  # validated there
         self.state = replace(self.state, sigma=sigma)
-        if self._population is not None:
-            self._sigma_set_since = sigma
+        self._current.set_sigma(sigma)
 
     @property
     def population(self) -> Population:
         """The current generation's members."""
-        if self._population is None:
-            population = laid_over(self.algorithm.ask(self.state), self.space)
-            recorded = self._sigma_recorded
-            self._population = population if recorded is None else replace(population, sigma=recorded)
-        return self._population
+        return self._current.population(self.algorithm, self.state, self.space)
 
     # --- a generation ---
 
@@ -277,9 +246,7 @@ class Evolution:
             all of its samples.
         """
         population = self.population
-        if not self.has_fitness:
-            self._scores = Scores(len(population))
-        batch, weight = self._subset(batch)
+        batch, weight = wanted_samples(batch, self.algorithm, self.state, self._current.scores.weight, self.ranks.data)
         if not weight:
             return False
         if self._groups.shrink(self.ranks, population):
@@ -295,7 +262,7 @@ class Evolution:
         self._reports.failures(self.state.generation, failed, failures, self.minimum_evaluated)
         wanted = self.wants_details is not None and self.wants_details(self.state.generation)
         self.details = ranks.gather_details(list(map(details_of, values)), population) if wanted else []
-        return self._scores.add(results)
+        return self._current.scores.add(results)
 
     def _evaluate_members(self, fitness: FitnessFunction, batch: Any, members: range) -> list[Any]:
         """What ``fitness`` gives for some members."""
@@ -345,9 +312,7 @@ class Evolution:
             raise ValueError(
                 f"A fitness for each of {len(self.population)} members is needed, got {list(fitness.shape)}."
             )
-        if sigma is not None:
-            self._sigma_recorded, self._population = sigma, None
-        self._scores.recall(fitness)
+        self._current.recall(fitness, sigma)
 
     def conclude(self) -> Update:
         """Learn from the generation's fitness and move on to the next generation.
@@ -357,23 +322,23 @@ class Evolution:
         """
         if not self.has_fitness:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
-        population, fitness, generation = self.population, self._scores.fitness, self.state.generation
-        self.state, update = learn_from(self.algorithm, self.state, population, self.space, fitness, self.start)
+        current, population, generation = self._current, self.population, self.state.generation
+        fitness = current.scores.fitness
+        state, update = learn_from(self.algorithm, self.state, population, self.space, fitness, self.start)
         if self.ranks.world_size > 1 and not self.algorithm.learns_alike:
-            self.state = self.algorithm.State.from_state_dict(self.ranks.of_first(self.state.state_dict()))
-            update = replace(update, lesson=NewCenter(self.state.center)) if update else update
-        if self._sigma_set_since is not None:  # it counts from the next generation on, whatever was learnt about it
-            self.state = replace(self.state, sigma=self._sigma_set_since)
-        self._reports.learning(generation, update, self._scores.failed)
-        self._forget_batches()
+            state = self.algorithm.State.from_state_dict(self.ranks.of_first(state.state_dict()))
+            update = replace(update, lesson=NewCenter(state.center)) if update else update
+        self.state = current.following(state)
+        self._reports.learning(generation, update, current.scores.failed)
+        self._begin_generation()
         return update
 
     @property
     def has_fitness(self) -> bool:
         """Whether a batch of the current generation was evaluated."""
-        return self._scores.weight > 0
+        return self._current.scores.weight > 0
 
-    def drift(self) -> dict[str, float]:
+    def drift(self) -> dict[str, Tensor]:
         """With an anchor ``{"drift": ||theta - theta_0|| / ||theta_0||}``, over what evolves; empty without one."""
         return {} if self.start is None else {"drift": self.start.drift(self.space)}
 
@@ -382,25 +347,10 @@ class Evolution:
 
         And how many did: by an exception, the timeout, or a fitness that is NaN or infinite.
         """
-        return self._scores.statistics()
+        return self._current.scores.statistics()
 
-    def _forget_batches(self) -> None:
-        self._population = self._sigma_recorded = self._sigma_set_since = None
-        self._scores = Scores(0)
-
-    def _subset(self, batch: Any) -> tuple[Any, float]:
-        """The part of a batch that this generation still wants, and what it weighs in the mean."""
-        wanted = self.algorithm.samples_per_generation
-        if wanted is None:
-            return batch, 1.0
-        total = batches.count(batch)
-        seen = int(self._scores.weight)  # with this option a batch weighs as much as it has samples
-        chosen = min(total, -(-(wanted - seen) // self.ranks.data))
-        if 0 < chosen < total:
-            key = NoiseKey(self.state.seed, self.state.generation, Stream.SUBSET)
-            uniform = draw(key, [seen], 0, 0, total, distribution="uniform")[0]  # each batch's own: `seen` differs
-            batch = batches.choose(batch, batches.random_samples(total, chosen, uniform))
-        return batch, float(chosen)
+    def _begin_generation(self) -> None:
+        self._current = Current()
 
     # --- checkpoints ---
 
@@ -413,7 +363,7 @@ class Evolution:
         saved: dict[str, Any] = {
             "algorithm": self.algorithm.name,
             "state": self.state.state_dict(),
-            **self._scores.state_dict(),
+            **self._current.scores.state_dict(),
             "random_state": random_state.state_dict(),
         }
         if self.has_fitness:
@@ -458,33 +408,18 @@ class Evolution:
             ValueError: If another algorithm or version wrote it, or its population in the middle of a generation was
                 another.
         """
-        if saved["algorithm"] != self.algorithm.name:
-            raise ValueError(
-                f"This checkpoint was written by the algorithm {saved['algorithm']!r}, but this run uses "
-                f"{self.algorithm.name!r}. Use the same algorithm to resume, or load only the weights (for example "
-                "`MyModule.load_from_checkpoint(path)`) to start a new run from them."
-            )
-        if "state" not in saved:
-            raise ValueError(
-                "This checkpoint was written by an older version of lightning-evo, which this one can't continue. Load "
-                "only the weights (for example `MyModule.load_from_checkpoint(path)`) to start a new run from them."
-            )
-        state = self.algorithm.State.from_state_dict(saved["state"])
-        scores = Scores(self.algorithm.current_population(state) if saved["fitness_weight"] else 0)
-        scores.load_state_dict(saved)
+        state, current = resumed_state(self.algorithm, saved, self.seed), Current()
+        current.load_state_dict(saved, self.algorithm, state)
         self.state = state
-        if self.seed is not None and self.seed & (1 << 64) - 1 != self.state.seed:
-            warnings.warn(
-                f"Resuming with seed={self.seed}; the checkpoint's run used {self.state.seed}. The noise will be "
-                "different from an uninterrupted run's.",
-                stacklevel=2,
-            )
-            self.state = replace(self.state, seed=self.seed & (1 << 64) - 1)
         self.load_evaluation(saved)
         resume_anchor(self.start, saved.get("anchor"))
-        self._forget_batches()
-        self._scores, self._sigma_recorded = scores, saved.get("generation_sigma")
-        if self._sigma_recorded not in (None, self.sigma):
-            self._sigma_set_since = self.sigma
-        self._resumed = True
+        self._current, self._resumed = current, True
         RandomState(device).load_state_dict(saved["random_state"])
+
+
+def _are_equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the tensors of each pair are equal; of all of them together a GPU is asked once."""
+    if all(first.is_cpu for first, _ in pairs):
+        return all(torch.equal(first, second) for first, second in pairs)
+    different = [(first != second).any() for first, second in pairs]
+    return not torch.stack([each.to(different[0].device) for each in different]).any()

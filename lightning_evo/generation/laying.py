@@ -21,4 +21,7 @@ def noise_over(perturbation: Perturbation, space: SearchSpace) -> Perturbation:
 
     Rows that stand for padding are left alone.
     """
-    return without_padding(perturbation.over(space.offsets), space)
+    laid = without_padding(perturbation.over(space.offsets), space)
+    if not space.is_sharded:
+        laid.look_at({parameter.index: parameter.tensor for parameter in space})
+    return laid

@@ -35,12 +35,12 @@ class IntoGradients:
         self._hooks: list[RemovableHandle] = []
         self._untaught: SearchSpace | None = None
 
-    def learn(self, update: Update) -> float:
-        """Add to the gradients; returns the norm of the estimate, 0 if there is nothing to learn."""
+    def learn(self, update: Update) -> Tensor:
+        """Add to the gradients; returns the norm of the estimate, float64 ``[]``, 0 if there is nothing to learn."""
         scale = self._scale()
         if not update:
             self.hold(update.space)
-            return 0.0
+            return torch.zeros((), dtype=torch.float64)
         assert isinstance(update, AlongDirections)  # algorithms that give a new center don't offer this
         self._untaught = None
         return update.add_to_gradients(scale)
@@ -140,11 +140,11 @@ class InPlace:
                 float(clip_val), getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)
             )
 
-    def learn(self, update: Update) -> float:
+    def learn(self, update: Update) -> Tensor:
         """Move the weights; returns what :meth:`Update.apply` does, 0 if there is nothing to learn."""
         clipping, self._clipping = self._clipping, None
         step = self._record(update, update.step(self._optimizers(), clipping))
-        return update.apply(step) if update else 0.0
+        return update.apply(step) if update else torch.zeros((), dtype=torch.float64)
 
 
 def _registered(optimizers: Iterable[Any], register: str, hook: Callable[..., Any]) -> Iterator[RemovableHandle]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,28 +22,30 @@ class Norms:
 
     def __init__(self, space: SearchSpace) -> None:
         self._norms: list[Tensor] = []
-        self._squares = 0.0
         # All groups from the start: each of a group's processes must join in its sum, also one that holds no elements.
         self._shards: dict[Any, tuple[list[Tensor], torch.device]] = {
             parameter.shard.group: ([], parameter.tensor.device) for parameter in space if parameter.shard is not None
         }
 
-    def add(self, parameter: EvolvingParameter, norm: Tensor | float) -> None:
-        """Count a piece of a parameter, whose norm is given."""
-        if not isinstance(norm, Tensor):
-            self._squares += norm * norm
-        elif parameter.shard is None:
-            self._norms.append(norm)
-        else:
-            self._shards[parameter.shard.group][0].append(norm)
+    def add(self, parameter: EvolvingParameter, norm: Tensor) -> None:
+        """Count a piece of a parameter, whose norm ``[]`` is given."""
+        norms = self._norms if parameter.shard is None else self._shards[parameter.shard.group][0]
+        norms.append(norm)
 
-    def total(self) -> float:
-        """The norm. Only here an update waits for the device, and for the processes that hold other shards."""
-        squares = _squares(self._norms) + self._squares
-        for group, (norms, device) in self._shards.items():
-            squares += global_sum(_squares(norms).to(device), group).cpu()
-        return math.sqrt(float(squares))
+    def total(self) -> Tensor:
+        """The norm, float64 ``[]``, on the device of the first piece, for which nobody waits who does not read it.
+
+        Where processes hold other shards, it is waited for those.
+        """
+        found = [_squares(self._norms)] if self._norms else []
+        found += [global_sum(_squares(norms).to(device), group) for group, (norms, device) in self._shards.items()]
+        squares = found[0] if found else _squares([])
+        for more in found[1:]:
+            squares = squares + more.to(squares.device)
+        return squares.sqrt()
 
 
 def _squares(norms: list[Tensor]) -> Tensor:
-    return torch.stack(norms).cpu().double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).double().square().sum()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
 
@@ -23,12 +24,13 @@ class Clipping:
     Attributes:
         limit: Largest norm of the whole estimate, or largest absolute value of an element.
         by: ``"norm"`` or ``"value"``.
-        coefficient: What clipping by norm multiplies the estimate by, if that is known; else it is measured.
+        coefficient: What clipping by norm multiplies the estimate by, if that is known; else it is measured. A tensor,
+            float64 ``[]``, if it was measured on another device than the CPU.
     """
 
     limit: float
     by: Literal["norm", "value"] = "norm"
-    coefficient: float | None = None
+    coefficient: float | Tensor | None = None
 
 
 def maximizes(optimizers: Iterable[torch.optim.Optimizer]) -> bool:

@@ -67,14 +67,15 @@ class Update(ABC):
         """
 
     @abstractmethod
-    def apply(self, step: Step | None = None) -> float:
+    def apply(self, step: Step | None = None) -> Tensor:
         """Move the weights.
 
         Args:
             step: From :meth:`step`; ``None`` for the algorithm's own learning rate without clipping.
 
         Returns:
-            The norm of the estimate before clipping, or the length of the way to the center.
+            The norm of the estimate before clipping, or the length of the way to the center: float64 ``[]``, on the
+            weights' device. Only whoever reads it waits for the move.
         """
 
 
@@ -159,8 +160,8 @@ class AlongDirections(Update):
         return total
 
     @torch.no_grad()
-    def add_to_gradients(self, scale: float = 1.0) -> float:
-        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; returns the norm of ``g``.
+    def add_to_gradients(self, scale: float = 1.0) -> Tensor:
+        """Add ``-scale * g`` to each ``.grad``, for an optimizer that descends; gives the norm of g, float64 ``[]``.
 
         Raises:
             ValueError: If there is an anchor, which an optimizer would know nothing of.
@@ -189,7 +190,7 @@ class AlongDirections(Update):
         return step
 
     @torch.no_grad()
-    def apply(self, step: Step | None = None) -> float:
+    def apply(self, step: Step | None = None) -> Tensor:
         """``theta <- theta + learning_rate * g``, piece by piece: never more than 4 MB of ``g`` exist at once.
 
         (Of a tensor that is not contiguous a contiguous copy is made.) bfloat16 and float16 weights are rounded
@@ -200,7 +201,7 @@ class AlongDirections(Update):
             step: Learning rates, decay and clipping, from :meth:`step`; ``None`` for the algorithm's own learning rate.
 
         Returns:
-            The norm of ``g`` before clipping.
+            The norm of ``g`` before clipping, float64 ``[]``, on the weights' device.
         """
         step = self.step() if step is None else step
         by = step.clipping and step.clipping.by
@@ -208,9 +209,9 @@ class AlongDirections(Update):
         norms = Norms(self.space)
         key = NoiseKey(self.population.seed, self.population.generation)
         pulls = {} if self.anchor is None else _pulls(self.anchor, step, self.space)
-        rates = {  # without an anchor decay comes last
-            p.index: step.rate(p) * coefficient / (1 - (0 if p.index in pulls else step.decay(p))) for p in self.space
-        }
+        # Without an anchor decay comes last.
+        left = {p.index: 1 - (0 if p.index in pulls else step.decay(p)) for p in self.space}
+        rates = {p.index: _rate(step.rate(p), coefficient, left[p.index], p.tensor.device) for p in self.space}
         moved = {} if by == "value" else self._move_in_one_pass(rates, pulls, key)
         distances = Norms(self.space)
         for parameter in self.space:
@@ -259,8 +260,8 @@ class AlongDirections(Update):
                 parameter.tensor.copy_(center)
 
     def _move_in_one_pass(
-        self, rates: Mapping[int, float], pulls: Mapping[int, Pull], key: NoiseKey
-    ) -> dict[int, float]:
+        self, rates: Mapping[int, float | Tensor], pulls: Mapping[int, Pull], key: NoiseKey
+    ) -> dict[int, Tensor]:
         """Move the tensors that one generation's noise alone moves, those held whole; gives their norms."""
         (perturbation, weights), *past = self.lesson.terms
         if past or self.lesson.weight_decay:
@@ -271,20 +272,34 @@ class AlongDirections(Update):
         return {parameter.index: norm for parameter, norm in zip(plain, norms, strict=True)}
 
     @torch.no_grad()
-    def _clip_coefficient(self, clipping: Clipping) -> float:
-        """What clipping by norm multiplies ``g`` by: less than 1 if it finds it too long."""
+    def _clip_coefficient(self, clipping: Clipping) -> float | Tensor:
+        """What clipping by norm multiplies ``g`` by: less than 1 if it finds it too long.
+
+        A number on a CPU. On another device it stays there, float64 ``[]``, so that nobody waits for it.
+        """
         if clipping.coefficient is not None:
             return clipping.coefficient
         norms = Norms(self.space)
         for parameter in self.space:
             for _, piece in self._pieces(parameter, parameter.local.contiguous()):
                 norms.add(parameter, torch.linalg.vector_norm(piece))
-        return min(1.0, clipping.limit / (norms.total() + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        norm = norms.total()
+        ratio = torch.full_like(norm, clipping.limit) / (norm + 1e-6)  # as torch.nn.utils.clip_grad_norm_
+        coefficient = torch.where(ratio < 1, ratio, 1.0)
+        return float(coefficient) if coefficient.is_cpu else coefficient
 
     def _pieces(self, parameter: EvolvingParameter, center: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The estimate of one parameter, piece by piece, each with its offset."""
         for start in range(0, center.numel(), _PIECE):
             yield start, self._estimate(parameter, center, start, min(start + _PIECE, center.numel()))
+
+
+def _rate(rate: float, coefficient: float | Tensor, left: float, device: torch.device) -> float | Tensor:
+    """``rate * coefficient / left`` with the bits that Python's numbers have, where the coefficient is."""
+    if not isinstance(coefficient, Tensor):
+        return rate * coefficient / left
+    scaled = coefficient.to(device) * rate
+    return scaled if left == 1 else scaled / torch.full_like(scaled, left)  # by a number, a GPU divides differently
 
 
 def _pulls(anchor: StartingWeights, step: Step, space: SearchSpace) -> dict[int, Pull]:
@@ -313,14 +328,14 @@ class ToCenter(Update):
         return Step(())
 
     @torch.no_grad()
-    def apply(self, step: Step | None = None) -> float:
-        """``theta <- m``; returns the length of the way. A step has nothing to say here."""
+    def apply(self, step: Step | None = None) -> Tensor:
+        """``theta <- m``; returns the length of the way, float64 ``[]``. A step has nothing to say here."""
         center = self.lesson.center
         norms = Norms(self.space)
         for parameter in self.space if center is not None else ():
             assert center is not None
             before = parameter.local.clone()
-            after = self.space.part_of(center, parameter).to(before)
+            after = self.space.part_of(center, parameter).to(before.device, before.dtype, non_blocking=before.is_cuda)
             parameter.local.copy_(parameter.keep_padding(after, before))
             norms.add(parameter, torch.linalg.vector_norm(parameter.local - before, dtype=torch.float64))
         return norms.total()

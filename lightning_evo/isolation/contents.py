@@ -58,7 +58,7 @@ class Contents:
             return
         if self._find == "bits":
             for tensor, copy in zip(self._tensors, self._copies, strict=True):
-                if not _same_bits(tensor.detach(), copy):
+                if _is_waited_for(tensor) or not _same_bits(tensor.detach(), copy):
                     tensor.copy_(copy)
             return
         for i, (tensor, version) in enumerate(zip(self._tensors, self._versions, strict=True)):
@@ -88,6 +88,11 @@ class Contents:
         self._places = _places(self._movable)  # `resize_` may have moved the memory itself
         if self._find == "versions":
             self._versions = [None] * len(self._tensors)  # they say nothing about the other memory
+
+
+def _is_waited_for(tensor: Tensor) -> bool:
+    """Whether to compare a tensor would be to wait for its device, none of whose memory is read-only."""
+    return not tensor.is_cpu
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:

@@ -180,7 +180,8 @@ class Recorder:
             tuple(update.fitness.tolist()),
             update.population.sigma,
             step.rates,
-            1.0 if clipping is None or clipping.coefficient is None else clipping.coefficient,
+            # Where a GPU has clipped by norm it is waited for here: the record precedes the move.
+            1.0 if clipping is None or clipping.coefficient is None else float(clipping.coefficient),
             self._batches,
             check_of(update),
         )

@@ -18,6 +18,7 @@ from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.pull import Pull, drawn_back
 from lightning_evo.kernels.rounding import stochastic_round
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised, write_members
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["AT_ONCE", "CHUNK", "Backend", "Moved", "Span", "Values", "move_in_pieces"]
 
@@ -66,14 +67,15 @@ class Moved(NamedTuple):
         values: Its noise.
         rounding: The address of its rounding's random numbers.
         center: ``[elements]``.
-        coefficient: What the sum of noise is multiplied by.
+        coefficient: What the sum of noise is multiplied by; a tensor, float64 ``[]``, if only the center's device knows
+            it. On a CPU it is a number.
         pull: Where it is drawn back to, if anywhere; is told how far from there the tensor has come.
     """
 
     values: Values
     rounding: tuple[int, ...]
     center: Tensor
-    coefficient: float
+    coefficient: float | Tensor
     pull: Pull | None = None
 
 
@@ -216,11 +218,11 @@ class Backend:
         uniform = self.rows(Values("uniform16", address), [0], first, first + count, values.device)[0, : len(values)]
         return stochastic_round(values, dtype, uniform)
 
-    def update(self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]) -> list[float]:
+    def update(self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]) -> Tensor:
         """``center += coefficient * sum_d weights[d] noise_d`` of whole tensors, as :meth:`move` and :meth:`pull` move.
 
         Returns:
-            The norm of each tensor's sum.
+            The norm of each tensor's sum, float64 ``[tensors]``, on the first center's device, which is not waited for.
         """
 
         def weighted_sum(i: int, start: int, stop: int) -> Tensor:
@@ -271,20 +273,20 @@ class Backend:
         """Whole rows, in any order: float32 ``[directions, len(numbers) * row_size]``."""
         device, count = numbers.device, len(numbers)
         row = numbers.repeat(len(directions))
-        member = torch.tensor(directions, device=device).repeat_interleave(count)
+        member = uploaded(directions, torch.int64, device).repeat_interleave(count)
         if len(row) == 1:  # one row alone would be compiled for itself
             row, member = row.repeat(2), member.repeat(2)
         elements = len(row) * row_size(values.distribution)
-        words, table = torch.tensor(values.address, device=device), normal_table(device)
+        words, table = uploaded(values.address, torch.int64, device), normal_table(device)
         drawn = self.run(rows, elements, values.distribution, row, member, words, table)
         return drawn[: len(directions) * count].view(len(directions), -1)  # type: ignore[no-any-return]
 
 
 def move_in_pieces(
-    tensors: Sequence[tuple[Tensor, float, Pull | None]],
+    tensors: Sequence[tuple[Tensor, float | Tensor, Pull | None]],
     weighted_sum: Callable[[int, int, int], Tensor],
     move: Callable[[int, Tensor, int, Tensor, Pull | None], Tensor | None],
-) -> list[float]:
+) -> Tensor:
     """Move whole tensors along their sums, piece by piece, so that nothing as large as a tensor is made.
 
     Args:
@@ -294,33 +296,26 @@ def move_in_pieces(
             gives how far from there it has come.
 
     Returns:
-        The norm of each tensor's sum. Only for them it waits for the device.
+        The norm of each tensor's sum, float64 ``[tensors]``, on the first center's device, which is not waited for.
     """
-    norms: list[tuple[int, Tensor]] = []
-    ways: list[tuple[int, Tensor]] = []
+    norms: list[Tensor] = []
     for i, (center, coefficient, pull) in enumerate(tensors):
         flat = center.view(-1)
+        square, away = (flat.new_zeros((), dtype=torch.float64) for _ in range(2))
         for start in range(0, len(flat), CHUNK):
             piece = flat[start : start + CHUNK]
             total = weighted_sum(i, start, start + len(piece))
-            norms.append((i, torch.linalg.vector_norm(total).double()))
+            square += torch.linalg.vector_norm(total).double().square()
             part = None if pull is None else pull.part(start, start + len(piece))
             way = move(i, piece, start, total.mul_(coefficient), part)
             if way is not None:
-                ways.append((i, way))
-    for (_, _, pull), distance in zip(tensors, _of_tensors(ways, len(tensors)), strict=True):
+                away += way.square()
+        norms.append(square.sqrt())
         if pull is not None:
-            pull.distance = distance
-    return _of_tensors(norms, len(tensors))
-
-
-def _of_tensors(norms: list[tuple[int, Tensor]], count: int) -> list[float]:
-    """The norm of each tensor, from those of pieces with the tensors' numbers."""
-    squares = [0.0] * count
-    found = torch.stack([norm.to(norms[0][1].device) for _, norm in norms]).tolist() if norms else []
-    for (i, _), norm in zip(norms, found, strict=True):
-        squares[i] += norm * norm
-    return list(map(math.sqrt, squares))
+            pull.distance = away.sqrt()
+    if not norms:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.stack([norm.to(norms[0].device) for norm in norms])
 
 
 def _thin_product(x: Tensor, thin: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_evo.kernels.backend import AT_ONCE, CHUNK, Backend, Span, Values
 from lightning_evo.kernels.normal import normal_table
 from lightning_evo.kernels.values import noise_dtype, row_size, rows, standardised
 from lightning_evo.utils.messages import first_line
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["Compiled"]
 
@@ -46,11 +47,11 @@ class Compiled(Backend):
     def _write_rows(self, span: Span, directions: Sequence[int], steps: Sequence[float]) -> None:
         (distribution, address), start, center, out = span
         size, device = row_size(distribution), center.device
-        scales = torch.tensor(steps, dtype=noise_dtype(center), device=device).view(len(directions), -1)
+        scales = uploaded(steps, noise_dtype(center), device).view(len(directions), -1)
         outs = out.view(len(directions), -1, len(center) // size, size)
         pieces = -(-len(center) // AT_ONCE)
         for direction, scale, members in zip(directions, scales, outs, strict=True):
-            words = torch.tensor([start // size, direction, *address], device=device)
+            words = uploaded([start // size, direction, *address], torch.int64, device)
             tensors = (tensor.tensor_split(pieces) for tensor in (center.view(-1, size), *members))
             for piece, *of_members in zip(*tensors, strict=True):
                 elements, table = piece.numel(), normal_table(device)
@@ -70,8 +71,8 @@ class Compiled(Backend):
         row, table = (start + head) // size, normal_table(like.device)
         for part in total[head:tail].view(-1, size).tensor_split(max(1, -(-(tail - head) // CHUNK))):
             for direction, weight in zip(directions, weights, strict=True) if len(part) else ():
-                words = torch.tensor([row, direction, *address], device=like.device)
-                coefficient = torch.tensor(weight, dtype=total.dtype, device=like.device)
+                words = uploaded([row, direction, *address], torch.int64, like.device)
+                coefficient = torch.full((), weight, dtype=total.dtype, device=like.device)
                 self.run(_add_rows, part.numel(), distribution, words, table, coefficient, part)
             row += len(part)
         return total

@@ -213,37 +213,35 @@ class Native(Backend):
 
     def update(  # noqa: D102
         self, tensors: Sequence[Moved], directions: Sequence[int], weights: Sequence[float]
-    ) -> list[float]:
-        norms = [0.0] * len(tensors)
+    ) -> Tensor:
+        norms = torch.zeros(len(tensors), dtype=torch.float64)
         for (distribution, dtype), chosen in _kinds(tensors).items():
             mine = [tensors[i] for i in chosen]
             if dtype is None:
-                moved = super().update(mine, directions, weights)
+                norms[chosen] = super().update(mine, directions, weights)
             else:
-                moved = self._update_all(_DISTRIBUTIONS[distribution], dtype, mine, directions, weights)
-            for i, norm in zip(chosen, moved, strict=True):
-                norms[i] = norm
+                norms[chosen] = self._update_all(_DISTRIBUTIONS[distribution], dtype, mine, directions, weights)
         return norms
 
     def _update_all(
         self, distribution: int, dtype: int, tensors: list[Moved], directions: Sequence[int], weights: Sequence[float]
-    ) -> list[float]:
+    ) -> Tensor:
         count, elements = len(tensors), [moved.center.numel() for moved in tensors]
         structures: list[Any] = [
             (values.address, rounding, center.data_ptr(), coefficient, _Pull.of(pull))
             for values, rounding, center, coefficient, pull in tensors
         ]
-        squares, away = (ctypes.c_double * count)(), (ctypes.c_double * count)()
+        squares, away = (torch.empty(count, dtype=torch.float64) for _ in range(2))
         self._update(
             *(distribution, dtype, _table()),
             *(count, (_Moved * count)(*structures), _int64(elements)),
             *(len(directions), _int64(directions)),
-            *(_float(weights), squares, away, threads(sum(elements) * len(weights))),
+            *(_float(weights), squares.data_ptr(), away.data_ptr(), threads(sum(elements) * len(weights))),
         )
-        for moved, square in zip(tensors, away, strict=True):
+        for i, moved in enumerate(tensors):
             if moved.pull is not None:
-                moved.pull.distance = math.sqrt(square)
-        return list(map(math.sqrt, squares))
+                moved.pull.distance = away[i].sqrt()
+        return squares.sqrt()
 
     def low_rank(self, b: Tensor, a: Tensor) -> Callable[[Tensor | None, Tensor], Tensor]:  # noqa: D102
         reference, call = super().low_rank(b, a), self._low_rank

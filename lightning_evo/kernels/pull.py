@@ -6,7 +6,7 @@ share of it (L2) or by a soft threshold (L1). Here it is part of the update, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -30,14 +30,14 @@ class Pull:
         by: ``"l2"`` or ``"l1"``.
         amount: The share of delta, in [0, 1), or the threshold: learning rate times strength.
         decay: The share of the center that ordinary weight decay takes away.
-        distance: The norm of ``center - anchor`` after the move, which sets it.
+        distance: The norm of ``center - anchor`` after the move, which sets it: float64 ``[]``, where the center is.
     """
 
     anchor: Tensor
     by: Literal["l2", "l1"]
     amount: float
     decay: float = 0.0
-    distance: float = 0.0
+    distance: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     @property
     def keep(self) -> float:

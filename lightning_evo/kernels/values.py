@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_evo.kernels.philox import philox4x32
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["noise_dtype", "row_size", "rows", "standardised", "write_members"]
 
@@ -106,7 +107,7 @@ def write_members(center: Tensor, noise: Tensor, steps: Sequence[float], out: Te
         steps: The same number for each direction, one after the other.
         out: ``[len(steps), elements]``.
     """
-    scales = noise.new_tensor(steps).view(len(noise), -1, 1)
+    scales = uploaded(steps, noise.dtype, noise.device).view(len(noise), -1, 1)
     if out.dtype == noise.dtype:
         torch.mul(noise[:, None], scales, out=out.view(*scales.shape[:2], out.shape[1]))
         out.add_(center)

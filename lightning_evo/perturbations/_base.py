@@ -72,13 +72,13 @@ class Moving(NamedTuple):
     Attributes:
         parameter: Its index in the search space.
         center: The tensor, contiguous.
-        coefficient: Its learning rate.
+        coefficient: Its learning rate; a tensor, float64 ``[]``, if only the center's device knows it.
         pull: Draws it back to where it began, if anything does; is told how far from there it has come.
     """
 
     parameter: int
     center: Tensor
-    coefficient: float
+    coefficient: float | Tensor
     pull: Pull | None = None
 
 
@@ -113,6 +113,13 @@ class Perturbation(ABC):
             offsets: Where each parameter begins in a vector of all evolving elements, by its index.
         """
         return self
+
+    def look_at(self, centers: Mapping[int, Tensor]) -> None:  # noqa: B027, for most there is nothing to take
+        """Take what the noise depends on from the whole centers, where that would be waited for, all at once.
+
+        Args:
+            centers: By the tensor's index.
+        """
 
     @abstractmethod
     def noise_of_range(
@@ -232,7 +239,7 @@ class Perturbation(ABC):
                 part += noise * weights[direction]
         return total
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:
         """``center += coefficient * weighted_sum`` of some tensors, in one pass where there is such a pass.
 
         It gives, bit for bit, what :meth:`weighted_sum` and :func:`lightning_evo.noise.rounding.move` give.
@@ -243,7 +250,7 @@ class Perturbation(ABC):
             rounding: Seed and generation of the rounding's random numbers.
 
         Returns:
-            The norm of each tensor's sum.
+            The norm of each tensor's sum, float64 ``[tensors]``, on the first center's device, which is not waited for.
         """
 
         def weighted_sum(i: int, start: int, stop: int) -> Tensor:
@@ -269,16 +276,19 @@ class Perturbation(ABC):
 def divided(
     tensors: Sequence[Moving],
     first: Callable[[Moving], bool],
-    by_first: Callable[[list[Moving]], list[float]],
-    by_second: Callable[[list[Moving]], list[float]],
-) -> list[float]:
-    """What one function gives for some tensors and another for the rest, in the tensors' order."""
+    by_first: Callable[[list[Moving]], Tensor],
+    by_second: Callable[[list[Moving]], Tensor],
+) -> Tensor:
+    """What one function gives for some tensors and another for the rest, ``[tensors]`` in the tensors' order."""
     chosen = [first(one) for one in tensors]
     results = (
         iter(by_second([one for one, mine in zip(tensors, chosen, strict=True) if not mine])),
         iter(by_first([one for one, mine in zip(tensors, chosen, strict=True) if mine])),
     )
-    return [next(results[mine]) for mine in chosen]
+    in_order = [next(results[mine]) for mine in chosen]
+    if not in_order:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.stack([one.to(tensors[0].center.device) for one in in_order])
 
 
 def check_whole(perturbation: Perturbation, center: Tensor) -> None:

@@ -88,7 +88,7 @@ class Dense(Perturbation):
         center, values = center.detach(), self._values(parameter)
         return backend_for(center).weighted_sum(values, *_chosen(weights), start, stop, center)
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:  # noqa: D102
         rounding = replace(rounding, stream=Stream.ROUNDING)
         moved = [
             Moved(

@@ -22,6 +22,7 @@ from lightning_evo.noise.values import Distribution, draw
 from lightning_evo.perturbations._base import Moving, Perturbation, Target, divided, noise_dtype
 from lightning_evo.perturbations.dense import Dense
 from lightning_evo.utils.options import whole
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["LowRank"]
 
@@ -124,7 +125,7 @@ class LowRank(Perturbation):
             return super().chosen_rows(directions, steps, parameter, center, chosen)
         return self._dense.chosen_rows(directions, steps, parameter, center, chosen)
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:  # noqa: D102
         return divided(
             tensors,
             lambda one: self._is_low_rank(one.center),
@@ -199,7 +200,8 @@ class LowRank(Perturbation):
         at_once = max(1, _BLOCK // (self.rank * (min(block, rows) + columns)))
         for i in range(0, len(chosen), at_once):
             directions = chosen[i : i + at_once]
-            scales = total.new_tensor([weights[direction] for direction in directions])[:, None, None]
+            chosen_weights = [weights[direction] for direction in directions]
+            scales = uploaded(chosen_weights, total.dtype, total.device)[:, None, None]
             b = self._b(directions, parameter, center, matrix).permute(1, 0, 2).flatten(1)
             for begin in range(top + (first - top) // block * block, last, block):
                 end = min(begin + block, top + rows)

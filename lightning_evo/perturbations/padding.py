@@ -36,6 +36,9 @@ class WithoutRows(Perturbation):
         self.inner = inner
         self.rows = dict(rows)
 
+    def look_at(self, centers: Mapping[int, Tensor]) -> None:  # noqa: D102
+        self.inner.look_at(centers)
+
     def noise_of_range(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
@@ -73,7 +76,7 @@ class WithoutRows(Perturbation):
             total[self._row(parameter, center, start, start + len(total))] = 0
         return total
 
-    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> list[float]:  # noqa: D102
+    def move(self, weights: Sequence[float], tensors: Sequence[Moving], rounding: NoiseKey) -> Tensor:  # noqa: D102
         return divided(
             tensors,
             lambda one: one.parameter in self.rows,

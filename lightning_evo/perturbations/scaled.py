@@ -11,7 +11,7 @@ and the step that follows from it is as much larger in a tensor of large weights
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ _FLOOR = 1e-3  # Adafactor's epsilon_2
 class Scaled(Perturbation):
     """Another perturbation's noise times ``max(1e-3, RMS)``, the root mean square of the tensor's weights.
 
-    It is taken from ``center`` at first use, which must be whole then, and kept as a number. It is a float32 sum
-    (float64 for float64), so between devices its last bits may differ.
+    It is taken by :meth:`look_at`, or from ``center`` at first use, which must be whole then; and kept as a number. It
+    is a float32 sum (float64 for float64), so between devices its last bits may differ.
 
     Args:
         inner: Its noise is scaled.
@@ -45,6 +45,17 @@ class Scaled(Perturbation):
     def __init__(self, inner: Perturbation) -> None:
         self.inner = inner
         self._scales: dict[int, float] = {}
+
+    def look_at(self, centers: Mapping[int, Tensor]) -> None:  # noqa: D102
+        new = {parameter: center for parameter, center in centers.items() if parameter not in self._scales}
+        norms = [torch.linalg.vector_norm(center.detach(), dtype=noise_dtype(center)) for center in new.values()]
+        if not norms:
+            return
+        for norm, (parameter, center) in zip(
+            torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).tolist(), new.items(), strict=True
+        ):
+            check_whole(self, center)
+            self._scales[parameter] = max(_FLOOR, norm / math.sqrt(max(1, center.numel())))
 
     def noise_of_range(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
@@ -81,7 +92,5 @@ class Scaled(Perturbation):
 
     def _scale(self, parameter: int, center: Tensor) -> float:
         if parameter not in self._scales:
-            check_whole(self, center)
-            norm = torch.linalg.vector_norm(center.detach(), dtype=noise_dtype(center))
-            self._scales[parameter] = max(_FLOOR, float(norm) / math.sqrt(max(1, center.numel())))
+            self.look_at({parameter: center})
         return self._scales[parameter]

@@ -31,7 +31,7 @@ class Sparse(Perturbation):
     constant tensor is perturbed whole. That holds for tensors of any number of dimensions. The quantile of a tensor
     of more than 2^24 elements is that of every k-th element.
 
-    The threshold is taken from ``center`` at first use and kept as a number. From then on only those elements of
+    The threshold is taken from ``center`` at first use and kept, on its device. From then on only those elements of
     ``center`` count that are asked for, so the rest may already have moved.
 
     Args:
@@ -54,7 +54,7 @@ class Sparse(Perturbation):
     def __init__(self, inner: Perturbation, sparsity: float) -> None:
         self.inner = inner
         self.sparsity = number("sparsity", sparsity, above=0, below=1)
-        self._thresholds: dict[int, float] = {}
+        self._thresholds: dict[int, Tensor] = {}
 
     def noise_of_range(  # noqa: D102
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
@@ -90,13 +90,13 @@ class Sparse(Perturbation):
         return part.detach().abs() <= self._thresholds[parameter]
 
 
-def _threshold(center: Tensor, sparsity: float) -> float:
+def _threshold(center: Tensor, sparsity: float) -> Tensor:
     """The largest magnitude that still counts as small: one of the weights' own, hence the same on any device."""
     values = center.reshape(-1)
     values = values[:: max(1, math.ceil(values.numel() / _SAMPLE))].abs().to(noise_dtype(center))
     small = max(1, values.numel() - round(sparsity * values.numel()))
     if not values.numel():
-        return 0.0
+        return values.new_zeros(())
     if values.device.type == "cpu":
-        return float(values.kthvalue(small).values)
-    return float(values.sort().values[small - 1])  # on a GPU `kthvalue` is not among the deterministic algorithms
+        return values.kthvalue(small).values
+    return values.sort().values[small - 1].clone()  # on a GPU `kthvalue` is not among the deterministic algorithms

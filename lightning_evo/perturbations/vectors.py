@@ -43,7 +43,8 @@ class Vectors(Perturbation):
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
         first = self._offsets[parameter]
-        return self.table[list(directions), first + start : first + stop].to(center.device, noise_dtype(center))
+        rows = self.table[list(directions), first + start : first + stop]
+        return rows.to(center.device, noise_dtype(center), non_blocking=center.is_cuda)
 
 
 def table_of(perturbation: Perturbation) -> Tensor | None:

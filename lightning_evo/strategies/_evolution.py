@@ -34,7 +34,7 @@ from lightning_evo.strategies import _compat
 from lightning_evo.strategies._checks import check_module, unused_options
 from lightning_evo.strategies._plateau import step_plateaus_of
 from lightning_evo.strategies.hyperparameters import Hyperparameters, hyperparameters
-from lightning_evo.strategies.logs import UnheardLogs
+from lightning_evo.strategies.logs import UnheardLogs, as_logged
 from lightning_evo.strategies.methods import check_methods, has_training_step, output_of
 from lightning_evo.strategies.names import check_options
 from lightning_evo.strategies.start import announce
@@ -538,13 +538,18 @@ class EvoStrategyMixin(Strategy):
         self._log(update_norm=norm, members_per_second=speed, **self.evolution.drift())
         self._seconds, self._evaluations = 0.0, 0
 
-    def _log(self, **values: float) -> None:
+    def _log(self, **values: float | Tensor) -> None:
         module = self._user_module
         if module.trainer.barebones:
             return
         for name, value in values.items():
             module.log(
-                f"evo/{name}", value, on_step=True, on_epoch=False, prog_bar=name == "fitness_mean", batch_size=1
+                f"evo/{name}",
+                as_logged(value),
+                on_step=True,
+                on_epoch=False,
+                prog_bar=name == "fitness_mean",
+                batch_size=1,
             )
 
     # --- checkpoints ---

@@ -146,10 +146,10 @@ class ProcessesEvoMixin(EvoStrategyMixin, ParallelStrategy):
         return dataloader
 
     def _gather_from_all(self, values: Tensor) -> list[Tensor]:
-        mine = values.to(self.root_device)
+        mine = values.to(self.root_device, non_blocking=True)
         everything = [torch.empty_like(mine) for _ in range(self.world_size)]
         torch.distributed.all_gather(everything, mine)
-        return [theirs.to(values.device) for theirs in everything]
+        return list(torch.stack(everything).to(values.device))  # in one piece, as a GPU is waited for
 
     def _batches(self) -> tuple[float, bool]:
         """How many batches this process has in this epoch, which `max_steps` may end, and whether this is the last."""

@@ -1,4 +1,4 @@
-"""What a ``fitness_step`` logs is heard where the center runs it, which it does not if there is a ``training_step``."""
+"""What is logged: ours, without waiting; and what a ``fitness_step`` logs, heard only where the center runs it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from lightning_evo.utils.messages import preview
 
-__all__ = ["UnheardLogs"]
+__all__ = ["UnheardLogs", "as_logged"]
+
+
+def as_logged(value: float | Tensor) -> Tensor:
+    """A number for ``self.log``, which would copy one of Python's to the module's device, and wait for that.
+
+    A tensor stays where it is, so that only whoever shows it waits.
+
+    Args:
+        value: A number, or a tensor of one element.
+
+    Returns:
+        ``[]``, in torch's default dtype.
+
+    Example:
+        >>> as_logged(0.5), as_logged(torch.tensor(2.0, dtype=torch.float64))
+        (tensor(0.5000), tensor(2.))
+    """
+    dtype = torch.get_default_dtype()
+    return value.to(dtype) if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype, device="cpu")
 
 
 class UnheardLogs:

@@ -16,7 +16,6 @@ from benchmarks import (
     digits,
     engine,
     generation,
-    gpu,
     language_model,
     memory,
     noise,
@@ -194,44 +193,6 @@ def test_rounding():
     assert 0.78 < stochastic["error_over_expected"] < 1.22
     assert abs(stochastic["progress"] - 1) < 5 * stochastic["progress_expected_deviation"]
     assert nearest["progress"] == 0
-
-
-@pytest.mark.slow
-def test_gpu_in_miniature(tmp_path):
-    needs_transformers()
-    path = tmp_path / "gpu.json"
-    assert gpu.main(["--tiny", "--output", str(path)]) == 0
-    record = json.loads(path.read_text())
-    assert not record["skipped"]
-    assert len(record["results"]) == 8
-
-
-def test_gpu_skips_what_there_is_no_time_for(tmp_path):
-    needs_transformers()
-    path = tmp_path / "gpu.json"
-    assert gpu.main(["--minutes", "0", "--only", "memory 32B", "--output", str(path)]) == 0
-    record = json.loads(path.read_text())
-    assert record["results"] == {}
-    assert "0 s are left" in record["skipped"]["memory 32B"]
-
-
-def test_gpu_goes_on_after_a_section_that_breaks(tmp_path, monkeypatch):
-    def broken(machine):
-        raise KeyError("boom")
-
-    monkeypatch.setattr(gpu, "noise", broken)
-    monkeypatch.setattr(gpu, "adamw_calculated", lambda sizes: {"fine": True})
-    path = tmp_path / "gpu.json"
-    assert gpu.main(["--tiny", "--only", "noise", "AdamW calculated", "--output", str(path)]) == 1
-    record = json.loads(path.read_text())
-    assert record["skipped"] == {"noise": "failed: KeyError: 'boom'"}
-    assert record["results"] == {"AdamW calculated": {"fine": True}}
-
-
-@pytest.mark.parametrize(("size", "billions"), [("0.5B", 0.53), ("1.7B", 1.72), ("8B", 8.19), ("32B", 32.76)])
-def test_shapes_have_the_size_that_they_are_named_after(size, billions):
-    needs_transformers()
-    assert gpu.weight_bytes(size) / 2e9 == pytest.approx(billions, abs=0.01)
 
 
 # --- digits ---

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from benchmarks.rewards import difference
 from examples.countdown.model import tiny, tokenizer
-from examples.rewards.questions import found, held_out, questions, right, surplus, training
+from examples.rewards.questions import brief, found, held_out, questions, right, surplus, training
 from examples.rewards.run import Marks, chats, main
 
 pytestmark = [
@@ -63,12 +63,14 @@ def test_rewards_by_hand():
     texts = ["Paris", "It is Paris.", "Lyon", "", "Kyiv is it"]
     answers = [["Paris"]] * 4 + [["Kyiv", "Kiev"]]
     assert right(completions=texts, answers=answers, prompts=None) == [1, 1, 0, 0, 1]
-    assert surplus(completions=texts, answers=answers) == [0, -7, 0, 0, -6]
+    assert [surplus(*pair) for pair in zip(texts, answers, strict=True)] == [0, 7, 0, 0, 6]
+    assert brief(completions=texts, answers=answers) == pytest.approx([1, 0.86, 0, 0, 0.88])
+    assert brief(completions=["Paris" + 60 * "!"], answers=[["Paris"]]) == [0]
     conversations = [[{"role": "assistant", "content": text}] for text in texts]
     assert right(completions=conversations, answers=answers) == [1, 1, 0, 0, 1]
     marks = Marks(texts, [1.0, 1.0, 0.0, 0.0, 1.0], [0.0, 7.0, 0.0, 0.0, 6.0])
-    assert marks.rewards == pytest.approx([1, 0.86, 0, 0, 0.88])
-    assert marks.summary() == pytest.approx({"reward": 2.74 / 5, "right": 0.6, "characters": 31 / 5})
+    assert marks.rewards == pytest.approx([1, 0.93, 0, 0, 0.94])
+    assert marks.summary() == pytest.approx({"reward": 2.87 / 5, "right": 0.6, "characters": 31 / 5})
 
 
 def test_a_system_prompt_comes_first():
@@ -116,7 +118,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys, what):
     lines = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {1}
     for line in lines:
-        assert line["reward"] == pytest.approx(line["rewards"]["right"] + 0.02 * line["rewards"]["surplus"])
+        assert line["reward"] == pytest.approx(0.5 * line["rewards"]["right"] + 0.5 * line["rewards"]["brief"])
 
 
 @pytest.mark.models

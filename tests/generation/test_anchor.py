@@ -288,7 +288,7 @@ def test_resumed_is_uninterrupted(built_in):
     other.setup(again)
     other.load_state_dict(saved, torch.device("cpu"))
     other.setup(again)
-    assert other.drift()["drift"] == pytest.approx(evolution.drift()["drift"], rel=1e-5)
+    assert other.drift()["drift"] == pytest.approx(float(evolution.drift()["drift"]), rel=1e-5)
     for seed in (3, 4):
         generation(module, evolution, seed).apply()
         generation(again, other, seed).apply()

@@ -140,9 +140,9 @@ def test_in_place_equals_gradients_clipped_by_torch_and_sgd(clipping, weight_dec
         update = one_generation(evolution(module, weight_decay=weight_decay), minus_mean_squared_error(module), batch)
         groups = [{"params": [p], "lr": rate} for p, rate in zip(module.parameters(), rates, strict=True)]
         if in_place:
-            norms.append(update.apply(update.step([torch.optim.SGD(groups)], clipping)))
+            norms.append(float(update.apply(update.step([torch.optim.SGD(groups)], clipping))))
             continue
-        norms.append(update.add_to_gradients())
+        norms.append(float(update.add_to_gradients()))
         if clipping:
             clip = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}[clipping.by]
             clip(module.parameters(), clipping.limit)

@@ -15,7 +15,7 @@ from lightning_evo.generation import update
 from lightning_evo.generation.laying import laid_over
 from lightning_evo.generation.step import Clipping
 from lightning_evo.generation.update import AlongDirections
-from lightning_evo.kernels import backend
+from lightning_evo.kernels import Backend, Native, backend
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.rounding import move
 from lightning_evo.perturbations import Dense, LowRank
@@ -121,11 +121,34 @@ def test_clipping_by_norm_shortens_the_whole_step():
     for clipping in (None, Clipping(0.5), Clipping(1e6)):
         module = module_of(torch.float64)
         subject = an_update(module, 0.3)
-        norm = subject.apply(subject.step(clipping=clipping))
+        norm = float(subject.apply(subject.step(clipping=clipping)))
         steps.append(torch.cat([(p.detach() - b).flatten() for p, b in zip(module, before, strict=True)]))
         assert float(steps[-1].norm()) == pytest.approx(0.1 * (0.5 if clipping == Clipping(0.5) else norm), rel=1e-5)
     torch.testing.assert_close(steps[1], steps[0] * (0.5 / norm), rtol=1e-5, atol=1e-12)
     assert torch.equal(steps[2], steps[0])
+
+
+@pytest.mark.usefixtures("either_way", "piece")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_only_a_device_knows_moves_the_weights_as_a_number_does(dtype, monkeypatch):
+    """On a GPU the coefficient of clipping by norm stays there: the same bits, though the number is never read."""
+    monkeypatch.setattr(Native, "update", Backend.update)  # on a CPU it would be a number
+    moved = []
+    for kept in (False, True):
+        module = module_of(dtype)
+        subject = an_update(module)
+        clipping = Clipping(0.7)
+        optimizer = torch.optim.SGD(list(module), lr=0.3, weight_decay=0.37)
+        step = subject.step([optimizer], clipping)
+        assert 0 < step.clipping.coefficient < 1
+        assert isinstance(step.clipping.coefficient, float)
+        if kept:
+            coefficient = torch.tensor(step.clipping.coefficient, dtype=torch.float64)
+            step = replace(step, clipping=replace(step.clipping, coefficient=coefficient))
+        norm = subject.apply(step)
+        moved.append((norm, [parameter.detach().clone() for parameter in module]))
+    assert torch.equal(moved[0][0], moved[1][0])
+    assert all(map(same_bits, moved[0][1], moved[1][1]))
 
 
 @pytest.mark.usefixtures("either_way", "piece")

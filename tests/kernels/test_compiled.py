@@ -69,7 +69,7 @@ def test_every_operation_passes_its_noise_through_the_compiler(dtype, subject, m
         total = backend.weighted_sum(values, [0, 3], [0.5, -2.0], 5, 4999, center)
         norms = backend.update([Moved(values, values.address, moved, 1e-3)], [0, 3], [0.5, -2.0])
         drawn = backend.draw(values, [0, 1], 3, 4000, dtype, torch.device("cpu"))
-        return out, within, rows_out, total, moved, torch.tensor(norms), drawn
+        return out, within, rows_out, total, moved, norms, drawn
 
     assert all(map(torch.equal, results(subject), results(REFERENCE)))
     assert functions == {"rows", "_write_rows", "_add_rows"}

@@ -15,33 +15,13 @@ from lightning_evo.noise.rounding import move
 from lightning_evo.noise.values import draw
 from lightning_evo.perturbations import Dense, Moving, Part
 from tests.conftest import has_kernels
+from tests.kernels.bits import bits, difficult, same_bits
 
 DISTRIBUTIONS = ["gaussian", "rademacher", "uniform"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KEY = NoiseKey(2**64 - 5, 7)
 
 needs_kernels = pytest.mark.skipif(not has_kernels(), reason="needs the noise kernels")
-
-
-def bits(values):
-    return values.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()])
-
-
-def same_bits(a, b):
-    """Of all values but NaN, whose bits the standard leaves open."""
-    assert a.dtype == b.dtype
-    nan = a.isnan()
-    return torch.equal(nan, b.isnan()) and torch.equal(bits(a)[~nan], bits(b)[~nan])
-
-
-def difficult(elements, dtype):
-    """Values of all sizes: subnormal and huge ones, zeros of both signs, infinities, NaN."""
-    exponent = torch.randint(-150, 128, (elements,)) if dtype != torch.float16 else torch.randint(-26, 16, (elements,))
-    values = (torch.randn(elements, dtype=torch.float64) * 2.0**exponent).to(dtype)
-    special = [0.0, -0.0, math.inf, -math.inf, math.nan, torch.finfo(dtype).max, -torch.finfo(dtype).max]
-    special += [torch.finfo(dtype).tiny, torch.finfo(dtype).tiny / 2, -torch.finfo(dtype).smallest_normal / 4]
-    values[torch.randperm(elements)[: len(special)]] = torch.tensor(special, dtype=torch.float64).to(dtype)
-    return values
 
 
 def everything(distribution, dtype):
@@ -172,7 +152,7 @@ def test_the_distance_of_what_is_drawn_back(dtype, by):
     Dense(KEY).move([0.5, -2.0], [Moving(0, stepped, 0.1, pull)], KEY)
     assert pull.distance == pytest.approx(float((stepped.double() - anchor.double()).norm()), rel=1e-6)
     step = Dense(KEY).weighted_sum([0.5, -2.0], 0, pieces) * 0.1
-    assert float(move(pieces, step, KEY, 0, pull=pull)) == pytest.approx(pull.distance, rel=1e-6)
+    assert float(move(pieces, step, KEY, 0, pull=pull)) == pytest.approx(float(pull.distance), rel=1e-6)
     assert same_bits(stepped, pieces)
 
 
@@ -249,7 +229,7 @@ def test_nothing_is_called_while_torch_compile_traces(monkeypatch):
 @pytest.mark.parametrize("setting", ["yes", "1", "", "Native"])
 def test_the_setting_is_checked(setting, monkeypatch):
     monkeypatch.setenv("LIGHTNING_EVO_KERNELS", setting)
-    message = f"^LIGHTNING_EVO_KERNELS must be one of auto, native, torch, got '{setting}'\\.$"
+    message = f"^LIGHTNING_EVO_KERNELS must be one of auto, native, triton, torch, got '{setting}'\\.$"
     with pytest.raises(ValueError, match=message):
         draw(NoiseKey(0, 0), [0], 0, 0, 1)
 

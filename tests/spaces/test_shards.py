@@ -91,7 +91,7 @@ def update(space, population, weight_decay):
 )
 def test_shards_move_as_the_whole_does(name, weight_decay, processes, dtype):
     expected, found, population = model(dtype), model(dtype), generation(name)
-    norm = update(SearchSpace(expected), population, weight_decay).apply()
+    norm = float(update(SearchSpace(expected), population, weight_decay).apply())
     space = SearchSpace(found)
     norms = [
         update(shards_of(space, process, processes), population, weight_decay).apply() for process in range(processes)

@@ -22,6 +22,7 @@ from lightning_evo.evaluation.ways.rules import HUGE, SMALL
 from lightning_evo.evaluation.ways.together import Together, free_memory
 from lightning_evo.spaces.memory import Scratch
 from lightning_evo.spaces.search_space import SearchSpace
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["Batched"]
 
@@ -59,7 +60,7 @@ class Batched(Together):
 
         torch.clear_autocast_cache()  # so that an enclosing autocast does not reuse what it cast before
         job.isolation.start_member()
-        numbers = torch.tensor(members, dtype=torch.float32, device=job.space[0].tensor.device)
+        numbers = uploaded(members, torch.float32, job.space[0].tensor.device)
         try:
             with vmap.without_fallback_warnings():
                 fitnesses = torch.func.vmap(run, randomness="same")(numbers)

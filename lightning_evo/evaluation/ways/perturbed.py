@@ -37,6 +37,7 @@ from lightning_evo.isolation.contents import version_of
 from lightning_evo.perturbations import Part
 from lightning_evo.spaces.memory import Scratch, copies_of
 from lightning_evo.spaces.search_space import EvolvingParameter, SearchSpace
+from lightning_evo.utils.tensors import uploaded
 
 __all__ = ["Perturbed"]
 
@@ -274,7 +275,7 @@ class Perturbed(TorchFunctionMode):
         if self._shared[key] is None:
             return None
         a, b = self._shared[key]
-        steps = a.new_tensor(self.steps).view(len(a), -1, 1, 1)  # [directions, members of each, 1, 1]
+        steps = uploaded(self.steps, a.dtype, a.device).view(len(a), -1, 1, 1)  # [directions, members of each, 1, 1]
         a = (a[:, None] * steps).flatten(0, 1)
         b = b[:, None].expand(-1, steps.shape[1], -1, -1).flatten(0, 1)
         return a, b

@@ -152,14 +152,34 @@ def _embedding_in_blocks(mode: Members, ids: Tensor, parameter: EvolvingParamete
     _check_ids(ids, weight)
     with mode.layout.outside():
         output = weight.new_empty(mode.layout.members, *ids.shape, *weight.shape[1:])
-        for rows, first, last in _blocks_of_rows(mode, parameter):
-            here = (ids >= first) & (ids < last)
-            output[:, here] = rows[:, ids[here] - first]
+        for rows, first, _ in _blocks_of_rows(mode, parameter):
+            _put_rows(output, rows, ids, first, waits=not ids.is_cuda)
     return mode.layout.join(output)
+
+
+def _put_rows(output: Tensor, rows: Tensor, ids: Tensor, first: int, *, waits: bool) -> None:
+    """Write the entries ``first <= entry < first + len(rows)`` of a table where they are looked up.
+
+    Args:
+        output: ``[members, *ids.shape, width]``.
+        rows: ``[members, entries, width]``.
+        ids: ``[...]``, int64: any.
+        first: Number of the first entry.
+        waits: Whether to write only what is there. To know where that is, a GPU would be waited for.
+    """
+    here = (ids >= first) & (ids < first + rows.shape[1])
+    if waits:
+        output[:, here] = rows[:, ids[here] - first]
+        return
+    chosen = rows[:, (ids - first).clamp(0, rows.shape[1] - 1)]
+    torch.where(here[..., None], chosen, output, out=output)
 
 
 def _check_ids(ids: Tensor, weight: Tensor) -> None:
     """Raise an IndexError, as an embedding does, where block by block a number out of range would be passed over."""
+    if ids.is_cuda:  # where an embedding says so by itself, later, so that nobody waits
+        functional.embedding(ids, weight[:, :1])
+        return
     if ids.numel() and not bool(((ids >= 0) & (ids < len(weight))).all()):
         raise IndexError(f"index out of range: the embedding has {len(weight)} entries.")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_evo.evaluation.ways import rules
 from tests.evaluation.models import tied, weights
 from tests.evaluation.row_models import assert_rows_equal, verdict
 
@@ -234,3 +235,15 @@ def test_autocast(name):
             return case.run(model, batch)
 
     assert_rows_equal(model, fitness, case.batch, rounding=2 * torch.finfo(torch.bfloat16).eps)
+
+
+def test_looked_up_entries_are_the_same_where_a_mask_would_wait():
+    table, entries = x(2, 10, 4), ids(3, 5)
+    outputs = []
+    for waits in (True, False):
+        output = torch.full((2, 3, 5, 4), torch.nan)
+        for first in (0, 3, 6, 9):
+            rules._put_rows(output, table[:, first : first + 3], entries, first, waits=waits)
+        outputs.append(output)
+    assert torch.equal(outputs[0], table[:, entries])
+    assert torch.equal(outputs[1], outputs[0])
