@@ -197,8 +197,9 @@ def test_every_algorithm_has_its_page(name):
     defaults = page.partition("**Defaults:**")[2].partition("\n\n")[0]
     stated = {option: ast.literal_eval(value) for option, value in re.findall(r"`(\w+)=([^`]+)`", defaults)}
     assert stated == dict(factory.defaults)
-    (paper,) = re.findall(r"arXiv:[\d.]+", factory.paper)
-    assert f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" in page
+    ((kind, number),) = re.findall(r"(arXiv|doi):(\S+)", factory.paper)
+    place = {"arXiv": "arxiv.org/abs", "doi": "doi.org"}[kind]
+    assert f"[{kind}:{number}](https://{place}/{number})" in page
     assert f"[`{name}`]({name}.md)" in (DOCS / "algorithms" / "index.md").read_text(encoding="utf-8")
 
 

@@ -75,6 +75,7 @@ FITTING = {  # values that an option may take, so that other options of a set ar
     "sparsity": [0.5, 0.99],
     "sigma_scale": ["none", "rms", "rsm"],
     "momentum": [0.0, 0.9],
+    "restarts": ["ipop", "bipop", "ipopp"],
     "evolve": ["weight", "bias$", "^0", "(", ["weight", "bias"], "zzz", "a{99999999999}", ["weight", None]],
     "update": ["optimizer", "in_place", "inplace"],
     "evaluation": ["auto", "plain", "in_forward", "batched", "rows", "vmap"],
@@ -134,7 +135,7 @@ def problem(strategy, options):
         evolution = strategy(**options).evolution
     except (ValueError, TypeError) as error:
         return None if names_an_option(error, options) else "the error names no option"
-    if evolution.algorithm.population <= RUN_UP_TO:
+    if (evolution.algorithm.population or 0) <= RUN_UP_TO:  # none where the dimension says it: 11
         try:
             run_a_generation(evolution)
         except (ValueError, TypeError, TimeoutError) as error:  # member_timeout=1e-300 is kept, and says so

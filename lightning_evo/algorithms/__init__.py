@@ -34,8 +34,10 @@ from lightning_evo.algorithms.search.differential_evolution import (
     DifferentialEvolution,
 )
 from lightning_evo.algorithms.search.genetic import GENETIC, GeneticAlgorithm
+from lightning_evo.algorithms.search.lm_ma_es import LM_MA_ES, LMMAEvolutionStrategy, LMMAState
 from lightning_evo.algorithms.search.particle_swarm import PARTICLE_SWARM, ParticleSwarm, SwarmState
 from lightning_evo.algorithms.search.pgpe import PGPE, ParameterExploringGradients, PGPEState
+from lightning_evo.algorithms.search.sep_cma_es import SEP_CMA_ES, SepCMAEvolutionStrategy, SepCMAState
 from lightning_evo.algorithms.search.snes import SNES, SeparableNES
 from lightning_evo.algorithms.search.xnes import XNES, ExponentialNES, XNESState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
@@ -57,6 +59,10 @@ __all__ = [
     "CMAEvolutionStrategy",
     "CMAState",
     "CSAEvolutionStrategy",
+    "LMMAEvolutionStrategy",
+    "LMMAState",
+    "SepCMAEvolutionStrategy",
+    "SepCMAState",
     "Algorithm",
     "AlgorithmFactory",
     "CSAState",
@@ -146,7 +152,26 @@ def register(factory: AlgorithmFactory, *, override: bool = False) -> None:
     _REGISTRY[factory.name] = factory
 
 
-for _recipe in (XNES, SNES, PGPE, CEM, DIFFERENTIAL_EVOLUTION, PARTICLE_SWARM, GENETIC):
-    register(_recipe)
-for _recipe in (OPENAI_ES, EA4LLM, ES_AT_SCALE, EGGROLL, MEZO, LOZO, FZOO, SPARSE_MEZO, ARS, CSA_ES, CMA_ES):
+for _recipe in (
+    OPENAI_ES,
+    EA4LLM,
+    ES_AT_SCALE,
+    EGGROLL,
+    MEZO,
+    LOZO,
+    FZOO,
+    SPARSE_MEZO,
+    ARS,
+    CSA_ES,
+    CMA_ES,
+    SEP_CMA_ES,
+    LM_MA_ES,
+    XNES,
+    SNES,
+    PGPE,
+    CEM,
+    DIFFERENTIAL_EVOLUTION,
+    PARTICLE_SWARM,
+    GENETIC,
+):
     register(_recipe)

@@ -98,6 +98,10 @@ class Algorithm(ABC, Generic[AnyState]):
     owns_center: ClassVar[bool] = True
     """Whether its state holds the center, also inside a module: the weights are then its rounding."""
 
+    learns_alike: ClassVar[bool] = True
+    """Whether all processors learn the same bits from the same fitness. Where they need not, as a decomposition of a
+    matrix rounds differently on another, the first process's state counts for all processes."""
+
     @property
     def needs_whole_tensors(self) -> str:
         """The option, as a user writes it, for which no process may hold a part of a tensor only; empty if none is."""

@@ -11,6 +11,8 @@ from lightning_evo.perturbations import Perturbation
 
 __all__ = ["Population"]
 
+_TOGETHER = 1 << 20  # elements of vectors that are made at once
+
 
 @dataclass(frozen=True)
 class Population:
@@ -64,7 +66,16 @@ class Population:
             raise ValueError(
                 "This population has no center: it lives in a module. Give `init` a vector to get vectors."
             )
-        noise = self.perturbation.noise(range(self.directions), 0, self.center)
-        if self.antithetic:
-            noise = noise.repeat_interleave(2, dim=0) * self.signs[:, None].to(noise)
-        return (self.center + self.sigma * noise).to(self.center.dtype)
+        members = self.center.new_empty(len(self), len(self.center))
+        together = max(1, _TOGETHER // max(1, len(self.center)))
+        for first in range(0, self.directions, together):
+            chosen = range(first, min(first + together, self.directions))
+            steps = self.perturbation.noise(chosen, 0, self.center) * self.sigma
+            for sign, row in ((1, 0), (-1, 1))[: self.per_direction]:
+                part = slice(first * self.per_direction + row, chosen.stop * self.per_direction, self.per_direction)
+                step = steps if sign > 0 else -steps
+                if step.dtype == members.dtype:
+                    torch.add(self.center, step, out=members[part])
+                else:
+                    members[part] = self.center + step
+        return members

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_evo import algorithms
-from lightning_evo.algorithms import Algorithm, Population, Recipe, State
+from lightning_evo.algorithms import Algorithm, NewCenter, Population, Recipe, State
 from lightning_evo.evaluation import batches
 from lightning_evo.evaluation.choice import Evaluation, EvaluationName
 from lightning_evo.evaluation.faults import Failure
@@ -359,6 +359,9 @@ class Evolution:
             raise RuntimeError("No batch of this generation was evaluated; call `evaluate` first.")
         population, fitness, generation = self.population, self._scores.fitness, self.state.generation
         self.state, update = learn_from(self.algorithm, self.state, population, self.space, fitness, self.start)
+        if self.ranks.world_size > 1 and not self.algorithm.learns_alike:
+            self.state = self.algorithm.State.from_state_dict(self.ranks.of_first(self.state.state_dict()))
+            update = replace(update, lesson=NewCenter(self.state.center)) if update else update
         if self._sigma_set_since is not None:  # it counts from the next generation on, whatever was learnt about it
             self.state = replace(self.state, sigma=self._sigma_set_since)
         self._reports.learning(generation, update, self._scores.failed)

@@ -144,6 +144,15 @@ class Ranks:
                 found[member] += told or []
         return found
 
+    def of_first(self, own: Any) -> Any:
+        """The first process's object, on all processes. It must be one that can be pickled.
+
+        Example:
+            >>> Ranks().of_first({"sigma": 0.1})
+            {'sigma': 0.1}
+        """
+        return self._objects(own if self.rank == 0 else None)[0]
+
     def _objects(self, own: Any) -> list[Any]:
         """An object of each process."""
         if self.world_size == 1:

@@ -86,6 +86,8 @@ class EvoStrategyMixin(Strategy):
         sparsity: Leave out this share of each tensor's weights, those of largest magnitude.
         sigma_scale: ``"rms"`` takes sigma in units of each tensor's root mean square, ``"none"`` as it is.
         momentum: With ``basis_reuse``: momentum while a factor is kept, in [0, 1), without memory for it.
+        restarts: With ``cma_es`` and ``sep_cma_es``: begin again with other populations when a run has ended, by
+            ``"ipop"`` or ``"bipop"`` (docs/algorithms/cma_es.md).
         evolve: Which parameters evolve: regular expressions over names, or a callable ``(name, parameter) -> bool``.
             Default: all with ``requires_grad`` that the optimizer updates.
         update: ``"optimizer"`` puts the estimate into ``.grad`` for the user's optimizer, clipping and precision
@@ -136,6 +138,7 @@ class EvoStrategyMixin(Strategy):
         sparsity: float | None = None,
         sigma_scale: SigmaScale | None = None,
         momentum: float | None = None,
+        restarts: Literal["ipop", "bipop"] | None = None,
         evolve: str | list[str] | Callable[[str, nn.Parameter], bool] | None = None,
         update: UpdateName | None = None,
         evaluation: EvaluationName = "auto",
@@ -174,6 +177,7 @@ class EvoStrategyMixin(Strategy):
             sparsity=sparsity,
             sigma_scale=sigma_scale,
             momentum=momentum,
+            restarts=restarts,
             **algorithm_options,
         )
         self.update: UpdateName = self.evolution.algorithm.checked_update(update)

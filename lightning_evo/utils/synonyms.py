@@ -61,7 +61,10 @@ _WORDS: dict[str, str] = {  # our word: what others call it; without underscores
     # algorithms and strategies
     "openai_es": "es openai oes evolutionstrategy evolutionstrategies nes snes pgpe vanillaes simplees",
     "mezo": "spsa zo zosgd zerothorder zoo memoryefficientzo",
-    "csa_es": "cma cmaes sepcmaes cmaevolutionstrategy csaes xnes",
+    "csa_es": "csaes csa xnes",
+    "cma_es": "cma cmaes pycma acmaes activecmaes cmaevolutionstrategy bipop ipop bipopcmaes ipopcmaes",
+    "sep_cma_es": "sepcma sepcmaes diagonalcmaes",
+    "lm_ma_es": "lmmaes lmcma lmcmaes lmma maes",
     "es_at_scale": "esscale atscale esllm",
     "eggroll": "hyperscale hyperscalees lowrankes",
     "ars": "randomsearch augmentedrandomsearch",

@@ -147,6 +147,20 @@ def test_every_algorithm(tmp_path, name):
     assert moved == {"embedding.weight", "first.weight", "head.weight", "short.weight", "short.bias", "across"}
 
 
+@pytest.mark.parametrize("restarts", ["ipop", "bipop"])
+def test_a_population_that_changes(tmp_path, restarts):
+    """A journal holds the fitness of as many members as there were."""
+    algorithm = algorithms.get("cma_es")(population=4, restarts=restarts, maxiter=2)
+    snapshots = train(tmp_path / "run.evoj", 9, algorithm, keep=(3,))
+    with Journal.open(tmp_path / "run.evoj") as journal:
+        members = [len(journal.read(generation).fitness) for generation in range(9)]
+        assert members[:4] == [4, 4, 8, 8]
+        if restarts == "ipop":
+            assert members[4:] == [16, 16, 32, 32, 64]
+        for first in (0, 3):
+            assert_same(replay(snapshots[first], journal)["state_dict"], snapshots[9]["state_dict"])
+
+
 @pytest.mark.parametrize("clipping", [Clipping(0.1), Clipping(1e9), Clipping(0.001, "value")], ids=str)
 def test_clipping(tmp_path, clipping):
     algorithm = algorithms.get("openai_es")(population=4, weight_decay=0.1)

@@ -150,6 +150,20 @@ def test_any_number_of_processes_gives_the_same_bits(world, precision, algorithm
     assert only(list(found.values()))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_search_that_restarts_with_more_members_is_the_same_on_all_processes(world):
+    """One set of bits on all processes of a run; of runs with other numbers of them alike but for rounding."""
+    strategy = {"algorithm": "cma_es", "restarts": "ipop", "maxiter": 4, "sigma": 0.1, "evaluation": "plain"}
+    found = []
+    for count in (1, 2, 3):
+        results = world(count).run(partial(train, generations=11), strategy, timeout=120)
+        only([result["digest"] for result in results])
+        found.append(results[0]["weights"])
+    for weights in found[1:]:
+        assert weights == pytest.approx(found[0], abs=1e-5)
+
+
 def train_and_go_on(folder, strategies, generations, save=""):
     """By one strategy after the other, each from where the one before has stopped."""
     import lightning_evo

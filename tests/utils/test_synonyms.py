@@ -55,7 +55,7 @@ def test_options(word, ours):
         ("cos", ["linear", "cosine", "exponential"], "cosine"),
         ("openai-es", algorithms.available(), "openai_es"),
         ("spsa", algorithms.available(), "mezo"),
-        ("CMA-ES", algorithms.available(), "csa_es"),
+        ("CMA-ES", algorithms.available(), "cma_es"),
     ],
 )
 def test_values(word, choices, ours):

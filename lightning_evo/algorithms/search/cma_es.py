@@ -8,8 +8,8 @@ Where pycma (4.5) has other constants, they are pycma's: c_sigma has mu_eff + 3 
 d_sigma has, for many parents, the factor 3 (1 - 2^(-n/9)) before the root, if it is above 1; c_1 is smaller by
 lambda / 6 for fewer than 6 members; the path p_c waits while ||p_sigma||^2 / (1 - (1 - c_sigma)^2t) > n (2 + 4 / (n +
 1)), and ln sigma changes by at most 1 in a generation. As in pycma, the decomposition C = B D^2 B^T is made every
-1 / (10 n (c_1 + c_mu)) generations (B.2), and when the condition number of C comes to 1e12, once, its square root becomes
-a linear transformation of space and C the identity.
+1 / (10 n (c_1 + c_mu)) generations (B.2), and when the condition number of C comes to 1e12, once, its square root
+becomes a linear transformation of space and C the identity.
 
 Departures. Members of equal fitness share the mean of the weights that their ranks would have; failed members have
 none, and constants are those of the others. A generation whose members all tie changes nothing. pycma moves the
@@ -88,7 +88,7 @@ class Constants(NamedTuple):
 
         Example:
             >>> [round(c, 4) for c in Constants.of(n=10, members=10, mu_eff=3.1673, mu_eff_negative=3.4)]
-            [0.3196, 1.3196, 0.295, 0.0153, 0.0235, 1.6494]
+            [0.3196, 1.3196, 0.295, 0.0153, 0.0236, 1.6489]
         """
         c_sigma, d_sigma = step_size(n, mu_eff)
         c_1 = min(1.0, members / 6) * 2 / ((n + 1.3) ** 2 + mu_eff)  # Eq. 57
@@ -153,6 +153,7 @@ class CMAEvolutionStrategy(RestartingSearch[CMAState]):
     active: bool = True
 
     State: ClassVar[type[State]] = CMAState
+    learns_alike: ClassVar[bool] = False
 
     def steps(self, state: CMAState) -> Tensor:
         """``y_k = T B D z_k``, float64 ``[members, d]``."""
@@ -236,7 +237,7 @@ def _decomposed(state: CMAState, done: int) -> CMAState:
     assert covariance is not None
     covariance = (covariance + covariance.T).div_(2)
     found = numpy.linalg.eigh(covariance.numpy())  # its LAPACK takes three quarters of the time of torch's
-    eigenvalues, axes = map(torch.from_numpy, found)
+    eigenvalues, axes = (torch.from_numpy(each).clone() for each in found)  # aligned, so that products round alike
     if eigenvalues[0] <= 0:  # by rounding only: C is positive definite
         least = torch.finfo(torch.float64).eps * eigenvalues[-1] - eigenvalues[0]
         covariance.diagonal().add_(least)

@@ -217,7 +217,7 @@ class DifferentialEvolution(MemberSearch[DEState]):
 DIFFERENTIAL_EVOLUTION = Recipe(
     name="differential_evolution",
     summary="Members move by differences of others where that is better, with SHADE's adaptation; for small vectors.",
-    paper="Storn and Price 1997, doi:10.1023/A:1008202821328; Tanabe and Fukunaga 2013, doi:10.1109/CEC.2013.6557555",
+    paper="Storn and Price 1997; Tanabe and Fukunaga 2013, doi:10.1109/CEC.2013.6557555",
     defaults={"sigma": 0.3},
     algorithm=DifferentialEvolution,
 )

@@ -150,7 +150,7 @@ class ParameterExploringGradients(SeparableSearch[PGPEState]):
 PGPE = Recipe(
     name="pgpe",
     summary="Gradients of a normal distribution's mean and deviations from pairs of members, with ClipUp.",
-    paper="Sehnke et al. 2010, doi:10.1016/j.neunet.2009.12.004; Toklu et al. 2020, arXiv:2008.02387",
+    paper="Sehnke et al. 2010; Toklu et al. 2020, arXiv:2008.02387",
     defaults={"population": 32, "sigma": 0.1},
     algorithm=ParameterExploringGradients,
 )

@@ -58,7 +58,7 @@ def negative_weights(fitness: Tensor, per_direction: int = 1) -> Tensor:
 
     Example:
         >>> negative_weights(torch.tensor([3.0, 1.0, 2.0, 0.0]).double()).round(decimals=3).tolist()
-        [0.0, -0.28, 0.0, -0.72]
+        [0.0, -0.279, 0.0, -0.721]
     """
     raw = _raw(len(fitness)).clamp(max=0)
     return by_rank(fitness, -raw / raw.sum())

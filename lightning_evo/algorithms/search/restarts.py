@@ -188,7 +188,9 @@ class RestartingSearch(Search[AnyRun]):
         if state.run_sigma is None:
             first = population.sigma if state.start_sigma is None else state.start_sigma
             start = center_of(state) if state.start is None else state.start
-            state = replace(state, run_sigma=population.sigma, start=start, start_sigma=first)
+            state = replace(
+                state, run_began=state.generation, run_sigma=population.sigma, start=start, start_sigma=first
+            )
         following, lesson = self.update(state, population, fitness, numel)
         following = self._remembering(following, population, fitness, state)
         reached = "" if state.stopped else self._reached(following, population, fitness, lesson)

@@ -14,7 +14,7 @@ from lightning_evo.algorithms._base import Algorithm, AnyState
 from lightning_evo.algorithms.population import Population
 from lightning_evo.noise.philox import NoiseKey
 from lightning_evo.noise.values import draw
-from lightning_evo.perturbations import Vectors
+from lightning_evo.perturbations import Perturbation, Vectors
 from lightning_evo.perturbations.vectors import table_of
 from lightning_evo.utils.options import number, whole
 
@@ -70,8 +70,12 @@ class Search(Algorithm[AnyState]):
         Raises:
             ValueError: If the state has no center.
         """
+        return self.population_of(state, Vectors(self.steps(state)))
+
+    def population_of(self, state: AnyState, perturbation: Perturbation) -> Population:
+        """The members that a perturbation, whose noise are their steps, gives in a state."""
         return Population(
-            perturbation=Vectors(self.steps(state)),
+            perturbation=perturbation,
             sigma=self.current_sigma(state),
             directions=self.current_population(state),
             antithetic=False,
