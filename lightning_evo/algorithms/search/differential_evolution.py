@@ -146,7 +146,8 @@ class DifferentialEvolution(MemberSearch[DEState]):
     def _parameters(self, state: DEState, count: int) -> tuple[Tensor, Tensor]:
         """Each member's F and CR, ``[members, 1]`` (SHADE, Eqs. 5 and 6)."""
         if self.mutation != "current_to_pbest":
-            return torch.full((count, 1), self.weight).double(), torch.full((count, 1), self.crossover).double()
+            one = torch.ones(count, 1, dtype=torch.float64)
+            return self.weight * one, self.crossover * one
         weights, crossovers = self._memory(state)
         u = uniform(state, _ADAPTED, count, 4)
         slot = (u[:, 0] * self.history).long()

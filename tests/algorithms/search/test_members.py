@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -142,8 +143,6 @@ def test_a_lucky_member_stays_no_longer_than_its_batch(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_center_that_was_moved_takes_the_elites_place(name):
-    from dataclasses import replace
-
     algorithm, state = run(name, 2)
     moved = replace(state, center=torch.full((3,), 0.01, dtype=torch.float64))
     population = algorithm.ask(moved)
