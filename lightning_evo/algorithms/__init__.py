@@ -25,14 +25,37 @@ from lightning_evo.algorithms.openai_es import OPENAI_ES
 from lightning_evo.algorithms.population import Population
 from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
+from lightning_evo.algorithms.search.cem import CEM, CEMState, CrossEntropyMethod
 from lightning_evo.algorithms.search.cma_es import CMA_ES, CMAEvolutionStrategy, CMAState
 from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
+from lightning_evo.algorithms.search.differential_evolution import (
+    DIFFERENTIAL_EVOLUTION,
+    DEState,
+    DifferentialEvolution,
+)
+from lightning_evo.algorithms.search.genetic import GENETIC, GeneticAlgorithm
 from lightning_evo.algorithms.search.lm_ma_es import LM_MA_ES, LMMAEvolutionStrategy, LMMAState
+from lightning_evo.algorithms.search.particle_swarm import PARTICLE_SWARM, ParticleSwarm, SwarmState
+from lightning_evo.algorithms.search.pgpe import PGPE, ParameterExploringGradients, PGPEState
 from lightning_evo.algorithms.search.sep_cma_es import SEP_CMA_ES, SepCMAEvolutionStrategy, SepCMAState
+from lightning_evo.algorithms.search.snes import SNES, SeparableNES
+from lightning_evo.algorithms.search.xnes import XNES, ExponentialNES, XNESState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
 from lightning_evo.utils.options import one_of
 
 __all__ = [
+    "CEMState",
+    "CrossEntropyMethod",
+    "DEState",
+    "DifferentialEvolution",
+    "GeneticAlgorithm",
+    "ParticleSwarm",
+    "SwarmState",
+    "ParameterExploringGradients",
+    "PGPEState",
+    "SeparableNES",
+    "ExponentialNES",
+    "XNESState",
     "CMAEvolutionStrategy",
     "CMAState",
     "CSAEvolutionStrategy",
@@ -143,5 +166,12 @@ for _recipe in (
     CMA_ES,
     SEP_CMA_ES,
     LM_MA_ES,
+    XNES,
+    SNES,
+    PGPE,
+    CEM,
+    DIFFERENTIAL_EVOLUTION,
+    PARTICLE_SWARM,
+    GENETIC,
 ):
     register(_recipe)

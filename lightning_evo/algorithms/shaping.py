@@ -31,6 +31,7 @@ __all__ = [
     "SHAPINGS",
     "Shaping",
     "centered_ranks",
+    "comparable",
     "evaluated",
     "linear_ranks",
     "raw",
@@ -167,17 +168,14 @@ def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
     fitness = fitness.to(torch.float64)
     weights = torch.zeros_like(fitness)
     kept = evaluated(fitness, per_direction)
-    fitness = fitness[kept]
-    finite = fitness.isfinite()
-    if not finite.any() or (fitness == fitness[0]).all():
+    finite = _finite(fitness[kept])
+    if finite is None:
         return weights
-    worst = torch.nextafter(fitness[finite].min(), torch.tensor(-math.inf, dtype=torch.float64))
-    fitness = fitness.where(finite, worst)
-    shaped: object = shaping(fitness, per_direction)
-    if not isinstance(shaped, Tensor) or shaped.shape != fitness.shape or not shaped.isfinite().all():
+    shaped: object = shaping(finite, per_direction)
+    if not isinstance(shaped, Tensor) or shaped.shape != finite.shape or not shaped.isfinite().all():
         given = shown(shaped.tolist() if isinstance(shaped, Tensor) else shaped)
         raise ValueError(
-            f"The shaping must give one finite weight for each of the {len(fitness)} members; it gave {given}."
+            f"The shaping must give one finite weight for each of the {len(finite)} members; it gave {given}."
         )
     weights[kept] = shaped.to(torch.float64)
     return weights
@@ -186,3 +184,31 @@ def shape(fitness: Tensor, shaping: Shaping, per_direction: int = 1) -> Tensor:
 def evaluated(fitness: Tensor, per_direction: int = 1) -> Tensor:
     """Which members count: those of directions without a NaN. Bool ``[members]``."""
     return ~fitness.view(-1, per_direction).isnan().any(1).repeat_interleave(per_direction)
+
+
+def comparable(fitness: Tensor) -> Tensor | None:
+    """Fitness that can be compared member by member, by the rules for failures from the head of this file.
+
+    Args:
+        fitness: float64 ``[members]``, any values, NaN and infinities included.
+
+    Returns:
+        float64 ``[members]``, minus infinity for members that failed; ``None`` if there is nothing to learn.
+
+    Example:
+        >>> comparable(torch.tensor([1.0, float("nan"), 3.0]).double()).tolist()
+        [1.0, -inf, 3.0]
+        >>> comparable(torch.tensor([1.0, float("nan"), 1.0]).double())
+    """
+    kept = evaluated(fitness)
+    finite = _finite(fitness[kept])
+    return None if finite is None else torch.full_like(fitness, -math.inf).masked_scatter(kept, finite)
+
+
+def _finite(fitness: Tensor) -> Tensor | None:
+    """Fitness with infinities as the next number below the worst; ``None`` if there is nothing to learn."""
+    finite = fitness.isfinite()
+    if not finite.any() or (fitness == fitness[0]).all():
+        return None
+    worst = torch.nextafter(fitness[finite].min(), torch.tensor(-math.inf, dtype=torch.float64))
+    return fitness.where(finite, worst)

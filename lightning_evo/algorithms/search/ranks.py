@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["by_rank", "negative_weights", "recombination_weights"]
+__all__ = ["by_rank", "negative_weights", "recombination_weights", "utilities"]
 
 
 def by_rank(fitness: Tensor, weights: Tensor) -> Tensor:
@@ -62,3 +62,15 @@ def negative_weights(fitness: Tensor, per_direction: int = 1) -> Tensor:
     """
     raw = _raw(len(fitness)).clamp(max=0)
     return by_rank(fitness, -raw / raw.sum())
+
+
+def utilities(fitness: Tensor, per_direction: int = 1) -> Tensor:
+    """``u_i = max(0, ln(lambda / 2 + 1) - ln(i)) / sum - 1 / lambda`` of the i-th best, with sum 0 (arXiv:1106.4487).
+
+    Example:
+        >>> utilities(torch.tensor([3.0, 1.0, 2.0, 0.0]).double()).round(decimals=3).tolist()
+        [0.48, -0.25, 0.02, -0.25]
+    """
+    members = len(fitness)
+    raw = (math.log(members / 2 + 1) - torch.arange(1, members + 1, dtype=torch.float64).log()).clamp(min=0)
+    return by_rank(fitness, raw / raw.sum() - 1 / members)
