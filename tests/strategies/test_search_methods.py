@@ -28,7 +28,7 @@ class Linear(L.LightningModule):
 
 def fit(name, steps, callbacks=(), **options):
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
-    loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=8)
+    loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=32)
     module = Linear()
     trainer = L.Trainer(
         strategy=EvoStrategy(name, population=8, seed=3), max_steps=steps, accelerator="cpu", logger=False,
