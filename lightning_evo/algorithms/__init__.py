@@ -27,6 +27,7 @@ from lightning_evo.algorithms.recipe import Recipe
 from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.search.cma_es import CMA_ES, CMAEvolutionStrategy, CMAState
 from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
+from lightning_evo.algorithms.search.deep_ga import DEEP_GA
 from lightning_evo.algorithms.search.lm_ma_es import LM_MA_ES, LMMAEvolutionStrategy, LMMAState
 from lightning_evo.algorithms.search.sep_cma_es import SEP_CMA_ES, SepCMAEvolutionStrategy, SepCMAState
 from lightning_evo.algorithms.sparse_mezo import SPARSE_MEZO
@@ -143,5 +144,6 @@ for _recipe in (
     CMA_ES,
     SEP_CMA_ES,
     LM_MA_ES,
+    DEEP_GA,
 ):
     register(_recipe)
