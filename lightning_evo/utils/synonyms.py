@@ -62,6 +62,7 @@ _WORDS: dict[str, str] = {  # our word: what others call it; without underscores
     "openai_es": "es openai oes evolutionstrategy evolutionstrategies nes snes pgpe vanillaes simplees",
     "mezo": "spsa zo zosgd zerothorder zoo memoryefficientzo",
     "csa_es": "csaes csa xnes",
+    "deep_ga": "deepga deepneuroevolution geneticalgorithm",
     "cma_es": "cma cmaes pycma acmaes activecmaes cmaevolutionstrategy bipop ipop bipopcmaes ipopcmaes",
     "sep_cma_es": "sepcma sepcmaes diagonalcmaes",
     "lm_ma_es": "lmmaes lmcma lmcmaes lmma maes",

@@ -23,6 +23,7 @@ from benchmarks import (
     rewards,
     rounding,
     scaling,
+    search,
     tuning,
 )
 from lightning_evo import kernels
@@ -361,3 +362,38 @@ def test_rewards(tmp_path):
     before = path.read_bytes()
     rewards.main(["--tiny", "--only", "learning", "--output", str(path)])  # what is done is not done again
     assert path.read_bytes() == before
+
+
+# --- search ---
+
+
+def test_bootstrap_of_known_samples():
+    same = search.bootstrap(search.ratio_of_medians, [2.0] * 5, [4.0] * 5)
+    assert same == (0.5, 0.5, 0.5)
+    spread = search.bootstrap(search.difference_of_medians, [1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
+    assert spread == (2.0, 1.0, 3.0)  # all of the three are 1, and all are 3, in 7 % of the draws for each
+    times = search.bootstrap(search.ratio_of_running_times, [100.0, -300.0], [100.0, 300.0], draws=100)
+    assert times.value == 400 / 200  # one success in 400 evaluations, two in 400
+
+
+def test_a_run_ends_at_the_target_or_the_limit():
+    counter = search.reached(lambda c: [c(torch.full((4, 2), 1 / i)) for i in range(1, 99)], "sphere", 0.1, 1000)
+    assert (counter.evaluations, counter.lowest) == (20, pytest.approx(2 / 25))
+    counter = search.reached(lambda c: [c(torch.ones(4, 2)) for _ in range(9)], "sphere", 0.1, 6)
+    assert counter.evaluations == 8
+    points = torch.tensor([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0]])
+    assert search.reached(lambda c: c(points), "sphere", 0.0, 2).lowest == 2.0  # the third is over the limit
+
+
+def test_search_without_peers(tmp_path, monkeypatch, capsys):
+    for name in ("cma", "evotorch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    search.main(["--quick", "--seeds", "1", "--repeats", "1", "--threads", "1", "--output", str(tmp_path / "s.json")])
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert 'pip install -c constraints.txt -e ".[benchmarks]"' in result["skipped"]["pycma"]
+    assert "evaluations" not in result
+    assert "not installed" in capsys.readouterr().out
+    for row in result["speed"]:
+        *_, limit = row["seconds"].values()
+        for name, times in row["seconds"].items():
+            assert row["ratio"][name] == pytest.approx(statistics.median(times) / statistics.median(limit))

@@ -64,7 +64,7 @@ class SepCMAEvolutionStrategy(RestartingSearch[SepCMAState]):
         tolfacupx: When a deviation has grown by this factor.
         tolupsigma: When sigma has grown by this factor more than the largest deviation.
         tolconditioncov: When the ratio of the largest and the smallest variance is above it.
-        noeffectaxis: Without effect here, where axes are the coordinates'.
+        noeffectaxis: Whether a run ends when a tenth of a deviation does not change the center; coordinates take turns.
         noeffectcoord: Whether a run ends when a fifth of a deviation does not change a coordinate of the center.
         maxiter: After so many generations; ``None`` for ``100 + 150 (d + 3)^2 / sqrt(population)``.
         tolfun: When all fitness of the generation, and of the best of the last ``10 + 30 d / population``, differ by
@@ -139,7 +139,9 @@ class SepCMAEvolutionStrategy(RestartingSearch[SepCMAState]):
         assert variances is not None
         assert path_c is not None
         deviations = variances.sqrt()
-        return Spread(deviations, path_c, float(deviations.min()), float(deviations.max()), None)
+        axis, i = torch.zeros_like(deviations), state.generation % len(deviations)
+        axis[i] = deviations[i]
+        return Spread(deviations, path_c, float(deviations.min()), float(deviations.max()), axis)
 
     def begun_anew(self, state: SepCMAState) -> SepCMAState:
         """The state with variances of one."""

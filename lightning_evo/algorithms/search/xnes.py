@@ -65,6 +65,7 @@ class ExponentialNES(Search[XNESState]):
     name: str = "xnes"
 
     State: ClassVar[type[State]] = XNESState
+    learns_alike: ClassVar[bool] = False
 
     def steps(self, state: XNESState) -> Tensor:
         """``B z``, float64 ``[members, d]``."""

@@ -1,0 +1,1 @@
+"""Functions with known optima, and pictures of how searches go about them."""
