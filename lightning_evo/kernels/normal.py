@@ -56,7 +56,7 @@ _COEFFICIENTS = (
 
 def _magnitudes(coefficients: Tensor) -> Tensor:
     """The polynomials' values of all slices, rising."""
-    tail = torch.arange(SLICES, 0, -1, dtype=torch.float32)
+    tail = torch.arange(SLICES, 0, -1, dtype=torch.float32, device=coefficients.device)
     segment = (tail.view(torch.int32) >> 22) & 31
     t = (tail.view(torch.int32) & 0x007FFFFF | 0x3F800000).view(torch.float32)
     value = coefficients[3, segment]
@@ -74,5 +74,5 @@ def normal_table(device: torch.device) -> Tensor:
         >>> bool((magnitudes.double().square().mean() - 1).abs() < 1e-7)
         True
     """
-    coefficients = torch.tensor(_COEFFICIENTS, dtype=torch.float32)
+    coefficients = torch.tensor(_COEFFICIENTS, dtype=torch.float32, device="cpu")
     return torch.cat([_magnitudes(coefficients), coefficients.flatten()]).to(device)

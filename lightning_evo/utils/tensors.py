@@ -26,4 +26,4 @@ def uploaded(values: Sequence[float], dtype: torch.dtype, device: torch.device) 
         tensor([ 0.5000, -0.5000])
     """
     pinned = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=pinned)
+    return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pinned).to(device, non_blocking=pinned)

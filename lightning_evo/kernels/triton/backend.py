@@ -37,6 +37,7 @@ class Triton(Backend):
         if dtype != torch.float32:
             return super().draw(values, directions, start, stop, dtype, device)
         out = torch.empty(len(directions), stop - start, dtype=dtype, device=device)
+        device = out.device  # with its index: tables are kept by their device, and "cuda" is not always the same
         if out.numel():
             row = fields(values.address, start, stop - start)
             fits = aligned(row, out.data_ptr(), out.stride(0))

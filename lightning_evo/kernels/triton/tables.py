@@ -23,6 +23,7 @@ FIELDS = 20
 _ROW = 128  # elements of a rounding row: see noise.py
 _LANES = {torch.float32: 128, torch.bfloat16: 256, torch.float16: 256}  # 16 bytes for each of a warp's threads
 _WARPS = 4
+_SMALL = 256  # numbers of a table of which thousands are kept: 2 kB
 
 
 def upload(rows: Sequence[Sequence[int]], numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -40,12 +41,19 @@ def upload(rows: Sequence[Sequence[int]], numbers: Sequence[int], device: torch.
         flat += row
         flat += [0] * (FIELDS - len(row))
     stream = _stream(device)
-    return _uploaded(tuple(flat), device, stream), _uploaded(tuple(numbers), device, stream)
+    return _kept(tuple(flat), device, stream), _kept(tuple(numbers), device, stream)
 
 
-@lru_cache(maxsize=64)
+def _kept(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    return (_small if len(numbers) <= _SMALL else _large)(numbers, device, stream)
+
+
 def _uploaded(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     return uploaded(numbers, torch.int64, device)
+
+
+# A large model's weights have a table each, which every member needs again; an update's table of all is another matter.
+_small, _large = lru_cache(maxsize=4096)(_uploaded), lru_cache(maxsize=16)(_uploaded)
 
 
 def parts_of(elements: Sequence[int], size: int, device: torch.device) -> tuple[list[int], Tensor]:
@@ -66,8 +74,8 @@ def parts_of(elements: Sequence[int], size: int, device: torch.device) -> tuple[
 
 @lru_cache(maxsize=64)
 def _parts(first: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
-    counts = torch.tensor(first).diff()
-    parts = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    counts = torch.tensor(first, device="cpu").diff()
+    parts = torch.arange(len(counts), device="cpu").repeat_interleave(counts)
     return (parts.pin_memory() if device.type == "cuda" else parts).to(device, non_blocking=True)
 
 
@@ -78,7 +86,7 @@ def float_bits(values: Sequence[float]) -> list[int]:
         >>> [hex(bits) for bits in float_bits([1.0, -2.0])]
         ['0x3f800000', '-0x40000000']
     """
-    bits: list[int] = torch.tensor(values, dtype=torch.float32).view(torch.int32).tolist()
+    bits: list[int] = torch.tensor(values, dtype=torch.float32, device="cpu").view(torch.int32).tolist()
     return bits
 
 
