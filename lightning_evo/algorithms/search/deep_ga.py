@@ -219,7 +219,8 @@ class _Chains(Perturbation):
         dtype, device = noise_dtype(center), center.device
         total = torch.zeros(len(directions), stop - start, dtype=dtype, device=device)
         elite = self._chains[0]
-        apart, back = defaultdict(list), defaultdict(list)  # each link's rows, of members' links and of the elite's
+        apart: dict[Link, list[int]] = defaultdict(list)  # the rows that a member's link is added to
+        back: dict[Link, list[int]] = defaultdict(list)  # and those that the elite's is taken from
         for row, direction in enumerate(directions):
             chain = self._chains[direction]
             shared = _shared([chain, elite])
@@ -233,10 +234,10 @@ class _Chains(Perturbation):
             for generation, group in groupby(ordered, key=itemgetter(0)):
                 alike, key = list(group), NoiseKey(self._seed, generation)
                 for begin in range(0, len(alike), at_once):
-                    links = alike[begin : begin + at_once]
-                    members, first = [member for _, member, _ in links], self._offsets[parameter]
+                    together = alike[begin : begin + at_once]
+                    members, first = [member for _, member, _ in together], self._offsets[parameter]
                     drawn = draw(key, members, 0, first + start, first + stop, dtype=dtype, device=device)
-                    for noise, link in zip(drawn, links, strict=True):
+                    for noise, link in zip(drawn, together, strict=True):
                         for row in rows_of[link]:
                             rows[row].add_(noise, alpha=sign * link[2] / self._sigma)
         return total
