@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -59,11 +60,12 @@ def evotorch(name: str, objective: Objective, start: Tensor, sigma: float, popul
     if name == "CEM":
         options |= {"parenthood_ratio": 0.5}
     if name == "PGPE":
+        max_speed = sigma * math.sqrt(len(start)) / 15
         options |= {
-            "center_learning_rate": sigma / 2,
+            "center_learning_rate": 0.75 * max_speed,
             "stdev_learning_rate": 0.1,
             "optimizer": "clipup",
-            "optimizer_config": {"max_speed": sigma},
+            "optimizer_config": {"max_speed": max_speed},
             "ranking_method": "centered",
             "symmetric": True,
         }

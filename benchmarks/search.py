@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,8 +50,11 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "snes": ("SNES", {}),
     "xnes": ("XNES", {}),
     "pgpe": ("PGPE", {}),
-    "cem": ("CEM", {}),
-    "differential_evolution": ("SciPy", {}),
+    "cem": ("CEM", {"elites": 0.5, "noise": 0.0, "keep_best": False}),
+    "differential_evolution": (
+        "SciPy",
+        {"mutation": "rand_1", "weight": 0.5, "crossover": 0.9, "reevaluate": 0, "bounds": (-100.0, 100.0)},
+    ),
 }
 """Our search, its peer, and options that give it the peer's settings."""
 
@@ -377,24 +380,32 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = options.seeds or (3 if quick else 51)
     content: dict[str, Any] = {}
     skipped: dict[str, str] = {}
+
+    def keep(part: str, measured: Any, missing: Mapping[str, str] | None = None) -> None:
+        """Write what there is after each part, so that a benchmark that is killed leaves what it has measured."""
+        content[part] = measured
+        skipped.update(missing or {})
+        write(options.output, "search", seeds=seeds, target=TARGET, skipped=skipped, **content)
+
     try:
         _search_peers.pycma()
     except Unavailable as reason:
         skipped["pycma"] = str(reason)
         show("Beside pycma", ("",), [(str(reason),)])
-    if "evaluations" in parts and not skipped:
-        content["evaluations"] = evaluations(seeds, (4,) if quick else (10, 40), ("sphere", "ellipsoid", "rosenbrock"))
-    if "restarts" in parts and not skipped:
-        content["restarts"] = restarts(seeds, (3,) if quick else (10,), 30_000 if quick else 1_000_000)
+    beside_pycma = not skipped
+    if "evaluations" in parts and beside_pycma:
+        dimensions, functions = (4,) if quick else (10, 40), ("sphere", "ellipsoid", "rosenbrock")
+        keep("evaluations", evaluations(seeds, dimensions, functions))
+    if "restarts" in parts and beside_pycma:
+        keep("restarts", restarts(seeds, (3,) if quick else (10,), 30_000 if quick else 1_000_000))
     if "fitness" in parts:
-        content["fitness"], missing = fitness(seeds, 4 if quick else 10, 1_000 if quick else 10_000)
-        skipped |= missing
+        keep("fitness", *fitness(seeds, 4 if quick else 10, 1_000 if quick else 10_000))
     if "speed" in parts:
-        content["speed"], missing = speed(options.repeats or (2 if quick else 7), quick)
-        skipped |= missing
+        keep("speed", *speed(options.repeats or (2 if quick else 7), quick))
     if "memory" in parts:
-        content["memory"] = memory(quick)
-    write(options.output, "search", seeds=seeds, target=TARGET, skipped=skipped, **content)
+        keep("memory", memory(quick))
+    if not content:
+        write(options.output, "search", seeds=seeds, target=TARGET, skipped=skipped)
 
 
 if __name__ == "__main__":

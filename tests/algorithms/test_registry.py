@@ -13,7 +13,7 @@ from lightning_evo.algorithms import available, get, register
 DIMENSION = 8
 
 SETTINGS = {  # per algorithm: options for all functions, and the learning rate for each
-    "deep_ga": ({"population": 100, "sigma": 0.05}, {}),
+    "deep_ga": ({"population": 40, "sigma": 0.05, "parents": 5}, {}),
     "openai_es": ({}, {"sphere": 0.2, "ill_conditioned": 0.008, "rosenbrock": 0.001}),
     "mezo": ({"population": 16}, {"sphere": 0.1, "ill_conditioned": 0.002, "rosenbrock": 0.0005}),
     "ars": ({}, {"sphere": 0.1, "ill_conditioned": 0.1, "rosenbrock": 0.02}),

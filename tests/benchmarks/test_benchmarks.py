@@ -371,7 +371,11 @@ def test_bootstrap_of_known_samples():
     same = search.bootstrap(search.ratio_of_medians, [2.0] * 5, [4.0] * 5)
     assert same == (0.5, 0.5, 0.5)
     spread = search.bootstrap(search.difference_of_medians, [1.0, 2.0, 3.0], [0.0, 0.0, 0.0])
-    assert spread == (2.0, 1.0, 3.0)  # all of the three are 1, and all are 3, in 7 % of the draws for each
+    assert spread == (
+        2.0,
+        1.0,
+        3.0,
+    )  # all of the three are 1, and all are 3, in 1/27, about 3.7 %, of the draws for each
     times = search.bootstrap(search.ratio_of_running_times, [100.0, -300.0], [100.0, 300.0], draws=100)
     assert times.value == 400 / 200  # one success in 400 evaluations, two in 400
 

@@ -43,6 +43,19 @@ def test_evo_is_the_default_strategy(run):
     assert trainer.global_step == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.:UserWarning")  # Lightning's
+def test_a_search_from_the_command_line(run):
+    trainer = run(
+        *("--model=examples.functions.functions.Point", "--model.function=sphere", "--trainer.max_steps=40"),
+        *("--trainer.strategy=lightning_evo.EvoStrategy", "--trainer.strategy.algorithm=cma_es"),
+        *("--trainer.strategy.sigma=0.5", "--trainer.strategy.seed=1", "--trainer.strategy.restarts=ipop"),
+        "--trainer.strategy.dict_kwargs.maxiter=200",
+    )
+    assert trainer.strategy.evolution.algorithm == algorithms.get("cma_es")(sigma=0.5, restarts="ipop", maxiter=200)
+    assert trainer.global_step == 40
+    assert float(trainer.lightning_module.point.detach().norm()) < 1e-2  # 2.8 at the start
+
+
 def test_every_option_from_the_command_line(run):
     trainer = run(
         "--trainer.strategy=lightning_evo.EvoStrategy",

@@ -19,8 +19,11 @@ last comparison. ``x_0`` is where the search begins, not a seed. A generation wh
 from __future__ import annotations
 
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import ClassVar
 
 import torch
@@ -41,6 +44,9 @@ __all__ = ["DEEP_GA", "DeepGAState", "DeepGeneticAlgorithm", "elite_chain", "reb
 Link = tuple[int, int, float]
 """A mutation: its generation, its member, and sigma."""
 Chain = tuple[Link, ...]
+
+_TOGETHER = 2**16
+"""The most elements that links of one generation draw at once; of larger vectors, each link draws by itself."""
 
 
 @dataclass(frozen=True)
@@ -210,17 +216,30 @@ class _Chains(Perturbation):
     def noise_of_range(
         self, directions: Sequence[int], parameter: int, center: Tensor, start: int, stop: int
     ) -> Tensor:
-        first, dtype = self._offsets[parameter], noise_dtype(center)
-        total = torch.zeros(len(directions), stop - start, dtype=dtype, device=center.device)
+        dtype, device = noise_dtype(center), center.device
+        total = torch.zeros(len(directions), stop - start, dtype=dtype, device=device)
         elite = self._chains[0]
-        for row, direction in zip(total, directions, strict=True):
+        apart: dict[Link, list[int]] = defaultdict(list)  # the rows that a member's link is added to
+        back: dict[Link, list[int]] = defaultdict(list)  # and those that the elite's is taken from
+        for row, direction in enumerate(directions):
             chain = self._chains[direction]
             shared = _shared([chain, elite])
-            for links, sign in ((chain[shared:], 1), (elite[shared:], -1)):
-                for generation, member, sigma in links:
-                    key = NoiseKey(self._seed, generation)
-                    [noise] = draw(key, [member], 0, first + start, first + stop, dtype=dtype, device=center.device)
-                    row.add_(noise, alpha=sign * sigma / self._sigma)
+            for links, rows_of in ((chain, apart), (elite, back)):
+                for link in links[shared:]:
+                    rows_of[link].append(row)
+        at_once = max(1, _TOGETHER // max(1, stop - start))
+        rows = total.unbind()
+        for rows_of, sign in ((apart, 1), (back, -1)):
+            ordered = sorted(rows_of)  # by generation, as every chain is: so a row adds its links in their order
+            for generation, group in groupby(ordered, key=itemgetter(0)):
+                alike, key = list(group), NoiseKey(self._seed, generation)
+                for begin in range(0, len(alike), at_once):
+                    together = alike[begin : begin + at_once]
+                    members, first = [member for _, member, _ in together], self._offsets[parameter]
+                    drawn = draw(key, members, 0, first + start, first + stop, dtype=dtype, device=device)
+                    for noise, link in zip(drawn, together, strict=True):
+                        for row in rows_of[link]:
+                            rows[row].add_(noise, alpha=sign * link[2] / self._sigma)
         return total
 
 
@@ -237,8 +256,8 @@ def _checksum(center: Tensor) -> int:
 
 def _shared(chains: Sequence[Chain]) -> int:
     """How many links all of some chains begin with."""
-    shortest = min(map(len, chains))
-    return next((i for i in range(shortest) if len({chain[i] for chain in chains}) > 1), shortest)
+    first, last = min(chains), max(chains)  # what these two share, all between them do
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def _chains_of(state: DeepGAState) -> list[Chain]:
