@@ -251,7 +251,7 @@ def _followed(state: DeepGAState) -> DeepGAState:
 
 
 def _checksum(center: Tensor) -> int:
-    return zlib.crc32(center.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(center.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
 
 def _shared(chains: Sequence[Chain]) -> int:
