@@ -28,7 +28,7 @@ from lightning_evo.algorithms.schedule import Schedule
 from lightning_evo.algorithms.search.cem import CEM, CEMState, CrossEntropyMethod
 from lightning_evo.algorithms.search.cma_es import CMA_ES, CMAEvolutionStrategy, CMAState
 from lightning_evo.algorithms.search.csa_es import CSA_ES, CSAEvolutionStrategy, CSAState
-from lightning_evo.algorithms.search.deep_ga import DEEP_GA
+from lightning_evo.algorithms.search.deep_ga import DEEP_GA, DeepGeneticAlgorithm
 from lightning_evo.algorithms.search.differential_evolution import (
     DIFFERENTIAL_EVOLUTION,
     DEState,
@@ -47,6 +47,7 @@ from lightning_evo.utils.options import one_of
 __all__ = [
     "CEMState",
     "CrossEntropyMethod",
+    "DeepGeneticAlgorithm",
     "DEState",
     "DifferentialEvolution",
     "GeneticAlgorithm",
