@@ -122,6 +122,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys, what):
 
 
 @pytest.mark.models
+@pytest.mark.timeout(2400)
 def test_smollm2_learns_to_answer_shortly(tmp_path, monkeypatch):
     """Held-out answers get shorter by far more than chance, and no less right."""
     pytest.importorskip("matplotlib")
