@@ -38,10 +38,10 @@ class Current:
             space: The evolving parameters.
         """
         if self._population is None:
-            population = laid_over(algorithm.ask(state), space)
-            self._population = population if self._sigma is None else replace(population, sigma=self._sigma)
+            asked_from = state if self._sigma is None else replace(state, sigma=self._sigma)
+            self._population = laid_over(algorithm.ask(asked_from), space)
             if not self.scores.weight:
-                self.scores = Scores(len(population))
+                self.scores = Scores(len(self._population))
         return self._population
 
     def recall(self, fitness: Tensor, sigma: float | None) -> None:

@@ -97,7 +97,10 @@ def learn_from(
         fitness: Of the members.
         anchor: What the update draws the weights back to, if anything; it holds those of ``space``.
     """
-    following, lesson = algorithm.learn(state, population, fitness, space.numel)
+    # Members have the sigma that they were asked for with, whatever was set or recorded since.
+    following, lesson = algorithm.learn(replace(state, sigma=population.sigma), population, fitness, space.numel)
+    if following.sigma == population.sigma:  # nothing was learnt about it
+        following = replace(following, sigma=state.sigma)
     if isinstance(lesson, NewCenter):
         if lesson:
             following = replace(following, center=lesson.center)

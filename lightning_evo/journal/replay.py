@@ -158,7 +158,7 @@ def _replay(
         record, conditions = journal.read(generation), journal.conditions_at(generation)
         space = weights.space(conditions.parameters)
         state = replace(state, seed=conditions.seed)
-        population = replace(laid_over(algorithm.ask(state), space), sigma=record.sigma)
+        population = laid_over(algorithm.ask(replace(state, sigma=record.sigma)), space)
         fitness = torch.tensor(record.fitness, dtype=torch.float64)
         state, update = learn_from(algorithm, state, population, space, fitness, anchor.at(conditions))
         if exact and check_of(update) != record.check:
