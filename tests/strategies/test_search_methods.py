@@ -10,7 +10,7 @@ from lightning_evo import EvoStrategy
 from lightning_evo.callbacks import SeedJournal
 from lightning_evo.journal.replay import replay
 
-NAMES = ["xnes", "snes", "pgpe", "cem", "differential_evolution", "particle_swarm", "genetic"]
+NAMES = ["xnes", "snes", "pgpe", "cem", "differential_evolution", "particle_swarm", "genetic", "deep_ga"]
 
 
 class Linear(L.LightningModule):
@@ -28,6 +28,7 @@ class Linear(L.LightningModule):
 
 def fit(name, steps, callbacks=(), **options):
     x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    # One batch in an epoch: at an epoch's end Lightning resumes with one more batch of it, by backpropagation, too.
     loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=32)
     module = Linear()
     trainer = L.Trainer(
