@@ -120,20 +120,8 @@ class CMAEvolutionStrategy(RestartingSearch[CMAState]):
         sigma: Step size of the first generation, > 0, about a third of how far away the optimum may be.
         name: Name for checkpoints.
         active: Whether members of the worse half have negative weights in the covariance matrix.
-        restarts: ``"ipop"``, ``"bipop"``, or ``None`` for one run.
-        tolx: Ends a run when all deviations and the path are below it; 0 for never, as for all that follow.
-        tolfacupx: When a deviation has grown by this factor.
-        tolupsigma: When sigma has grown by this factor more than the distribution's longest axis.
-        tolconditioncov: When the condition number of the covariance matrix is above it.
-        noeffectaxis: Whether a run ends when a tenth of an axis does not change the center, by rounding.
-        noeffectcoord: Whether it ends when a fifth of a deviation does not change a coordinate of the center.
-        maxiter: After so many generations; ``None`` for ``100 + 150 (d + 3)^2 / sqrt(population)``.
-        tolfun: When all fitness of the generation, and of the best of the last ``10 + 30 d / population``, differ by
-            less.
-        tolfunhist: When the latter do.
-        tolflatfitness: After more than so many consecutive generations whose best three quarters tie.
-        tolstagnation: When neither the best nor the median fitness has improved over so many generations.
-        ftarget: When a member's fitness reaches it. No other run follows.
+        **criteria: ``restarts``, ``tolx`` … ``ftarget``: when a run ends and whether another follows, as in
+            :class:`~lightning_evo.algorithms.search.restarts.RestartingSearch`.
 
     Raises:
         ValueError: If an option is out of range.

@@ -59,20 +59,8 @@ class SepCMAEvolutionStrategy(RestartingSearch[SepCMAState]):
         population: Number of members, lambda; ``None`` for ``4 + floor(3 ln d)``.
         sigma: Step size of the first generation, > 0, about a third of how far away the optimum may be.
         name: Name for checkpoints.
-        restarts: ``"ipop"``, ``"bipop"``, or ``None`` for one run.
-        tolx: Ends a run when all deviations and the path are below it; 0 for never, as for all that follow.
-        tolfacupx: When a deviation has grown by this factor.
-        tolupsigma: When sigma has grown by this factor more than the largest deviation.
-        tolconditioncov: When the ratio of the largest and the smallest variance is above it.
-        noeffectaxis: Whether a run ends when a tenth of a deviation does not change the center; coordinates take turns.
-        noeffectcoord: Whether a run ends when a fifth of a deviation does not change a coordinate of the center.
-        maxiter: After so many generations; ``None`` for ``100 + 150 (d + 3)^2 / sqrt(population)``.
-        tolfun: When all fitness of the generation, and of the best of the last ``10 + 30 d / population``, differ by
-            less.
-        tolfunhist: When the latter do.
-        tolflatfitness: After more than so many consecutive generations whose best three quarters tie.
-        tolstagnation: When neither the best nor the median fitness has improved over so many generations.
-        ftarget: When a member's fitness reaches it. No other run follows.
+        **criteria: ``restarts``, ``tolx`` … ``ftarget``: when a run ends and whether another follows, as in
+            :class:`~lightning_evo.algorithms.search.restarts.RestartingSearch`.
 
     Raises:
         ValueError: If an option is out of range.
